@@ -1,0 +1,643 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//! A tunnel between two peers: what packets, datagrams and commands do to it. Deadlines are in `timers.rs`.
+//!
+//! Every call takes the time, appends everything that it brings about to an `Output`, and leaves nothing to be asked for
+//! later. Initiations leave from one function, `send_initiation`, where the role is checked, and begin in one,
+//! `start_attempt`, where a pending one is.
+
+use super::handshake::Handshake;
+use super::session::Session;
+use super::sessions::Sessions;
+use super::timers::{TimerConfig, Timers};
+use super::{
+    ip_length, Env, Event, Indices, Output, Packet, PacketData, Received, WireGuardError,
+    DATA_HEADER_SZ, DATA_OVERHEAD_SZ, HANDSHAKE_INIT_SZ, HANDSHAKE_RESP_SZ,
+};
+use super::{HandshakeInit, HandshakeResponse, PacketCookieReply};
+use crate::{x25519, Instant};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// The shortest time between two initiations of a peer that we answer.
+const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Sealed packets are padded to a multiple of this (section 5.4.6).
+const PADDING: usize = 16;
+
+/// Who may start sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Both sides, as in the paper.
+    Either,
+    /// This side alone: it never answers an initiation.
+    Initiator,
+    /// The peer alone: this side never sends an initiation, on any path.
+    Responder,
+}
+
+/// Limits other than times (section 6.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// A session that sealed so many packets is renewed.
+    pub rekey_after_messages: u64,
+    /// A session seals and opens no packet of this number or a higher one.
+    pub reject_after_messages: u64,
+    /// How many packets may wait for a session.
+    pub queue_packets: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            rekey_after_messages: 1 << 60,
+            reject_after_messages: u64::MAX - (1 << 13),
+            queue_packets: 256,
+        }
+    }
+}
+
+/// What a tunnel is made of.
+pub struct TunnParams {
+    pub static_private: x25519::StaticSecret,
+    pub peer_static_public: x25519::PublicKey,
+    pub preshared_key: Option<[u8; 32]>,
+    pub role: Role,
+    pub timers: TimerConfig,
+    pub limits: Limits,
+    /// The longest IP packet that the interface takes: padding does not make one longer.
+    pub mtu: usize,
+    /// The wall clock at construction, since 1970: for the timestamps in initiations.
+    pub unix_time: Duration,
+}
+
+/// A tunnel in numbers. Bytes are those of UDP payloads, handshakes included.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Stats {
+    /// Time since the last session was established.
+    pub last_handshake: Option<Duration>,
+    /// Age of the current session.
+    pub session_age: Option<Duration>,
+    pub tx_bytes: u64,
+    pub rx_bytes: u64,
+    /// IP packets sealed, keepalives not counted.
+    pub tx_packets: u64,
+    /// IP packets opened, keepalives not counted.
+    pub rx_packets: u64,
+    pub queued: usize,
+    /// Live sessions: 0 to 3.
+    pub sessions: usize,
+    pub initiations_sent: u64,
+    pub responses_sent: u64,
+    pub keepalives_sent: u64,
+    /// Share of the peer's packets on the current session that never came: 0 to 1.
+    pub loss: f32,
+    /// From the last initiation that was answered to its response.
+    pub rtt: Option<Duration>,
+    pub handshake_pending: bool,
+}
+
+pub(super) struct Queued {
+    pub since: Instant,
+    packet: Vec<u8>,
+}
+
+/// A tunnel between two peers.
+pub struct Tunn {
+    pub(super) handshake: Handshake,
+    pub(super) sessions: Sessions,
+    pub(super) queue: VecDeque<Queued>,
+    pub(super) timers: Timers,
+    pub(super) role: Role,
+    /// The latest time that any call gave.
+    pub(super) clock: Instant,
+    limits: Limits,
+    mtu: usize,
+    /// Static public keys, ours larger than the peer's: then the peer yields when initiations cross.
+    is_larger: bool,
+    last_initiation: Option<Instant>,
+    established: Option<Instant>,
+    /// `PeerSilent` was said for the message limit of the current session.
+    said_silent: bool,
+    /// What is counted as it happens; the rest of it is filled in by `stats`.
+    counts: Stats,
+}
+
+impl Tunn {
+    /// A tunnel without a session.
+    ///
+    /// # Errors
+    /// `InvalidKey` if the peer's public key is of low order.
+    pub fn new(params: TunnParams, now: Instant) -> Result<Tunn, WireGuardError> {
+        let static_public = x25519::PublicKey::from(&params.static_private);
+        let handshake = Handshake::new(
+            params.static_private,
+            static_public,
+            params.peer_static_public,
+            params.preshared_key,
+            params.unix_time,
+            now,
+        )?;
+        Ok(Tunn {
+            handshake,
+            sessions: Sessions::default(),
+            queue: VecDeque::new(),
+            timers: Timers::new(params.timers),
+            role: params.role,
+            clock: now,
+            limits: params.limits,
+            mtu: params.mtu,
+            is_larger: static_public.as_bytes() > params.peer_static_public.as_bytes(),
+            last_initiation: None,
+            established: None,
+            said_silent: false,
+            counts: Stats::default(),
+        })
+    }
+
+    /// Send an IP packet to the peer: sealed at once, or queued until there is a session.
+    ///
+    /// An empty packet is a keepalive, which is sent if there is a session and never queued.
+    ///
+    /// # Errors
+    /// `QueueFull`: it was dropped. `NoCurrentSession`: it was empty.
+    pub fn encapsulate(
+        &mut self,
+        packet: &[u8],
+        env: &mut Env<'_>,
+        out: &mut Output,
+    ) -> Result<(), WireGuardError> {
+        self.settle(env, out);
+        if packet.is_empty() {
+            if !self.can_keep_alive() {
+                return Err(WireGuardError::NoCurrentSession);
+            }
+            self.send_keepalive(env, out);
+            return Ok(());
+        }
+        if self.can_send_data(env.now) {
+            self.seal(packet, env, out)
+        } else {
+            self.enqueue(packet, env, out)
+        }
+    }
+
+    /// As `encapsulate`, in the caller's buffer: 16 bytes of space, the packet, and space for padding and 16 bytes more.
+    /// Returns the length of the datagram.
+    ///
+    /// # Errors
+    /// `NoCurrentSession`: nothing was done, and `encapsulate` would queue the packet. `DestinationBufferTooSmall`.
+    pub fn seal_in_place(
+        &mut self,
+        buffer: &mut [u8],
+        packet_len: usize,
+        env: &mut Env<'_>,
+        out: &mut Output,
+    ) -> Result<usize, WireGuardError> {
+        self.settle(env, out);
+        if !self.can_send_data(env.now) {
+            return Err(WireGuardError::NoCurrentSession);
+        }
+        let padded = self.padded(packet_len);
+        let padding = buffer.get_mut(DATA_HEADER_SZ + packet_len..DATA_HEADER_SZ + padded);
+        padding
+            .ok_or(WireGuardError::DestinationBufferTooSmall)?
+            .fill(0);
+        let session = self.sessions.current_mut();
+        let session = session.ok_or(WireGuardError::NoCurrentSession)?;
+        let length = session.format_packet_data(padded, buffer)?;
+        self.after_data(length, env, out);
+        Ok(length)
+    }
+
+    /// Take a datagram that the rate limiter let pass.
+    ///
+    /// # Errors
+    /// Why it was dropped. It changed nothing then.
+    pub fn handle_verified_packet(
+        &mut self,
+        packet: Packet<'_>,
+        env: &mut Env<'_>,
+        out: &mut Output,
+    ) -> Result<Received, WireGuardError> {
+        self.settle(env, out);
+        match packet {
+            Packet::HandshakeInit(p) => self.handle_handshake_init(p, env, out),
+            Packet::HandshakeResponse(p) => self.handle_handshake_response(p, env, out),
+            Packet::PacketCookieReply(p) => self.handle_cookie_reply(p, env),
+            Packet::PacketData(p) => self.handle_data(p, env, out),
+        }
+    }
+
+    /// As `handle_verified_packet`, for a data message, which is opened where it stands. Returns the IP packet; empty for
+    /// a keepalive.
+    ///
+    /// # Errors
+    /// `UnexpectedPacket` if it is not a data message, or why it was dropped.
+    pub fn open_in_place<'a>(
+        &mut self,
+        datagram: &'a mut [u8],
+        env: &mut Env<'_>,
+        out: &mut Output,
+    ) -> Result<&'a [u8], WireGuardError> {
+        self.settle(env, out);
+        let (index, counter) = match Tunn::parse_incoming_packet(datagram)? {
+            Packet::PacketData(p) => (p.receiver_idx, p.counter),
+            _ => return Err(WireGuardError::UnexpectedPacket),
+        };
+        let length = datagram.len();
+        let payload = datagram.get_mut(DATA_HEADER_SZ..);
+        let payload = payload.ok_or(WireGuardError::InvalidPacket)?;
+        let opened = self.open(index, counter, payload)?;
+        let opened = payload.get(..opened).unwrap_or_default();
+        let packet = self.after_opened(index, length, opened, env, out)?;
+        Ok(packet)
+    }
+
+    /// Start a handshake now, whatever the state of the session. Nothing happens while an initiation is pending.
+    ///
+    /// # Errors
+    /// `Role`: a responder never initiates.
+    pub fn initiate_handshake(
+        &mut self,
+        env: &mut Env<'_>,
+        out: &mut Output,
+    ) -> Result<(), WireGuardError> {
+        self.settle(env, out);
+        if self.role == Role::Responder {
+            return Err(WireGuardError::Role);
+        }
+        self.start_attempt(env, out);
+        Ok(())
+    }
+
+    /// Change the preshared key of the handshakes to come; sessions that exist go on.
+    pub fn set_preshared_key(&mut self, preshared_key: Option<[u8; 32]>) {
+        self.handshake.set_preshared_key(preshared_key);
+    }
+
+    /// The wall clock was set: it shows `unix_time` at `now`.
+    pub fn set_unix_time(&mut self, unix_time: Duration, now: Instant) {
+        self.clock = self.clock.max(now);
+        self.handshake.set_unix_time(unix_time, self.clock);
+    }
+
+    /// Forget every session and handshake and give their indices back: before a tunnel is dropped.
+    pub fn release_indices(&mut self, indices: &mut dyn Indices) {
+        self.sessions.clear(indices);
+        self.handshake.cancel(indices);
+        self.timers.attempt = None;
+    }
+
+    pub fn stats(&self, now: Instant) -> Stats {
+        let now = self.clock.max(now);
+        let current = self.sessions.current();
+        let (expected, received) = current.map_or((0, 0), Session::current_packet_cnt);
+        Stats {
+            last_handshake: self.established.map(|at| now.duration_since(at)),
+            session_age: current.map(|s| now.duration_since(s.created)),
+            queued: self.queue.len(),
+            sessions: self.sessions.len(),
+            loss: match expected {
+                0 => 0.0,
+                _ => 1.0 - received as f32 / expected as f32,
+            },
+            rtt: self.handshake.last_rtt,
+            handshake_pending: self.timers.attempt.is_some(),
+            ..self.counts
+        }
+    }
+
+    /// Whether the current session may carry data.
+    #[inline]
+    fn can_send_data(&self, now: Instant) -> bool {
+        self.sessions.current().is_some_and(|session| {
+            let limit = match session.is_initiator {
+                true => self.timers.config.last_data(),
+                false => self.timers.config.reject_after_time,
+            };
+            now < session.created + limit && session.sent() < self.limits.reject_after_messages
+        })
+    }
+
+    /// Whether the current session may carry a keepalive; too old a session is wiped before anybody asks.
+    pub(super) fn can_keep_alive(&self) -> bool {
+        let limit = self.limits.reject_after_messages;
+        self.sessions.current().is_some_and(|s| s.sent() < limit)
+    }
+
+    /// The length of a packet with its padding, which stays within the interface's MTU.
+    fn padded(&self, length: usize) -> usize {
+        match length.checked_next_multiple_of(PADDING) {
+            Some(padded) if length < self.mtu => padded.min(self.mtu),
+            _ => length,
+        }
+    }
+
+    #[inline]
+    fn seal(
+        &mut self,
+        packet: &[u8],
+        env: &mut Env<'_>,
+        out: &mut Output,
+    ) -> Result<(), WireGuardError> {
+        let padded = self.padded(packet.len());
+        let session = self.sessions.current_mut();
+        let session = session.ok_or(WireGuardError::NoCurrentSession)?;
+        let bytes = &mut out.datagrams.bytes;
+        let start = bytes.len();
+        bytes.reserve(DATA_OVERHEAD_SZ + padded);
+        bytes.extend_from_slice(&[0; DATA_HEADER_SZ]);
+        bytes.extend_from_slice(packet);
+        bytes.resize(start + DATA_OVERHEAD_SZ + padded, 0);
+        let buffer = bytes.get_mut(start..).unwrap_or_default();
+        match session.format_packet_data(padded, buffer) {
+            Ok(length) => {
+                out.datagrams.lengths.push(length);
+                self.after_data(length, env, out);
+                Ok(())
+            }
+            Err(error) => {
+                bytes.truncate(start);
+                Err(error)
+            }
+        }
+    }
+
+    /// A packet of the user's was sealed.
+    #[inline]
+    fn after_data(&mut self, length: usize, env: &mut Env<'_>, out: &mut Output) {
+        self.counts.tx_packets += 1;
+        self.counts.tx_bytes += length as u64;
+        self.timers.sent(true, env.now);
+        self.rekey_after_sending(env, out);
+    }
+
+    pub(super) fn send_keepalive(&mut self, env: &mut Env<'_>, out: &mut Output) {
+        let mut buffer = [0; DATA_OVERHEAD_SZ];
+        let session = self.sessions.current_mut();
+        if let Some(Ok(length)) = session.map(|s| s.format_packet_data(0, &mut buffer)) {
+            out.datagrams.push(&buffer);
+            self.counts.keepalives_sent += 1;
+            self.counts.tx_bytes += length as u64;
+            self.timers.sent(false, env.now);
+            self.rekey_after_sending(env, out);
+        }
+    }
+
+    /// Renew a session that is old, or has sealed many packets, when something was sent on it.
+    #[inline]
+    fn rekey_after_sending(&mut self, env: &mut Env<'_>, out: &mut Output) {
+        let session = match self.sessions.current() {
+            Some(session) => session,
+            None => return,
+        };
+        let many = session.sent() >= self.limits.rekey_after_messages;
+        let old = session.is_initiator
+            && env.now >= session.created + self.timers.config.rekey_after_time;
+        if many && self.role == Role::Responder {
+            self.say_silent(out);
+        } else if many || old {
+            self.start_attempt(env, out);
+        }
+    }
+
+    /// Only the peer can renew this session, and it has not: say so once a session.
+    fn say_silent(&mut self, out: &mut Output) {
+        if !std::mem::replace(&mut self.said_silent, true) {
+            out.events.push(Event::PeerSilent);
+        }
+    }
+
+    fn enqueue(
+        &mut self,
+        packet: &[u8],
+        env: &mut Env<'_>,
+        out: &mut Output,
+    ) -> Result<(), WireGuardError> {
+        let fits = self.queue.len() < self.limits.queue_packets;
+        if fits {
+            self.queue.push_back(Queued {
+                since: env.now,
+                packet: packet.to_vec(),
+            });
+            self.timers.queued(env.now);
+        }
+        self.seek_session(env, out);
+        match fits {
+            true => Ok(()),
+            false => Err(WireGuardError::QueueFull),
+        }
+    }
+
+    /// Packets wait: see that a session comes.
+    fn seek_session(&mut self, env: &mut Env<'_>, out: &mut Output) {
+        if self.role == Role::Responder {
+            if self.sessions.current().is_some() {
+                self.say_silent(out);
+            }
+            return;
+        }
+        // A session that the peer made and has not confirmed is given a moment to be confirmed.
+        if self.unconfirmed_at().is_none_or(|at| env.now >= at) {
+            self.start_attempt(env, out);
+        }
+    }
+
+    /// Begin an attempt to get a session, unless one is under way or the role forbids it.
+    pub(super) fn start_attempt(&mut self, env: &mut Env<'_>, out: &mut Output) {
+        if self.timers.attempt.is_some() || self.role == Role::Responder {
+            return;
+        }
+        out.events.push(Event::HandshakeStarted);
+        self.send_initiation(env, out);
+    }
+
+    /// The only place from which an initiation leaves.
+    pub(super) fn send_initiation(&mut self, env: &mut Env<'_>, out: &mut Output) {
+        if self.role == Role::Responder {
+            return;
+        }
+        let mut buffer = [0; HANDSHAKE_INIT_SZ];
+        // The buffer has the right size, the one thing that could be wrong.
+        if let Ok(datagram) = self.handshake.format_handshake_initiation(&mut buffer, env) {
+            out.datagrams.push(datagram);
+            self.counts.initiations_sent += 1;
+            self.counts.tx_bytes += HANDSHAKE_INIT_SZ as u64;
+        }
+        self.timers.initiated(env);
+    }
+
+    fn handle_handshake_init(
+        &mut self,
+        packet: HandshakeInit<'_>,
+        env: &mut Env<'_>,
+        out: &mut Output,
+    ) -> Result<Received, WireGuardError> {
+        if self.role == Role::Initiator {
+            return Err(WireGuardError::Role);
+        }
+        let received = self.handshake.receive_handshake_initialization(packet)?;
+        let earliest = self.last_initiation.map(|last| last + INITIATION_INTERVAL);
+        if earliest.is_some_and(|earliest| env.now < earliest) {
+            return Err(WireGuardError::InitiationTooSoon);
+        }
+        let crossing = self.timers.attempt.is_some_and(|a| a.is_first);
+        if crossing && self.is_larger {
+            return Err(WireGuardError::CrossedInitiation);
+        }
+        self.last_initiation = Some(env.now);
+        // Ours, if any, yields; what is queued waits for the peer's session instead.
+        self.handshake.cancel(env.indices);
+        let mut buffer = [0; HANDSHAKE_RESP_SZ];
+        let handshake = &mut self.handshake;
+        let (datagram, session) =
+            handshake.format_handshake_response(received, &mut buffer, env)?;
+        out.datagrams.push(datagram);
+        self.sessions.install_unconfirmed(session, env.indices);
+        self.counts.rx_bytes += HANDSHAKE_INIT_SZ as u64;
+        self.counts.tx_bytes += HANDSHAKE_RESP_SZ as u64;
+        self.counts.responses_sent += 1;
+        self.timers.responded(env);
+        Ok(Received::Initiation)
+    }
+
+    fn handle_handshake_response(
+        &mut self,
+        packet: HandshakeResponse<'_>,
+        env: &mut Env<'_>,
+        out: &mut Output,
+    ) -> Result<Received, WireGuardError> {
+        let wait = self.timers.config.rekey_timeout;
+        let session = self
+            .handshake
+            .receive_handshake_response(packet, wait, env)?;
+        self.sessions.install_initiated(session, env.indices);
+        self.counts.rx_bytes += HANDSHAKE_RESP_SZ as u64;
+        self.timers.attempt = None;
+        self.timers.received(false, env.now);
+        self.after_established(true, env, out);
+        // The peer may use the session once it has seen a packet on it.
+        if self.queue.is_empty() {
+            self.send_keepalive(env, out);
+        }
+        self.flush(env, out);
+        Ok(Received::Response)
+    }
+
+    fn handle_cookie_reply(
+        &mut self,
+        packet: PacketCookieReply<'_>,
+        env: &mut Env<'_>,
+    ) -> Result<Received, WireGuardError> {
+        self.handshake.receive_cookie_reply(packet, env.now)?;
+        Ok(Received::CookieReply)
+    }
+
+    fn handle_data(
+        &mut self,
+        packet: PacketData<'_>,
+        env: &mut Env<'_>,
+        out: &mut Output,
+    ) -> Result<Received, WireGuardError> {
+        // Opened at the end of the packets that came before it; taken away again if it is not one.
+        let mut bytes = std::mem::take(&mut out.packets.bytes);
+        let start = bytes.len();
+        let ciphertext = packet.encrypted_encapsulated_packet;
+        bytes.extend_from_slice(ciphertext);
+        let payload = bytes.get_mut(start..).unwrap_or_default();
+        let length = DATA_HEADER_SZ + ciphertext.len();
+        let result = self
+            .open(packet.receiver_idx, packet.counter, payload)
+            .map(|opened| {
+                let opened = payload.get(..opened).unwrap_or_default();
+                let packet = self.after_opened(packet.receiver_idx, length, opened, env, out);
+                packet.map(<[u8]>::len)
+            });
+        let (kept, result) = match result {
+            Ok(Ok(kept)) => (kept, Ok(Received::Transport { invalid: None })),
+            Ok(Err(invalid)) => (
+                0,
+                Ok(Received::Transport {
+                    invalid: Some(invalid),
+                }),
+            ),
+            Err(error) => (0, Err(error)),
+        };
+        bytes.truncate(start + kept);
+        out.packets.bytes = bytes;
+        if kept > 0 {
+            out.packets.lengths.push(kept);
+        }
+        result
+    }
+
+    /// Open a ciphertext where it stands. Returns the length of what was in it.
+    #[inline]
+    fn open(
+        &mut self,
+        index: u32,
+        counter: u64,
+        payload: &mut [u8],
+    ) -> Result<usize, WireGuardError> {
+        let limit = self.limits.reject_after_messages;
+        let session = self.sessions.find(index)?;
+        session.receive_packet_data(counter, limit, payload)
+    }
+
+    /// A data message was authentic. Returns the IP packet in it.
+    ///
+    /// # Errors
+    /// `InvalidPacket` if what was in it is no IP packet.
+    #[inline]
+    fn after_opened<'a>(
+        &mut self,
+        index: u32,
+        length: usize,
+        opened: &'a [u8],
+        env: &mut Env<'_>,
+        out: &mut Output,
+    ) -> Result<&'a [u8], WireGuardError> {
+        self.counts.rx_bytes += length as u64;
+        self.timers.received(!opened.is_empty(), env.now);
+        if self.sessions.confirm(index, env.indices) {
+            self.after_established(false, env, out);
+            self.flush(env, out);
+        }
+        if self.sessions.is_current(index) {
+            self.rekey_after_receiving(env, out);
+        }
+        if opened.is_empty() {
+            return Ok(opened);
+        }
+        let packet = opened.get(..ip_length(opened)?).unwrap_or_default();
+        self.counts.rx_packets += 1;
+        Ok(packet)
+    }
+
+    #[inline]
+    fn rekey_after_receiving(&mut self, env: &mut Env<'_>, out: &mut Output) {
+        let age = self.timers.config.rekey_on_receive();
+        let old = |s: &Session| s.is_initiator && env.now >= s.created + age;
+        if self.sessions.current().is_some_and(old) {
+            self.start_attempt(env, out);
+        }
+    }
+
+    fn after_established(&mut self, initiator: bool, env: &mut Env<'_>, out: &mut Output) {
+        self.timers.was_initiator = Some(initiator);
+        self.established = Some(env.now);
+        self.said_silent = false;
+        out.events.push(Event::SessionEstablished { initiator });
+    }
+
+    /// Send what waited, in order.
+    fn flush(&mut self, env: &mut Env<'_>, out: &mut Output) {
+        while let Some(queued) = self.queue.pop_front() {
+            if !self.can_send_data(env.now) || self.seal(&queued.packet, env, out).is_err() {
+                self.queue.push_front(queued);
+                self.seek_session(env, out);
+                return;
+            }
+        }
+    }
+}
