@@ -1,11 +1,12 @@
 //! Receiver indices: random, and unique over everything that receives on one socket.
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use connlib_boringtun::noise::Indices;
 use parking_lot::Mutex;
 use rand_core::CryptoRngCore;
+use rustc_hash::FxHashMap;
 
 /// The receiver indices that are in use, each with a value of its owner's: `Node` keeps the peer there.
 ///
@@ -13,7 +14,8 @@ use rand_core::CryptoRngCore;
 /// one, and drawn again while taken.
 #[derive(Debug, Default)]
 pub struct IndexTable<T = ()> {
-    live: BTreeMap<u32, T>,
+    /// The hash needs no secret: what is inserted was drawn by us, and nobody else chooses it.
+    live: FxHashMap<u32, T>,
 }
 
 /// One table for many tunnels.
@@ -25,7 +27,7 @@ impl<T: Copy> IndexTable<T> {
         // indices do.
         loop {
             let index = rng.next_u32();
-            if let std::collections::btree_map::Entry::Vacant(vacant) = self.live.entry(index) {
+            if let Entry::Vacant(vacant) = self.live.entry(index) {
                 vacant.insert(owner);
                 return index;
             }
@@ -110,7 +112,9 @@ mod tests {
     fn an_index_in_use_is_not_handed_out_again_and_a_released_one_may_be() {
         let mut table = IndexTable::default();
         let mut rng = Stutter(1);
-        let drawn: Vec<u32> = (0..4).map(|owner| table.allocate(owner, &mut rng)).collect();
+        let drawn: Vec<u32> = (0..4)
+            .map(|owner| table.allocate(owner, &mut rng))
+            .collect();
         assert_eq!(drawn, [1, 2, 3, 4]);
         assert_eq!(table.owner(3), Some(2));
         table.release(3);

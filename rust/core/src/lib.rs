@@ -3,16 +3,36 @@
 //! `Tunn` is one pair of peers, `Node` an interface with many. Nothing in here reads a clock, opens a socket, or draws from
 //! a global source of randomness; `clippy.toml` forbids the calls.
 
+// Nothing that comes in may make it panic, and no order of a hash table may show.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
+#![deny(clippy::iter_over_hash_type)]
+
+mod allowed_ips;
 mod drop_reason;
 mod indices;
+mod node;
 mod tunn;
 
+pub use allowed_ips::AllowedIps;
 pub use connlib_boringtun::Instant;
 pub use connlib_boringtun::noise::rate_limiter::RateLimiter;
 pub use connlib_boringtun::noise::{
-    Event, Limits, Output, Packets, Role, Stats, TimerConfig, Timeout, TimeoutReason,
+    Event, Limits, Output, Packets, Role, Stats, Timeout, TimeoutReason, TimerConfig,
 };
 pub use connlib_boringtun::x25519::{PublicKey, StaticSecret};
 pub use drop_reason::DropReason;
 pub use indices::{IndexTable, SharedIndices};
+pub use node::{
+    ConfigDiff, ConfigError, DEFAULT_HANDSHAKE_LIMIT, DEFAULT_MTU, DropCounts, Node, NodeConfig,
+    NodeOutput, NodeStats, PeerChange, PeerConfig, PeerStats, Prefix,
+};
 pub use tunn::{Rng, Secret, SharedLimiter, Tunn, TunnConfig};

@@ -12,7 +12,7 @@ use rand_core::CryptoRngCore;
 use zeroize::Zeroizing;
 
 use crate::indices::{Shared, SharedIndices};
-use crate::{DropReason, Instant, Limits, Output, Role, Stats, TimerConfig, Timeout};
+use crate::{DropReason, Instant, Limits, Output, Role, Stats, Timeout, TimerConfig};
 
 /// The source of randomness of a tunnel or a node: the operating system's, or a seeded one in the laboratory.
 pub type Rng = Box<dyn CryptoRngCore + Send>;

@@ -1,0 +1,484 @@
+//! `Node`: an interface with many peers.
+
+mod apply;
+mod config;
+mod deadlines;
+mod output;
+mod peers;
+mod stats;
+#[cfg(test)]
+mod tests;
+
+pub use config::{
+    ConfigDiff, ConfigError, DEFAULT_HANDSHAKE_LIMIT, DEFAULT_MTU, NodeConfig, PeerChange,
+    PeerConfig, Prefix,
+};
+pub use output::NodeOutput;
+pub use stats::{DropCounts, NodeStats, PeerStats};
+
+use std::mem;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use connlib_boringtun::noise::handshake::parse_handshake_anon;
+use connlib_boringtun::noise::rate_limiter::{RateLimiter, Verdict};
+use connlib_boringtun::noise::{self, Env, Event, Packet, Received};
+
+use crate::allowed_ips::AllowedIps;
+use crate::indices::{IndexTable, Owned};
+use crate::{DropReason, Instant, Output, Rng, Timeout};
+use apply::Common;
+use deadlines::{Deadline, Deadlines};
+use peers::{Peers, Slot};
+
+/// A WireGuard interface with many peers, without I/O.
+///
+/// It has four kinds of methods:
+/// - *getters*: [`next_timeout`](Node::next_timeout), [`next_timeout_peer`](Node::next_timeout_peer),
+///   [`stats`](Node::stats), [`public_key`](Node::public_key), [`output`](Node::output). They change nothing.
+/// - *`handle_*`*: what happened outside. [`handle_packet`](Node::handle_packet) from the TUN device,
+///   [`handle_datagram`](Node::handle_datagram) from UDP, [`handle_timeout`](Node::handle_timeout) when the time has come.
+///   Whatever is wrong with a packet is counted; nothing that comes from outside is an error.
+/// - *commands* of whoever owns the node: [`apply`](Node::apply), [`initiate_handshake`](Node::initiate_handshake),
+///   [`set_endpoint`](Node::set_endpoint), [`set_unix_time`](Node::set_unix_time).
+/// - *drain*: [`output`](Node::output), then [`drain_datagrams`](Node::drain_datagrams) and
+///   [`drain_packets`](Node::drain_packets) for as many as were delivered, [`take_events`](Node::take_events), or
+///   [`clear_output`](Node::clear_output) for everything.
+///
+/// The order: call one `handle_*` or command, or a batch of them; drain; ask `next_timeout`; wait for a packet, a datagram
+/// or that instant; begin again. Calls append to the output, so that it is the caller's draining after each batch that
+/// bounds its memory.
+///
+/// Every call takes the time. A time earlier than that of an earlier call is treated as no time having passed.
+///
+/// # Endpoints
+/// A peer is found at the endpoint that was configured until an authenticated datagram comes from elsewhere: a response
+/// that was accepted, or a data message that was opened. Initiations, which can be replayed, and cookie replies, which
+/// anybody who sees an initiation can forge, never move it; a response to an initiation goes to where the initiation came
+/// from. Without an endpoint nothing is started: a peer to which we may initiate gets no packets (`NO_ENDPOINT`), while a
+/// responder's packets wait for the peer to come.
+pub struct Node {
+    common: Common,
+    rng: Rng,
+    /// The latest time that any call gave.
+    clock: Instant,
+    /// What the wall clock showed, and when.
+    unix_time: (Duration, Instant),
+    limiter: RateLimiter,
+    peers: Peers,
+    /// Which peer receives on an index.
+    indices: IndexTable<Slot>,
+    routes: AllowedIps<Slot>,
+    /// The deadlines of all peers but `latest`.
+    deadlines: Deadlines,
+    /// The peer that was called last. With a burst of packets its deadline moves with every one, so that it is asked for
+    /// when somebody wants to know.
+    latest: Option<Slot>,
+    output: NodeOutput,
+    drops: DropCounts,
+    /// Memory for `handle_timeout`.
+    due: Vec<Slot>,
+    /// Peers whose tunnels were called, in order.
+    #[cfg(test)]
+    touched: Vec<Slot>,
+}
+
+impl Node {
+    /// A node that has sent nothing yet. A persistent keepalive of a peer whose endpoint is known is due at once.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration.
+    pub fn new(
+        config: NodeConfig,
+        now: Instant,
+        unix_time: Duration,
+        mut rng: Rng,
+    ) -> Result<Self, ConfigError> {
+        let common = Common::check(&config)?;
+        let limiter = RateLimiter::new(&common.public, common.handshake_limit, now, &mut *rng);
+        let mut node = Node {
+            common,
+            rng,
+            clock: now,
+            unix_time: (unix_time, now),
+            limiter,
+            peers: Peers::default(),
+            indices: IndexTable::default(),
+            routes: AllowedIps::default(),
+            deadlines: Deadlines::default(),
+            latest: None,
+            output: NodeOutput::default(),
+            drops: DropCounts::default(),
+            due: Vec::new(),
+            #[cfg(test)]
+            touched: Vec::new(),
+        };
+        node.transition(config, now)?;
+        Ok(node)
+    }
+
+    // Getters.
+
+    pub fn public_key(&self) -> [u8; 32] {
+        *self.common.public.as_bytes()
+    }
+
+    /// The earliest deadline of any peer, in O(1); `None` if nothing is due, ever, unless something else happens first.
+    /// Never before the time of the last call.
+    pub fn next_timeout(&self) -> Option<Timeout> {
+        let first = self.next_deadline()?.timeout;
+        Some(Timeout {
+            at: first.at.max(self.clock),
+            ..first
+        })
+    }
+
+    /// The public key of the peer whose deadline `next_timeout` is.
+    pub fn next_timeout_peer(&self) -> Option<[u8; 32]> {
+        let slot = self.next_deadline()?.slot;
+        Some(self.peers.get(slot)?.settings.public_key)
+    }
+
+    /// Everything that is counted. A peer's tunnel that had to be made anew counts from zero.
+    pub fn stats(&self, now: Instant) -> NodeStats {
+        let now = self.clock.max(now);
+        let peers = self.peers.iter().map(|peer| PeerStats {
+            public_key: peer.settings.public_key,
+            endpoint: peer.endpoint,
+            tunnel: peer.tunn.stats(now),
+            drops: peer.drops,
+        });
+        NodeStats {
+            peers: peers.collect(),
+            drops: self.drops,
+        }
+    }
+
+    // Drain.
+
+    /// What the calls so far brought about and nobody took yet.
+    pub fn output(&self) -> &NodeOutput {
+        &self.output
+    }
+
+    pub fn clear_output(&mut self) {
+        self.output.clear();
+    }
+
+    /// Takes the first `count` datagrams out, or as many as there are.
+    pub fn drain_datagrams(&mut self, count: usize) {
+        self.output.drain_datagrams(count);
+    }
+
+    /// Takes the first `count` packets out, or as many as there are.
+    pub fn drain_packets(&mut self, count: usize) {
+        self.output.drain_packets(count);
+    }
+
+    pub fn take_events(&mut self) -> Vec<([u8; 32], Event)> {
+        mem::take(&mut self.output.events)
+    }
+
+    // What happened outside.
+
+    /// An IP packet from the TUN device: to the peer that owns its destination.
+    pub fn handle_packet(&mut self, packet: &[u8], now: Instant) {
+        let now = self.advance(now);
+        let Some(destination) = noise::Tunn::dst_address(packet) else {
+            return self.drops.add(DropReason::NotIp);
+        };
+        let Some(slot) = self.routes.longest_match(destination) else {
+            return self.drops.add(DropReason::NoRoute);
+        };
+        if self
+            .peers
+            .get(slot)
+            .is_some_and(|peer| !peer.is_reachable())
+        {
+            return self.drop_from(slot, DropReason::NoEndpoint);
+        }
+        let result = self.drive(slot, now, |tunn, env, out| {
+            tunn.encapsulate(packet, env, out)
+        });
+        if let Some(Err(error)) = result {
+            self.drop_from(slot, error.into());
+        }
+        self.settle(slot, None);
+    }
+
+    /// A datagram from UDP: from a peer, or from anybody.
+    pub fn handle_datagram(&mut self, source: SocketAddr, datagram: &[u8], now: Instant) {
+        let now = self.advance(now);
+        match self
+            .limiter
+            .verify_packet(Some(source), datagram, now, &mut *self.rng)
+        {
+            Ok(packet) => match self.recipient(&packet) {
+                Ok(slot) => self.receive(slot, source, packet, now),
+                Err(reason) => self.drops.add(reason),
+            },
+            Err(Verdict::CookieReply(reply)) => {
+                self.drops.add(DropReason::CookieReplySent);
+                self.output.push_datagram(source, &reply);
+            }
+            Err(Verdict::Error(error)) => self.drops.add(error.into()),
+        }
+    }
+
+    /// Does what is due: calls each peer whose deadline has come once, in the order of their deadlines, and no other.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let now = self.advance(now);
+        self.note_latest();
+        let mut due = mem::take(&mut self.due);
+        while let Some(slot) = self.deadlines.pop_due(now) {
+            due.push(slot);
+        }
+        for slot in due.drain(..) {
+            self.drive(slot, now, |tunn, env, out| tunn.handle_timeout(env, out));
+            self.settle(slot, None);
+        }
+        self.due = due;
+    }
+
+    // Commands.
+
+    /// Goes over to another configuration, all or nothing, and says what changed.
+    ///
+    /// Peers are known by their public keys. Sessions go on wherever they can: for peers that did not change, and for
+    /// peers whose allowed IPs, endpoint, keepalive or preshared key changed (the last is for the next handshake). A
+    /// peer's tunnel is made anew, without a session, if its role changed; all tunnels are if the node's private key, MTU,
+    /// timers or limits did. With a tunnel goes its memory of the last initiation's timestamp, so that one
+    /// recorded initiation could be answered again, which moves nothing. Another private key or handshake limit makes a
+    /// new rate limiter, and cookies that were given out are worth nothing then.
+    ///
+    /// An endpoint that is the same as in the last configuration, or absent, leaves the peer where it was last heard.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration; nothing was changed then.
+    pub fn apply(&mut self, config: NodeConfig, now: Instant) -> Result<ConfigDiff, ConfigError> {
+        let now = self.advance(now);
+        self.transition(config, now)
+    }
+
+    /// Starts a handshake with a peer now; nothing happens while one is under way.
+    ///
+    /// # Errors
+    /// `UnknownPeer`; `Role`: a responder never initiates; `NoEndpoint`.
+    pub fn initiate_handshake(
+        &mut self,
+        public_key: &[u8; 32],
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        let now = self.advance(now);
+        let slot = self.peers.find(public_key).ok_or(DropReason::UnknownPeer)?;
+        if self
+            .peers
+            .get(slot)
+            .is_some_and(|peer| !peer.is_reachable())
+        {
+            return Err(DropReason::NoEndpoint);
+        }
+        let result = self.drive(slot, now, |tunn, env, out| {
+            tunn.initiate_handshake(env, out)
+        });
+        self.settle(slot, None);
+        result.unwrap_or(Ok(())).map_err(DropReason::from)
+    }
+
+    /// Says where a peer is, until an authenticated datagram says otherwise: its host name was looked up again.
+    ///
+    /// # Errors
+    /// `UnknownPeer`.
+    pub fn set_endpoint(
+        &mut self,
+        public_key: &[u8; 32],
+        endpoint: SocketAddr,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        let now = self.advance(now);
+        let slot = self.peers.find(public_key).ok_or(DropReason::UnknownPeer)?;
+        if let Some(peer) = self.peers.get_mut(slot) {
+            peer.endpoint = Some(endpoint);
+        }
+        self.adjust_keepalive(slot, now);
+        Ok(())
+    }
+
+    /// The wall clock was set: it shows `unix_time`, since 1970, at `now`.
+    pub fn set_unix_time(&mut self, unix_time: Duration, now: Instant) {
+        let now = self.advance(now);
+        self.unix_time = (unix_time, now);
+        for slot in self.peers.slots().collect::<Vec<_>>() {
+            if let Some(peer) = self.peers.get_mut(slot) {
+                peer.tunn.set_unix_time(unix_time, now);
+            }
+        }
+    }
+
+    // Inside.
+
+    fn advance(&mut self, now: Instant) -> Instant {
+        self.clock = self.clock.max(now);
+        self.clock
+    }
+
+    fn wall_clock(&self, now: Instant) -> Duration {
+        let (unix_time, at) = self.unix_time;
+        unix_time.saturating_add(now.duration_since(at))
+    }
+
+    fn drop_from(&mut self, slot: Slot, reason: DropReason) {
+        match self.peers.get_mut(slot) {
+            Some(peer) => peer.drops.add(reason),
+            None => self.drops.add(reason),
+        }
+    }
+
+    /// Which peer a datagram is for.
+    fn recipient(&self, packet: &Packet<'_>) -> Result<Slot, DropReason> {
+        let index = match packet {
+            Packet::HandshakeInit(initiation) => {
+                let Common {
+                    private, public, ..
+                } = &self.common;
+                let half = parse_handshake_anon(private, public, initiation)?;
+                return self
+                    .peers
+                    .find(&half.peer_static_public)
+                    .ok_or(DropReason::UnknownPeer);
+            }
+            Packet::HandshakeResponse(packet) => packet.receiver_idx,
+            Packet::PacketCookieReply(packet) => packet.receiver_idx,
+            Packet::PacketData(packet) => packet.receiver_idx,
+        };
+        self.indices.owner(index).ok_or(DropReason::WrongIndex)
+    }
+
+    fn receive(&mut self, slot: Slot, source: SocketAddr, packet: Packet<'_>, now: Instant) {
+        let packets = self.output.packets.len();
+        let received = self.drive(slot, now, |tunn, env, out| {
+            tunn.handle_verified_packet(packet, env, out)
+        });
+        let (destination, moves) = match received {
+            Some(Ok(Received::Transport { invalid })) => {
+                if let Some(error) = invalid {
+                    self.drop_from(slot, error.into());
+                }
+                if self.output.packets.len() > packets {
+                    self.check_source(slot);
+                }
+                (None, true)
+            }
+            Some(Ok(Received::Response)) => (None, true),
+            Some(Ok(Received::Initiation)) => (Some(source), false),
+            Some(Ok(Received::CookieReply)) | None => (None, false),
+            Some(Err(error)) => {
+                self.drop_from(slot, error.into());
+                (None, false)
+            }
+        };
+        let moved = moves && self.move_endpoint(slot, source);
+        self.settle(slot, destination);
+        if moved {
+            self.adjust_keepalive(slot, now);
+        }
+    }
+
+    /// Takes the last packet back if its source address is not the peer's.
+    fn check_source(&mut self, slot: Slot) {
+        let source = self.output.last_packet().and_then(noise::Tunn::src_address);
+        if source.and_then(|source| self.routes.longest_match(source)) != Some(slot) {
+            self.output.take_back_last_packet();
+            self.drop_from(slot, DropReason::SourceNotAllowed);
+        }
+    }
+
+    /// An authenticated datagram came from `source`. True if that is news.
+    fn move_endpoint(&mut self, slot: Slot, source: SocketAddr) -> bool {
+        let Some(peer) = self.peers.get_mut(slot) else {
+            return false;
+        };
+        peer.endpoint.replace(source) != Some(source)
+    }
+
+    /// Switches a tunnel's keepalive to what it should be by now.
+    fn adjust_keepalive(&mut self, slot: Slot, now: Instant) {
+        let Some(peer) = self.peers.get(slot) else {
+            return;
+        };
+        let keepalive = peer.keepalive();
+        if peer.tunn.persistent_keepalive() != keepalive {
+            self.drive(slot, now, |tunn, env, out| {
+                tunn.set_persistent_keepalive(keepalive, env, out)
+            });
+        }
+        self.settle(slot, None);
+    }
+
+    /// Calls a peer's tunnel with its surroundings. What it brings about is appended to the output; `settle` has to follow.
+    #[inline]
+    fn drive<T>(
+        &mut self,
+        slot: Slot,
+        now: Instant,
+        call: impl FnOnce(&mut noise::Tunn, &mut Env<'_>, &mut Output) -> T,
+    ) -> Option<T> {
+        let peer = self.peers.get_mut(slot)?;
+        let mut indices = Owned {
+            table: &mut self.indices,
+            owner: slot,
+        };
+        let mut env = Env {
+            now,
+            rng: &mut *self.rng,
+            indices: &mut indices,
+        };
+        #[cfg(test)]
+        self.touched.push(slot);
+        Some(call(&mut peer.tunn, &mut env, &mut self.output.tunnels))
+    }
+
+    /// After a tunnel was called: its datagrams get a destination, which is the peer's endpoint if no other is given, its
+    /// events get their peer and are counted, and it becomes the peer that was called last.
+    #[inline]
+    fn settle(&mut self, slot: Slot, destination: Option<SocketAddr>) {
+        let Some(peer) = self.peers.get_mut(slot) else {
+            return;
+        };
+        let lost = self.output.address(destination.or(peer.endpoint));
+        peer.drops.add_many(DropReason::NoEndpoint, lost);
+        for event in self.output.tunnels.events.drain(..) {
+            match event {
+                Event::Dropped { reason, count } => peer.drops.add_many(reason.into(), count),
+                Event::GaveUp { dropped } => peer.drops.add_many(DropReason::GaveUp, dropped),
+                _ => {}
+            }
+            self.output.events.push((peer.settings.public_key, event));
+        }
+        if self.latest != Some(slot) {
+            self.note_latest();
+            self.deadlines.set(slot, None);
+            self.latest = Some(slot);
+        }
+    }
+
+    /// Writes down the deadline of the peer that was called last.
+    fn note_latest(&mut self) {
+        if let Some(slot) = self.latest.take() {
+            let timeout = self
+                .peers
+                .get(slot)
+                .and_then(|peer| peer.tunn.next_timeout());
+            self.deadlines.set(slot, timeout);
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Deadline> {
+        let latest = self.latest.and_then(|slot| {
+            let timeout = self.peers.get(slot)?.tunn.next_timeout()?;
+            Some(Deadline { timeout, slot })
+        });
+        let both = self.deadlines.first().into_iter().chain(latest);
+        both.min_by_key(Deadline::key)
+    }
+}

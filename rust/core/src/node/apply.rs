@@ -1,0 +1,257 @@
+//! From one configuration to the next, all or nothing: everything that can fail is done before anything is changed.
+
+use std::collections::BTreeSet;
+
+use connlib_boringtun::noise::rate_limiter::RateLimiter;
+use connlib_boringtun::noise::{self, Limits, TimerConfig, TunnParams};
+use connlib_boringtun::x25519::{PublicKey, StaticSecret};
+
+use super::config::{
+    ConfigDiff, ConfigError, NodeConfig, PeerChange, PeerSettings, check_timers, named,
+};
+use super::peers::{Peer, Slot};
+use super::{Node, Prefix};
+use crate::allowed_ips::AllowedIps;
+use crate::indices::Owned;
+use crate::{DropReason, Instant};
+
+/// What all tunnels of a node have in common.
+pub(super) struct Common {
+    pub private: StaticSecret,
+    pub public: PublicKey,
+    mtu: usize,
+    timers: TimerConfig,
+    limits: Limits,
+    pub handshake_limit: u64,
+}
+
+impl Common {
+    pub fn check(config: &NodeConfig) -> Result<Self, ConfigError> {
+        check_timers(&config.timers)?;
+        let private = StaticSecret::from(*config.private_key);
+        Ok(Common {
+            public: PublicKey::from(&private),
+            private,
+            mtu: config.mtu,
+            timers: config.timers,
+            limits: config.limits,
+            handshake_limit: config.handshake_limit,
+        })
+    }
+
+    fn changes(&self, new: &Common) -> Vec<&'static str> {
+        named([
+            // Equal public keys are equal private keys, up to bits that the curve ignores.
+            ("private_key", self.public != new.public),
+            ("mtu", self.mtu != new.mtu),
+            ("timers", self.timers != new.timers),
+            ("limits", self.limits != new.limits),
+            (
+                "handshake_limit",
+                self.handshake_limit != new.handshake_limit,
+            ),
+        ])
+    }
+}
+
+/// A checked configuration, and how to get there.
+struct Plan {
+    common: Common,
+    routes: AllowedIps<Slot>,
+    peers: Vec<Step>,
+    removed: Vec<Slot>,
+    diff: ConfigDiff,
+}
+
+/// A peer of the new configuration. A peer that stays has a new tunnel only if the old one cannot go on.
+struct Step {
+    slot: Slot,
+    settings: PeerSettings,
+    tunn: Option<noise::Tunn>,
+}
+
+impl Node {
+    pub(super) fn transition(
+        &mut self,
+        config: NodeConfig,
+        now: Instant,
+    ) -> Result<ConfigDiff, ConfigError> {
+        let plan = self.plan(config, now)?;
+        Ok(self.carry_out(plan, now))
+    }
+
+    fn plan(&self, config: NodeConfig, now: Instant) -> Result<Plan, ConfigError> {
+        let common = Common::check(&config)?;
+        let mut diff = ConfigDiff {
+            node: self.common.changes(&common),
+            ..ConfigDiff::default()
+        };
+        let remake_all = diff.node.iter().any(|field| *field != "handshake_limit");
+
+        let mut keys = BTreeSet::new();
+        let mut vacant = self.peers.vacant();
+        let mut routes = AllowedIps::default();
+        let mut owners = Vec::new();
+        let mut peers = Vec::with_capacity(config.peers.len());
+        for peer in config.peers {
+            let public_key = peer.public_key;
+            let settings = PeerSettings::check(peer)?;
+            if public_key == *common.public.as_bytes() {
+                return Err(ConfigError::OwnKey { public_key });
+            }
+            if !keys.insert(public_key) {
+                return Err(ConfigError::DuplicatePeer { public_key });
+            }
+            let known = self.peers.find(&public_key);
+            let old = known.and_then(|slot| self.peers.get(slot));
+            let slot = match known {
+                Some(slot) => slot,
+                None => vacant.next().unwrap_or(usize::MAX),
+            };
+            for net in &settings.allowed_ips {
+                let before = routes.insert(*net, slot);
+                if let Some(first) = before.and_then(|slot| first_owner(&owners, slot)) {
+                    let prefix = Prefix::from(*net);
+                    return Err(ConfigError::DuplicatePrefix {
+                        prefix,
+                        first,
+                        second: public_key,
+                    });
+                }
+            }
+            owners.push((slot, public_key));
+
+            let fields = old
+                .map(|old| old.settings.changes(&settings))
+                .unwrap_or_default();
+            let remake = old.is_none() || remake_all || fields.contains(&"role");
+            let tunn = match remake {
+                true => Some(self.tunnel(&common, &settings, now)?),
+                false => None,
+            };
+            match old {
+                None => diff.added.push(public_key),
+                Some(_) if fields.is_empty() => {}
+                Some(_) => diff.changed.push(PeerChange { public_key, fields }),
+            }
+            peers.push(Step {
+                slot,
+                settings,
+                tunn,
+            });
+        }
+
+        let gone = self.peers.iter().map(|peer| peer.settings.public_key);
+        diff.removed = gone.filter(|key| !keys.contains(key)).collect();
+        let removed = diff
+            .removed
+            .iter()
+            .filter_map(|key| self.peers.find(key))
+            .collect();
+        Ok(Plan {
+            common,
+            routes,
+            peers,
+            removed,
+            diff,
+        })
+    }
+
+    fn tunnel(
+        &self,
+        common: &Common,
+        settings: &PeerSettings,
+        now: Instant,
+    ) -> Result<noise::Tunn, ConfigError> {
+        let params = TunnParams {
+            static_private: common.private.clone(),
+            peer_static_public: PublicKey::from(settings.public_key),
+            preshared_key: settings.preshared_key.as_deref().copied(),
+            role: settings.role,
+            timers: common.timers,
+            limits: common.limits,
+            mtu: common.mtu,
+            unix_time: self.wall_clock(now),
+        };
+        let error = |_| ConfigError::InvalidKey {
+            public_key: settings.public_key,
+        };
+        noise::Tunn::new(params, now).map_err(error)
+    }
+
+    /// Nothing here can fail.
+    fn carry_out(&mut self, plan: Plan, now: Instant) -> ConfigDiff {
+        let Plan {
+            common,
+            routes,
+            peers,
+            removed,
+            diff,
+        } = plan;
+        self.note_latest();
+        for slot in removed {
+            if let Some(mut peer) = self.peers.remove(slot) {
+                peer.tunn.release_indices(&mut Owned {
+                    table: &mut self.indices,
+                    owner: slot,
+                });
+            }
+            self.deadlines.set(slot, None);
+        }
+        if self.common.public != common.public
+            || self.common.handshake_limit != common.handshake_limit
+        {
+            self.limiter =
+                RateLimiter::new(&common.public, common.handshake_limit, now, &mut *self.rng);
+        }
+        self.common = common;
+        self.routes = routes;
+        for step in peers {
+            self.carry_out_peer(step, now);
+        }
+        diff
+    }
+
+    fn carry_out_peer(&mut self, step: Step, now: Instant) {
+        let Step {
+            slot,
+            settings,
+            tunn,
+        } = step;
+        match (self.peers.get_mut(slot), tunn) {
+            (Some(peer), tunn) => {
+                if peer.settings.changes(&settings).contains(&"preshared_key") {
+                    peer.tunn
+                        .set_preshared_key(settings.preshared_key.as_deref().copied());
+                }
+                // An endpoint that was not changed does not undo what the peer's roaming taught; none says nothing.
+                if settings.endpoint.is_some() && settings.endpoint != peer.settings.endpoint {
+                    peer.endpoint = settings.endpoint;
+                }
+                peer.settings = settings;
+                if let Some(tunn) = tunn {
+                    peer.tunn.release_indices(&mut Owned {
+                        table: &mut self.indices,
+                        owner: slot,
+                    });
+                    peer.drops
+                        .add_many(DropReason::NoSession, peer.tunn.stats(now).queued);
+                    peer.tunn = tunn.with_persistent_keepalive(peer.keepalive());
+                }
+            }
+            (None, Some(tunn)) => {
+                self.peers.insert(slot, Peer::new(tunn, settings));
+            }
+            (None, None) => {}
+        }
+        self.adjust_keepalive(slot, now);
+    }
+}
+
+/// The key of the peer that had the slot, if it was another one.
+fn first_owner(owners: &[(Slot, [u8; 32])], slot: Slot) -> Option<[u8; 32]> {
+    owners
+        .iter()
+        .find(|(owner, _)| *owner == slot)
+        .map(|(_, key)| *key)
+}

@@ -1,0 +1,151 @@
+//! What a node's calls bring about, until somebody drains it.
+
+use std::net::SocketAddr;
+use std::ops::Deref;
+
+use connlib_boringtun::noise::{Event, Output, Packets};
+
+/// Calls into a node append to this. Its buffers keep their memory, so that a steady flow allocates nothing.
+///
+/// Nothing in here bounds its growth: whoever calls the node drains it after each batch, and a batch of n packets adds at
+/// most n packets, n datagrams, and what was queued in the tunnels.
+///
+/// `datagrams`, for UDP, and `packets`, for the TUN device, are those of an [`Output`], to which the tunnels append
+/// directly: nothing is copied or moved on the way.
+#[derive(Debug, Default)]
+pub struct NodeOutput {
+    pub(crate) tunnels: Output,
+    /// Where each of `datagrams` goes.
+    pub destinations: Vec<SocketAddr>,
+    /// What happened to a tunnel, with the peer's public key, in order.
+    pub events: Vec<([u8; 32], Event)>,
+}
+
+impl Deref for NodeOutput {
+    type Target = Output;
+
+    fn deref(&self) -> &Output {
+        &self.tunnels
+    }
+}
+
+impl NodeOutput {
+    /// Each datagram with its destination.
+    pub fn transmits(&self) -> impl Iterator<Item = (SocketAddr, &[u8])> {
+        self.destinations.iter().copied().zip(self.datagrams.iter())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.datagrams.is_empty() && self.packets.is_empty() && self.events.is_empty()
+    }
+
+    pub fn clear(&mut self) {
+        self.drain_datagrams(usize::MAX);
+        self.drain_packets(usize::MAX);
+        self.events.clear();
+    }
+
+    /// Takes the first `count` datagrams out, or as many as there are.
+    pub fn drain_datagrams(&mut self, count: usize) {
+        drain(&mut self.tunnels.datagrams, count);
+        self.destinations
+            .drain(..count.min(self.destinations.len()));
+    }
+
+    /// Takes the first `count` packets out, or as many as there are.
+    pub fn drain_packets(&mut self, count: usize) {
+        drain(&mut self.tunnels.packets, count);
+    }
+
+    pub(crate) fn push_datagram(&mut self, destination: SocketAddr, datagram: &[u8]) {
+        self.tunnels.datagrams.push(datagram);
+        self.destinations.push(destination);
+    }
+
+    pub(crate) fn take_back_last_packet(&mut self) {
+        let rest = self.packets.len().saturating_sub(1);
+        self.tunnels.packets.truncate(rest);
+    }
+
+    pub(crate) fn last_packet(&self) -> Option<&[u8]> {
+        let Packets { bytes, lengths } = &self.packets;
+        bytes.get(bytes.len().checked_sub(*lengths.last()?)?..)
+    }
+
+    /// Sends the datagrams that have no destination yet to this one; without one they are taken back. Returns how many
+    /// were.
+    pub(crate) fn address(&mut self, destination: Option<SocketAddr>) -> usize {
+        let addressed = self.destinations.len();
+        match destination {
+            Some(destination) => {
+                self.destinations.resize(self.datagrams.len(), destination);
+                0
+            }
+            None => {
+                let lost = self.datagrams.len().saturating_sub(addressed);
+                self.tunnels.datagrams.truncate(addressed);
+                lost
+            }
+        }
+    }
+}
+
+fn drain(packets: &mut Packets, count: usize) {
+    let count = count.min(packets.lengths.len());
+    let bytes: usize = packets.lengths.drain(..count).sum();
+    packets.bytes.drain(..bytes.min(packets.bytes.len()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn output() -> NodeOutput {
+        let mut output = NodeOutput::default();
+        for port in 1..=3u16 {
+            let datagram = vec![port as u8; port.into()];
+            output.push_datagram(([127, 0, 0, 1], port).into(), &datagram);
+            output.tunnels.packets.push(&datagram);
+        }
+        output
+    }
+
+    #[test]
+    fn draining_takes_from_the_front_and_keeps_the_rest_in_order() {
+        let mut output = output();
+        output.drain_datagrams(2);
+        let rest: Vec<_> = output.transmits().collect();
+        assert_eq!(rest, [(([127, 0, 0, 1], 3).into(), [3, 3, 3].as_slice())]);
+        assert_eq!(output.packets.len(), 3, "packets are drained on their own");
+        output.drain_packets(1);
+        assert_eq!(
+            output.packets.iter().collect::<Vec<_>>(),
+            [[2, 2].as_slice(), &[3, 3, 3]]
+        );
+    }
+
+    #[test]
+    fn draining_more_than_there_is_empties_it_and_keeps_the_memory() {
+        let mut output = output();
+        let capacity = output.datagrams.bytes.capacity();
+        output.clear();
+        assert!(output.is_empty());
+        assert!(output.destinations.is_empty());
+        assert_eq!(output.datagrams.bytes.capacity(), capacity);
+    }
+
+    #[test]
+    fn datagrams_without_a_destination_are_taken_back() {
+        let mut output = output();
+        output.tunnels.datagrams.push(&[9]);
+        output.tunnels.datagrams.push(&[9, 9]);
+        assert_eq!(output.address(None), 2);
+        assert_eq!(output.transmits().count(), 3);
+        output.tunnels.datagrams.push(&[9]);
+        assert_eq!(output.address(Some(([127, 0, 0, 1], 9).into())), 0);
+        assert_eq!(
+            output.transmits().last(),
+            Some((([127, 0, 0, 1], 9).into(), [9].as_slice()))
+        );
+    }
+}

@@ -1,0 +1,101 @@
+//! The peers of a node: a slab, so that everything else can name a peer by a small number that stays the same.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use connlib_boringtun::noise::{self, Role};
+
+use super::config::PeerSettings;
+use super::stats::DropCounts;
+
+/// A peer's place in the slab. A slot whose peer was removed is given out again.
+pub(crate) type Slot = usize;
+
+pub(crate) struct Peer {
+    pub tunn: noise::Tunn,
+    pub settings: PeerSettings,
+    /// Where to send: as configured, until an authenticated datagram came from elsewhere.
+    pub endpoint: Option<SocketAddr>,
+    pub drops: DropCounts,
+}
+
+impl Peer {
+    /// A peer as configured, with a tunnel that has done nothing yet.
+    pub fn new(tunn: noise::Tunn, settings: PeerSettings) -> Self {
+        let endpoint = settings.endpoint;
+        let mut peer = Peer {
+            tunn,
+            settings,
+            endpoint,
+            drops: DropCounts::default(),
+        };
+        let keepalive = peer.keepalive();
+        peer.tunn = peer.tunn.with_persistent_keepalive(keepalive);
+        peer
+    }
+
+    /// Whether packets for this peer could be sent, now or as soon as it comes to us.
+    pub fn is_reachable(&self) -> bool {
+        self.endpoint.is_some() || self.settings.role == Role::Responder
+    }
+
+    /// The keepalive that the tunnel should have now. One that would initiate waits for an endpoint: an initiation that
+    /// cannot be sent would only be in the way of the peer's.
+    pub fn keepalive(&self) -> Option<Duration> {
+        self.settings
+            .persistent_keepalive
+            .filter(|_| self.is_reachable())
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Peers {
+    slots: Vec<Option<Peer>>,
+    by_key: BTreeMap<[u8; 32], Slot>,
+}
+
+impl Peers {
+    pub fn get(&self, slot: Slot) -> Option<&Peer> {
+        self.slots.get(slot)?.as_ref()
+    }
+
+    pub fn get_mut(&mut self, slot: Slot) -> Option<&mut Peer> {
+        self.slots.get_mut(slot)?.as_mut()
+    }
+
+    pub fn find(&self, public_key: &[u8; 32]) -> Option<Slot> {
+        self.by_key.get(public_key).copied()
+    }
+
+    /// Slots in the order of the peers' public keys.
+    pub fn slots(&self) -> impl Iterator<Item = Slot> + '_ {
+        self.by_key.values().copied()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Peer> {
+        self.slots().filter_map(|slot| self.get(slot))
+    }
+
+    /// Slots without a peer, lowest first, never ending.
+    pub fn vacant(&self) -> impl Iterator<Item = Slot> + '_ {
+        (0..).filter(|slot| self.get(*slot).is_none())
+    }
+
+    /// Puts a peer into a vacant slot.
+    pub fn insert(&mut self, slot: Slot, peer: Peer) {
+        if self.slots.len() <= slot {
+            self.slots.resize_with(slot + 1, || None);
+        }
+        self.by_key.insert(peer.settings.public_key, slot);
+        if let Some(place) = self.slots.get_mut(slot) {
+            *place = Some(peer);
+        }
+    }
+
+    pub fn remove(&mut self, slot: Slot) -> Option<Peer> {
+        let peer = self.slots.get_mut(slot)?.take()?;
+        self.by_key.remove(&peer.settings.public_key);
+        Some(peer)
+    }
+}

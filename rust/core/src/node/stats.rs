@@ -1,0 +1,63 @@
+//! What a node counts.
+
+use std::net::SocketAddr;
+
+use connlib_boringtun::noise::Stats;
+
+use crate::DropReason;
+
+/// How many packets and datagrams went no further, by reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DropCounts([u64; DropReason::ALL.len()]);
+
+impl Default for DropCounts {
+    fn default() -> Self {
+        DropCounts([0; DropReason::ALL.len()])
+    }
+}
+
+impl DropCounts {
+    pub fn get(&self, reason: DropReason) -> u64 {
+        self.0.get(reason as usize).copied().unwrap_or(0)
+    }
+
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    /// The reasons that occurred, in the order of `DropReason::ALL`, with how often.
+    pub fn iter(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
+        let all = DropReason::ALL.iter().copied();
+        all.map(|reason| (reason, self.get(reason)))
+            .filter(|(_, count)| *count > 0)
+    }
+
+    pub(crate) fn add(&mut self, reason: DropReason) {
+        self.add_many(reason, 1);
+    }
+
+    pub(crate) fn add_many(&mut self, reason: DropReason, count: usize) {
+        if let Some(counter) = self.0.get_mut(reason as usize) {
+            *counter = counter.saturating_add(count as u64);
+        }
+    }
+}
+
+/// One peer in numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PeerStats {
+    pub public_key: [u8; 32],
+    /// Where its datagrams are sent; `None` until it is configured or the peer comes to us.
+    pub endpoint: Option<SocketAddr>,
+    pub tunnel: Stats,
+    pub drops: DropCounts,
+}
+
+/// A node in numbers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeStats {
+    /// In the order of the public keys.
+    pub peers: Vec<PeerStats>,
+    /// What could not be put down to a peer.
+    pub drops: DropCounts,
+}

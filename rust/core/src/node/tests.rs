@@ -1,0 +1,272 @@
+//! What only shows from inside: which peers a call touches, that the announced deadline is the earliest of all, and that no
+//! receiver index is left behind.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use connlib_boringtun::x25519::{PublicKey, StaticSecret};
+use proptest::prelude::*;
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+use super::*;
+use crate::{Role, Secret};
+
+/// The private key of host `number`.
+fn private_key(number: u32) -> [u8; 32] {
+    let mut key = [7; 32];
+    ChaCha20Rng::seed_from_u64(number.into()).fill_bytes(&mut key);
+    key
+}
+
+fn public_key(number: u32) -> [u8; 32] {
+    *PublicKey::from(&StaticSecret::from(private_key(number))).as_bytes()
+}
+
+fn address(number: u32) -> SocketAddr {
+    SocketAddr::from((number.to_be_bytes(), 51820))
+}
+
+fn peer(number: u32) -> PeerConfig {
+    PeerConfig {
+        allowed_ips: vec![Prefix {
+            address: inner(number).into(),
+            length: 32,
+        }],
+        endpoint: Some(address(number)),
+        ..PeerConfig::new(public_key(number))
+    }
+}
+
+fn inner(number: u32) -> [u8; 4] {
+    (0x0a00_0000 | number).to_be_bytes()
+}
+
+/// Host `number` with these peers.
+fn node(number: u32, peers: impl IntoIterator<Item = PeerConfig>) -> Node {
+    let config = NodeConfig {
+        peers: peers.into_iter().collect(),
+        handshake_limit: u64::MAX,
+        ..NodeConfig::new(Secret::new(private_key(number)))
+    };
+    let rng = Box::new(ChaCha20Rng::seed_from_u64(number.into()));
+    Node::new(
+        config,
+        Instant::from_nanos(0),
+        Duration::from_secs(1_700_000_000),
+        rng,
+    )
+    .unwrap()
+}
+
+fn packet(from: u32, to: u32) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 20, 0, 0, 0, 0, 64, 17, 0, 0];
+    packet.extend(inner(from));
+    packet.extend(inner(to));
+    packet
+}
+
+/// Carries everything between two nodes at once, until nobody has anything to say.
+fn exchange(a: (u32, &mut Node), b: (u32, &mut Node), now: Instant) {
+    let (a, b) = ((address(a.0), a.1), (address(b.0), b.1));
+    while !a.1.output.datagrams.is_empty() || !b.1.output.datagrams.is_empty() {
+        for (from, to) in [(0, 1), (1, 0)] {
+            let nodes = [(a.0, &mut *a.1), (b.0, &mut *b.1)];
+            let [(source, sender), (_, receiver)] = match (from, to) {
+                (0, 1) => nodes,
+                _ => {
+                    let [a, b] = nodes;
+                    [b, a]
+                }
+            };
+            for datagram in sender.output.datagrams.iter() {
+                receiver.handle_datagram(source, datagram, now);
+            }
+            sender.clear_output();
+        }
+    }
+}
+
+#[test]
+fn one_packet_touches_one_of_a_thousand_peers() {
+    let mut node = node(0, (1..=1000).map(peer));
+    let mut other = super::tests::node(500, [peer(0)]);
+    let mut now = Instant::from_nanos(1);
+    let touched = |node: &mut Node| std::mem::take(&mut node.touched);
+    touched(&mut node);
+
+    let slot = node.peers.find(&public_key(500)).unwrap();
+    node.handle_packet(&packet(0, 500), now);
+    assert_eq!(touched(&mut node), [slot]);
+    exchange((0, &mut node), (500, &mut other), now);
+    assert_eq!(
+        node.stats(now)
+            .peers
+            .iter()
+            .map(|peer| peer.tunnel.sessions)
+            .sum::<usize>(),
+        1
+    );
+    touched(&mut node);
+
+    now += Duration::from_secs(1);
+    other.handle_packet(&packet(500, 0), now);
+    let datagram = other.output.datagrams.bytes.clone();
+    node.handle_datagram(address(500), &datagram, now);
+    assert_eq!(node.output.packets.len(), 1);
+    assert_eq!(touched(&mut node), [slot]);
+
+    // What is wrong touches nobody; what is due, only those whose time has come.
+    node.handle_datagram(address(500), &datagram[..31], now);
+    node.handle_packet(&packet(0, 2000), now);
+    node.handle_timeout(now);
+    assert_eq!(touched(&mut node), []);
+    let first = node.next_timeout().unwrap();
+    node.handle_timeout(first.at);
+    assert_eq!(touched(&mut node), [slot]);
+}
+
+#[test]
+fn peers_that_are_overdue_are_called_once_each_in_the_order_of_their_deadlines() {
+    let mut node = node(0, (1..=100).map(peer));
+    let now = Instant::from_nanos(1);
+    for number in (1..=100).rev() {
+        node.handle_packet(&packet(0, number), now);
+    }
+    let give_up = now + Duration::from_secs(90);
+    let mut expected: Vec<_> = (0..100).collect();
+    expected.sort_by_key(|slot| (node.peers.get(*slot).unwrap().tunn.next_timeout(), *slot));
+    node.clear_output();
+    node.touched.clear();
+    node.handle_timeout(give_up);
+    assert_eq!(std::mem::take(&mut node.touched), expected);
+    assert_eq!(node.next_timeout(), None);
+    let gave_up = expected
+        .iter()
+        .map(|slot| node.peers.get(*slot).unwrap().settings.public_key);
+    let events: Vec<_> = gave_up
+        .map(|key| (key, Event::GaveUp { dropped: 1 }))
+        .collect();
+    assert_eq!(node.take_events(), events);
+}
+
+#[test]
+fn receiver_indices_are_given_back() {
+    let mut a = node(1, [peer(2)]);
+    let mut b = node(2, [peer(1)]);
+    let mut now = Instant::from_nanos(1);
+    for _ in 0..600 {
+        now += Duration::from_secs(1);
+        a.initiate_handshake(&public_key(2), now).unwrap();
+        exchange((1, &mut a), (2, &mut b), now);
+        assert!(a.indices.len() <= 5 && b.indices.len() <= 5);
+    }
+    assert!(!a.indices.is_empty() && !b.indices.is_empty());
+    // Of removed peers and of tunnels made anew nothing is left.
+    let config = |number, peers| NodeConfig {
+        peers,
+        ..NodeConfig::new(Secret::new(private_key(number)))
+    };
+    a.apply(config(1, vec![]), now).unwrap();
+    b.apply(
+        config(
+            2,
+            vec![PeerConfig {
+                role: Role::Responder,
+                ..peer(1)
+            }],
+        ),
+        now,
+    )
+    .unwrap();
+    assert!(a.indices.is_empty() && b.indices.is_empty());
+    assert_eq!((a.next_timeout(), b.next_timeout()), (None, None));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Packet(u32),
+    Datagram(u32, usize),
+    Initiate(u32),
+    Timeout,
+    Keepalive(u32, u64),
+    Remove(u32),
+    Wait(u64),
+    Back(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let peer = 1..=6u32;
+    prop_oneof![
+        4 => peer.clone().prop_map(Step::Packet),
+        4 => (peer.clone(), 0..4usize).prop_map(|(peer, nth)| Step::Datagram(peer, nth)),
+        2 => peer.clone().prop_map(Step::Initiate),
+        2 => Just(Step::Timeout),
+        1 => (peer.clone(), 0..40u64).prop_map(|(peer, seconds)| Step::Keepalive(peer, seconds)),
+        1 => peer.prop_map(Step::Remove),
+        3 => (0..60_000u64).prop_map(Step::Wait),
+        1 => (0..10_000u64).prop_map(Step::Back),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn the_announced_deadline_is_the_earliest_of_all_peers(steps in prop::collection::vec(step(), 1..80)) {
+        let mut peers: Vec<_> = (1..=6).map(peer).collect();
+        let mut hub = node(0, peers.clone());
+        let mut spokes: Vec<_> = (1..=6).map(|number| node(number, [peer(0)])).collect();
+        let mut now = Instant::from_nanos(1);
+        let mut latest = now;
+        for step in steps {
+            match step {
+                Step::Packet(to) => hub.handle_packet(&packet(0, to), now),
+                Step::Initiate(to) => drop(hub.initiate_handshake(&public_key(to), now)),
+                Step::Timeout => hub.handle_timeout(now),
+                Step::Datagram(from, nth) => {
+                    // The spoke hears what was sent to it, sends a packet of its own, and one of its datagrams comes back.
+                    let spoke = &mut spokes[from as usize - 1];
+                    for (destination, datagram) in hub.output.transmits() {
+                        if destination == address(from) {
+                            spoke.handle_datagram(address(0), datagram, now);
+                        }
+                    }
+                    hub.clear_output();
+                    spoke.handle_packet(&packet(from, 0), now);
+                    if let Some(datagram) = spoke.output.datagrams.iter().nth(nth) {
+                        hub.handle_datagram(address(from), datagram, now);
+                    }
+                    spoke.clear_output();
+                }
+                Step::Keepalive(number, seconds) => {
+                    for peer in peers.iter_mut().filter(|peer| peer.public_key == public_key(number)) {
+                        peer.persistent_keepalive = Some(Duration::from_secs(seconds));
+                    }
+                }
+                Step::Remove(number) => match peers.iter().position(|peer| peer.public_key == public_key(number)) {
+                    Some(position) => drop(peers.remove(position)),
+                    None => peers.push(peer(number)),
+                },
+                Step::Wait(milliseconds) => now += Duration::from_millis(milliseconds),
+                Step::Back(milliseconds) => {
+                    now = Instant::from_nanos(now.as_nanos().saturating_sub(milliseconds * 1_000_000));
+                }
+            }
+            let config = NodeConfig {
+                peers: peers.clone(),
+                handshake_limit: u64::MAX,
+                ..NodeConfig::new(Secret::new(private_key(0)))
+            };
+            hub.apply(config, now).unwrap();
+            latest = latest.max(now);
+
+            let earliest = hub.peers.iter().filter_map(|peer| peer.tunn.next_timeout()).map(|timeout| timeout.at).min();
+            prop_assert_eq!(hub.next_timeout().map(|timeout| timeout.at), earliest.map(|at| at.max(latest)));
+            let named = hub.next_timeout_peer().and_then(|key| hub.peers.find(&key));
+            let own = named.and_then(|slot| hub.peers.get(slot)).and_then(|peer| peer.tunn.next_timeout());
+            prop_assert_eq!(own.map(|timeout| timeout.at), earliest);
+            prop_assert_eq!(hub.output.destinations.len(), hub.output.datagrams.len());
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! Nodes joined by a network in memory: no clock, no socket, and the same trace every time.
+
+mod apply;
+mod cookies;
+mod endpoints;
+mod garbage;
+mod links;
+mod net;
+mod routing;
+mod sources;
