@@ -2,7 +2,7 @@
 
 use connlib_boringtun::Instant;
 use connlib_boringtun::noise::{
-    Env, Event, Indices, Limits, Output, Received, Role, TimerConfig, Tunn, TunnParams,
+    Env, Event, Indices, Limits, Output, Received, Role, Settings, TimerConfig, Tunn, TunnParams,
     WireGuardError,
 };
 use connlib_boringtun::x25519::{PublicKey, StaticSecret};
@@ -63,6 +63,15 @@ impl Side {
     }
 }
 
+fn settings(role: Role, limits: Limits) -> Settings {
+    Settings {
+        role,
+        timers: TimerConfig::default(),
+        limits,
+        mtu: 1420,
+    }
+}
+
 fn pair(limits: Limits) -> (Side, Side) {
     let secrets = [[1; 32], [2; 32]].map(StaticSecret::from);
     let side = |own: usize, peer: usize| Side {
@@ -71,10 +80,7 @@ fn pair(limits: Limits) -> (Side, Side) {
                 static_private: secrets[own].clone(),
                 peer_static_public: PublicKey::from(&secrets[peer]),
                 preshared_key: None,
-                role: Role::Either,
-                timers: TimerConfig::default(),
-                limits,
-                mtu: 1420,
+                settings: settings(Role::Either, limits),
                 unix_time: Duration::from_secs(1_700_000_000),
             },
             Instant::default(),
@@ -220,10 +226,7 @@ fn the_seven_public_keys_of_low_order_are_refused() {
                 static_private: StaticSecret::from([1; 32]),
                 peer_static_public: PublicKey::from(point(hex)),
                 preshared_key: None,
-                role: Role::Either,
-                timers: TimerConfig::default(),
-                limits: Limits::default(),
-                mtu: 1420,
+                settings: settings(Role::Either, Limits::default()),
                 unix_time: Duration::ZERO,
             },
             Instant::default(),
@@ -256,6 +259,28 @@ fn every_index_goes_back_when_the_tunnel_goes() {
         side.tunn.release_indices(&mut side.table);
         assert!(side.table.0.is_empty());
     }
+}
+
+#[test]
+fn a_tunnel_that_becomes_a_responder_withdraws_its_initiation_and_keeps_its_session() {
+    let (mut a, mut b) = connected(Limits::default());
+    a.now += Duration::from_secs(1);
+    b.now += Duration::from_secs(1);
+    let (_, initiation) = a.call(|tunn, env, out| tunn.initiate_handshake(env, out));
+    let (_, response) = b.receive(&initiation.datagrams.bytes);
+    let responder = settings(Role::Responder, Limits::default());
+    a.tunn.reconfigure(responder, &mut a.table);
+    assert!(!a.tunn.stats(a.now).handshake_pending);
+    assert_eq!(
+        a.receive(&response.datagrams.bytes).0,
+        Err(WireGuardError::UnexpectedPacket)
+    );
+    let datagram = a.send(&ipv4(20)).datagrams.bytes;
+    assert_eq!(b.receive(&datagram).1.packets.len(), 1);
+    a.now += Duration::from_secs(100);
+    let (_, out) = a.call(|tunn, env, out| tunn.handle_timeout(env, out));
+    assert_eq!(out.events, [Event::PeerSilent]);
+    assert!(out.datagrams.is_empty());
 }
 
 #[test]

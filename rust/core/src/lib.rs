@@ -26,7 +26,7 @@ pub use allowed_ips::AllowedIps;
 pub use connlib_boringtun::Instant;
 pub use connlib_boringtun::noise::rate_limiter::RateLimiter;
 pub use connlib_boringtun::noise::{
-    Event, Limits, Output, Packets, Role, Stats, Timeout, TimeoutReason, TimerConfig,
+    Event, Limits, Output, Packets, Role, Settings, Stats, Timeout, TimeoutReason, TimerConfig,
 };
 pub use connlib_boringtun::x25519::{PublicKey, StaticSecret};
 pub use drop_reason::DropReason;

@@ -244,12 +244,9 @@ impl Node {
 
     /// Goes over to another configuration, all or nothing, and says what changed.
     ///
-    /// Peers are known by their public keys. Sessions go on wherever they can: for peers that did not change, and for
-    /// peers whose allowed IPs, endpoint, keepalive or preshared key changed (the last is for the next handshake). A
-    /// peer's tunnel is made anew, without a session, if its role changed; all tunnels are if the node's private key, MTU,
-    /// timers or limits did. With a tunnel goes its memory of the last initiation's timestamp, so that one
-    /// recorded initiation could be answered again, which moves nothing. Another private key or handshake limit makes a
-    /// new rate limiter, and cookies that were given out are worth nothing then.
+    /// Peers are known by their public keys. Sessions go on, whatever else changed (a preshared key is for the next
+    /// handshake), unless the node's private key did: then every tunnel is made anew. Another private key or handshake limit
+    /// makes a new rate limiter, and cookies that were given out are worth nothing then.
     ///
     /// An endpoint that is the same as in the last configuration, or absent, leaves the peer where it was last heard.
     ///

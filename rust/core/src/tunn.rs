@@ -12,7 +12,7 @@ use rand_core::CryptoRngCore;
 use zeroize::Zeroizing;
 
 use crate::indices::{Shared, SharedIndices};
-use crate::{DropReason, Instant, Limits, Output, Role, Stats, Timeout, TimerConfig};
+use crate::{DropReason, Instant, Output, Settings, Stats, Timeout};
 
 /// The source of randomness of a tunnel or a node: the operating system's, or a seeded one in the laboratory.
 pub type Rng = Box<dyn CryptoRngCore + Send>;
@@ -31,14 +31,10 @@ pub struct TunnConfig {
     pub private_key: Secret,
     pub peer_public_key: [u8; 32],
     pub preshared_key: Option<Secret>,
-    pub role: Role,
     pub persistent_keepalive: Option<Duration>,
     /// The wall clock at construction, since 1970.
     pub unix_time: Duration,
-    /// The longest IP packet that the interface takes.
-    pub mtu: usize,
-    pub timers: TimerConfig,
-    pub limits: Limits,
+    pub settings: Settings,
     /// `None`: a table of its own.
     pub indices: Option<SharedIndices>,
     /// `None`: a limiter of its own.
@@ -74,10 +70,7 @@ impl Tunn {
                 static_private: private,
                 peer_static_public: PublicKey::from(config.peer_public_key),
                 preshared_key: config.preshared_key.as_deref().copied(),
-                role: config.role,
-                timers: config.timers,
-                limits: config.limits,
-                mtu: config.mtu,
+                settings: config.settings,
                 unix_time: config.unix_time,
             },
             now,

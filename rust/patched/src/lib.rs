@@ -22,7 +22,7 @@ mod pristine;
 mod replay;
 mod series;
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 pub use diff::{Change, FileDiff, Hunk, Placement};
 pub use error::Error;
@@ -30,13 +30,12 @@ pub use pristine::{Sources, locate, read, sha256};
 pub use replay::{Outcome, Replay, Step, replay};
 pub use series::{Overlay, Patch, Release, Series};
 
-/// Called by a build script: writes the fork to `OUT_DIR/NAME/src`, or ends the process with a message.
+/// Called by a build script: writes the fork to `OUT_DIR/NAME/src`, or tells cargo to stop the build with a message.
 ///
 /// `series` is the directory of the series, relative to the package that is being built.
 pub fn build(series: &str) {
     if let Err(error) = try_build(series) {
         println!("cargo::error={error}");
-        std::process::exit(1);
     }
 }
 
@@ -55,9 +54,32 @@ fn try_build(series: &str) -> Result<(), Error> {
         Some(&target),
         true,
     )?;
-    println!("cargo::rerun-if-changed={}", root.join("src").display());
+    println!(
+        "cargo::rerun-if-changed={}",
+        watchable(&root.join("src")).display()
+    );
     let fork = assemble(&series, &root)?;
     write(&fork, &PathBuf::from(variable("OUT_DIR")?).join(name))
+}
+
+/// The same path by a detour, because cargo takes what is below its own directory for unchangeable and does not look.
+fn watchable(path: &Path) -> PathBuf {
+    let mut detour = PathBuf::new();
+    let mut taken = false;
+    for part in path.components() {
+        detour.push(part);
+        if !taken && matches!(part, Component::Normal(_)) {
+            taken = true;
+            detour.push("..");
+            detour.push(part);
+        }
+    }
+    // Where the first directory is a link, its parent is another one.
+    if detour.exists() {
+        detour
+    } else {
+        path.to_owned()
+    }
 }
 
 /// The fork's sources, from a series and the directory of the release that it is for.
@@ -66,7 +88,7 @@ fn try_build(series: &str) -> Result<(), Error> {
 /// When the release is not what was recorded, or anything of the series does not fit it exactly.
 pub fn assemble(series: &Series, root: &Path) -> Result<Sources, Error> {
     let pristine = read(root)?;
-    series.verify(&pristine)?;
+    series.verify(&pristine, root)?;
     replay(series, &pristine).strict(series)
 }
 

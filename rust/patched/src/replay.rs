@@ -8,7 +8,7 @@ use std::fmt;
 use crate::diff::{self, Change, Placement};
 use crate::error::Error;
 use crate::pristine::{self, Sources};
-use crate::series::Series;
+use crate::series::{Release, Series};
 
 /// What became of one hunk, one overlay, or one file as a whole.
 #[derive(Debug, Clone)]
@@ -148,18 +148,22 @@ impl Replay {
     /// # Errors
     /// The first step that was not: the patch, the file, the hunk, what was expected, and what to do.
     pub fn strict(self, series: &Series) -> Result<Sources, Error> {
-        match self
+        let Some(step) = self
             .steps
             .iter()
             .find(|step| step.outcome != Outcome::Applies)
-        {
-            None => Ok(self.sources),
-            Some(step) => Err(Error::new(format!(
-                "{}/{step}: {}. The series has to fit {} {} line by line: restore the patch, or make it anew and see `make \
-                 rebase-patches`",
-                series.label, step.outcome, series.release.name, series.release.version
-            ))),
+        else {
+            return Ok(self.sources);
+        };
+        let mut message = format!("{}/{step}: {}", series.label, step.outcome);
+        if !step.hunk.is_empty() {
+            let Release { name, version, .. } = &series.release;
+            message.push_str(&format!(
+                ". Each hunk has to fit {name} {version} at its line: restore the patch, or make it anew as \
+                 patches/README.md says"
+            ));
         }
+        Err(Error::new(message))
     }
 }
 

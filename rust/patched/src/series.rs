@@ -165,13 +165,13 @@ impl Series {
         })
     }
 
-    /// Compares the sources that cargo unpacked with what `series.toml` recorded of the release.
+    /// Compares the `sources` that cargo unpacked at `root` with what `series.toml` recorded of the release.
     ///
     /// Cargo checks the archive when it downloads it, and never again what it unpacked.
     ///
     /// # Errors
     /// Names every file that was changed, added or removed.
-    pub fn verify(&self, sources: &Sources) -> Result<(), Error> {
+    pub fn verify(&self, sources: &Sources, root: &Path) -> Result<(), Error> {
         let Release {
             name,
             version,
@@ -200,10 +200,11 @@ impl Series {
             return Ok(());
         }
         Err(Error::new(format!(
-            "the source of {name} {version} is not what {}/series.toml recorded of the release: {}; delete the unpacked \
-             source, so that cargo unpacks the archive again",
+            "the source of {name} {version} is not what {}/series.toml recorded of the release: {}; delete {}, so that \
+             cargo unpacks the archive again",
             self.label,
-            wrong.join("; ")
+            wrong.join("; "),
+            root.display()
         )))
     }
 

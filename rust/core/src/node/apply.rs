@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use connlib_boringtun::noise::rate_limiter::RateLimiter;
-use connlib_boringtun::noise::{self, Limits, TimerConfig, TunnParams};
+use connlib_boringtun::noise::{self, Limits, Role, Settings, TimerConfig, TunnParams};
 use connlib_boringtun::x25519::{PublicKey, StaticSecret};
 
 use super::config::{
@@ -39,6 +39,16 @@ impl Common {
         })
     }
 
+    /// What a tunnel of this node works by.
+    fn settings(&self, role: Role) -> Settings {
+        Settings {
+            role,
+            timers: self.timers,
+            limits: self.limits,
+            mtu: self.mtu,
+        }
+    }
+
     fn changes(&self, new: &Common) -> Vec<&'static str> {
         named([
             // Equal public keys are equal private keys, up to bits that the curve ignores.
@@ -63,7 +73,7 @@ struct Plan {
     diff: ConfigDiff,
 }
 
-/// A peer of the new configuration. A peer that stays has a new tunnel only if the old one cannot go on.
+/// A peer of the new configuration. A peer that stays has a new tunnel only if our private key changed.
 struct Step {
     slot: Slot,
     settings: PeerSettings,
@@ -86,7 +96,7 @@ impl Node {
             node: self.common.changes(&common),
             ..ConfigDiff::default()
         };
-        let remake_all = diff.node.iter().any(|field| *field != "handshake_limit");
+        let remake_all = diff.node.contains(&"private_key");
 
         let mut keys = BTreeSet::new();
         let mut vacant = self.peers.vacant();
@@ -124,8 +134,7 @@ impl Node {
             let fields = old
                 .map(|old| old.settings.changes(&settings))
                 .unwrap_or_default();
-            let remake = old.is_none() || remake_all || fields.contains(&"role");
-            let tunn = match remake {
+            let tunn = match old.is_none() || remake_all {
                 true => Some(self.tunnel(&common, &settings, now)?),
                 false => None,
             };
@@ -167,10 +176,7 @@ impl Node {
             static_private: common.private.clone(),
             peer_static_public: PublicKey::from(settings.public_key),
             preshared_key: settings.preshared_key.as_deref().copied(),
-            role: settings.role,
-            timers: common.timers,
-            limits: common.limits,
-            mtu: common.mtu,
+            settings: common.settings(settings.role),
             unix_time: self.wall_clock(now),
         };
         let error = |_| ConfigError::InvalidKey {
@@ -228,12 +234,15 @@ impl Node {
                 if settings.endpoint.is_some() && settings.endpoint != peer.settings.endpoint {
                     peer.endpoint = settings.endpoint;
                 }
+                let settings_of_tunnel = self.common.settings(settings.role);
                 peer.settings = settings;
+                let mut indices = Owned {
+                    table: &mut self.indices,
+                    owner: slot,
+                };
+                peer.tunn.reconfigure(settings_of_tunnel, &mut indices);
                 if let Some(tunn) = tunn {
-                    peer.tunn.release_indices(&mut Owned {
-                        table: &mut self.indices,
-                        owner: slot,
-                    });
+                    peer.tunn.release_indices(&mut indices);
                     peer.drops
                         .add_many(DropReason::NoSession, peer.tunn.stats(now).queued);
                     peer.tunn = tunn.with_persistent_keepalive(peer.keepalive());

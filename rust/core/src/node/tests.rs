@@ -10,7 +10,7 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::*;
-use crate::{Role, Secret};
+use crate::Secret;
 
 /// The private key of host `number`.
 fn private_key(number: u32) -> [u8; 32] {
@@ -168,17 +168,7 @@ fn receiver_indices_are_given_back() {
         ..NodeConfig::new(Secret::new(private_key(number)))
     };
     a.apply(config(1, vec![]), now).unwrap();
-    b.apply(
-        config(
-            2,
-            vec![PeerConfig {
-                role: Role::Responder,
-                ..peer(1)
-            }],
-        ),
-        now,
-    )
-    .unwrap();
+    b.apply(config(4, vec![peer(1)]), now).unwrap();
     assert!(a.indices.is_empty() && b.indices.is_empty());
     assert_eq!((a.next_timeout(), b.next_timeout()), (None, None));
 }

@@ -121,7 +121,7 @@ fn count(dir: &Path, write: bool) -> Result<bool, Error> {
         true,
     )?;
     let pristine = read(&root)?;
-    series.verify(&pristine)?;
+    series.verify(&pristine, &root)?;
     let fork = replay(&series, &pristine).strict(&series)?;
     let summary = counts::summary(&series, &pristine, &fork);
     print!("{summary}");

@@ -130,7 +130,10 @@ fn one_byte_of_any_source_of_the_release_stops_the_build() {
     for (path, text) in &pristine {
         let mut changed = pristine.clone();
         changed.insert(path.clone(), format!("?{}", &text[1..]));
-        let message = series.verify(&changed).expect_err(path).to_string();
+        let message = series
+            .verify(&changed, Path::new("unpacked"))
+            .expect_err(path)
+            .to_string();
         assert!(
             message.contains(&format!("{path} was changed")) && message.contains(&sha256(text)),
             "{message}"

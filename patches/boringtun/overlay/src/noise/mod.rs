@@ -7,6 +7,7 @@
 //! | `tunnel.rs` | `Tunn`: what a packet, a datagram or a command does |
 //! | `timers.rs` | every deadline, its reason, and what happens when it is due (section 6) |
 //! | `sessions.rs` | previous, current and next session |
+//! | `settings.rs` | roles, limits, statistics: plain values |
 //! | `handshake.rs` | Noise_IKpsk2, upstream's with our patches |
 //! | `session.rs` | sealing, opening and the replay window, upstream's with our patches |
 //! | `rate_limiter.rs` | MAC1, MAC2 and cookies, upstream's with our patches |
@@ -20,14 +21,16 @@ mod env;
 mod output;
 mod session;
 mod sessions;
+mod settings;
 mod timers;
 mod tunnel;
 
 pub use env::{Env, Indices};
 pub use errors::WireGuardError;
 pub use output::{Event, Output, Packets, Received};
+pub use settings::{Limits, Role, Settings, Stats, TunnParams};
 pub use timers::{TimerConfig, Timeout, TimeoutReason};
-pub use tunnel::{Limits, Role, Stats, Tunn, TunnParams};
+pub use tunnel::Tunn;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -17,6 +17,8 @@ pub(super) struct Sessions {
     previous: Option<Box<Session>>,
     current: Option<Box<Session>>,
     next: Option<Box<Session>>,
+    /// When the oldest of them was made: asked with every packet, so that no session has to be looked at.
+    oldest: Option<Instant>,
 }
 
 fn release(session: Option<Box<Session>>, indices: &mut dyn Indices) {
@@ -57,7 +59,7 @@ impl Sessions {
     /// `NoCurrentSession` if there is no session at all, else `WrongIndex`.
     #[inline]
     pub fn find(&mut self, index: u32) -> Result<&mut Session, WireGuardError> {
-        let none = self.len() == 0;
+        let none = self.oldest.is_none();
         IntoIterator::into_iter([&mut self.current, &mut self.next, &mut self.previous])
             .flatten()
             .find(|session| session.receiving_index == index)
@@ -81,11 +83,13 @@ impl Sessions {
         };
         release(dropped, indices);
         release(std::mem::replace(&mut self.previous, kept), indices);
+        self.find_oldest();
     }
 
     /// A session that we answered.
     pub fn install_unconfirmed(&mut self, session: Session, indices: &mut dyn Indices) {
         release(self.next.replace(Box::new(session)), indices);
+        self.find_oldest();
     }
 
     /// A packet came on session `index`. True if that confirmed it.
@@ -96,12 +100,17 @@ impl Sessions {
         }
         let current = std::mem::replace(&mut self.current, self.next.take());
         release(std::mem::replace(&mut self.previous, current), indices);
+        self.find_oldest();
         true
     }
 
     /// When the oldest session reaches `limit`.
     pub fn next_expiry(&self, limit: Duration) -> Option<Instant> {
-        self.iter().map(|session| session.created + limit).min()
+        self.oldest.map(|oldest| oldest + limit)
+    }
+
+    fn find_oldest(&mut self) {
+        self.oldest = self.iter().map(|session| session.created).min();
     }
 
     /// Wipe the sessions whose age is `limit` or more. True if the current one went.
@@ -112,6 +121,7 @@ impl Sessions {
                 release(slot.take(), indices);
             }
         }
+        self.find_oldest();
         had_current && self.current.is_none()
     }
 
@@ -120,5 +130,6 @@ impl Sessions {
         for slot in [&mut self.previous, &mut self.current, &mut self.next] {
             release(slot.take(), indices);
         }
+        self.oldest = None;
     }
 }

@@ -17,8 +17,7 @@
 //! | unconfirmed session | its creation, while packets wait | an initiation; rekey timeout + jitter |
 //! | queue timeout | the oldest packet that a responder holds | it is dropped; attempt time |
 
-use super::tunnel::{Role, Tunn};
-use super::{Env, Event, Output, WireGuardError};
+use super::{Env, Event, Output, Role, Tunn, WireGuardError};
 use crate::Instant;
 use rand_core::CryptoRngCore;
 use std::time::Duration;

@@ -8,7 +8,8 @@
 use super::handshake::Handshake;
 use super::session::Session;
 use super::sessions::Sessions;
-use super::timers::{TimerConfig, Timers};
+use super::settings::{Limits, Role, Settings, Stats, TunnParams};
+use super::timers::Timers;
 use super::{
     ip_length, Env, Event, Indices, Output, Packet, PacketData, Received, WireGuardError,
     DATA_HEADER_SZ, DATA_OVERHEAD_SZ, HANDSHAKE_INIT_SZ, HANDSHAKE_RESP_SZ,
@@ -23,78 +24,6 @@ const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Sealed packets are padded to a multiple of this (section 5.4.6).
 const PADDING: usize = 16;
-
-/// Who may start sessions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Both sides, as in the paper.
-    Either,
-    /// This side alone: it never answers an initiation.
-    Initiator,
-    /// The peer alone: this side never sends an initiation, on any path.
-    Responder,
-}
-
-/// Limits other than times (section 6.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// A session that sealed so many packets is renewed.
-    pub rekey_after_messages: u64,
-    /// A session seals and opens no packet of this number or a higher one.
-    pub reject_after_messages: u64,
-    /// How many packets may wait for a session.
-    pub queue_packets: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits {
-            rekey_after_messages: 1 << 60,
-            reject_after_messages: u64::MAX - (1 << 13),
-            queue_packets: 256,
-        }
-    }
-}
-
-/// What a tunnel is made of.
-pub struct TunnParams {
-    pub static_private: x25519::StaticSecret,
-    pub peer_static_public: x25519::PublicKey,
-    pub preshared_key: Option<[u8; 32]>,
-    pub role: Role,
-    pub timers: TimerConfig,
-    pub limits: Limits,
-    /// The longest IP packet that the interface takes: padding does not make one longer.
-    pub mtu: usize,
-    /// The wall clock at construction, since 1970: for the timestamps in initiations.
-    pub unix_time: Duration,
-}
-
-/// A tunnel in numbers. Bytes are those of UDP payloads, handshakes included.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Stats {
-    /// Time since the last session was established.
-    pub last_handshake: Option<Duration>,
-    /// Age of the current session.
-    pub session_age: Option<Duration>,
-    pub tx_bytes: u64,
-    pub rx_bytes: u64,
-    /// IP packets sealed, keepalives not counted.
-    pub tx_packets: u64,
-    /// IP packets opened, keepalives not counted.
-    pub rx_packets: u64,
-    pub queued: usize,
-    /// Live sessions: 0 to 3.
-    pub sessions: usize,
-    pub initiations_sent: u64,
-    pub responses_sent: u64,
-    pub keepalives_sent: u64,
-    /// Share of the peer's packets on the current session that never came: 0 to 1.
-    pub loss: f32,
-    /// From the last initiation that was answered to its response.
-    pub rtt: Option<Duration>,
-    pub handshake_pending: bool,
-}
 
 pub(super) struct Queued {
     pub since: Instant,
@@ -141,11 +70,11 @@ impl Tunn {
             handshake,
             sessions: Sessions::default(),
             queue: VecDeque::new(),
-            timers: Timers::new(params.timers),
-            role: params.role,
+            timers: Timers::new(params.settings.timers),
+            role: params.settings.role,
             clock: now,
-            limits: params.limits,
-            mtu: params.mtu,
+            limits: params.settings.limits,
+            mtu: params.settings.mtu,
             is_larger: static_public.as_bytes() > params.peer_static_public.as_bytes(),
             last_initiation: None,
             established: None,
@@ -212,7 +141,8 @@ impl Tunn {
     /// Take a datagram that the rate limiter let pass.
     ///
     /// # Errors
-    /// Why it was dropped. It changed nothing then.
+    /// Why it was dropped. It changed nothing then, but that the timestamp of a valid initiation is remembered: it will not
+    /// be answered later either.
     pub fn handle_verified_packet(
         &mut self,
         packet: Packet<'_>,
@@ -273,6 +203,19 @@ impl Tunn {
     /// Change the preshared key of the handshakes to come; sessions that exist go on.
     pub fn set_preshared_key(&mut self, preshared_key: Option<[u8; 32]>) {
         self.handshake.set_preshared_key(preshared_key);
+    }
+
+    /// Change settings while sessions go on. Deadlines that were set stay; a pending initiation that the new role forbids is
+    /// withdrawn.
+    pub fn reconfigure(&mut self, settings: Settings, indices: &mut dyn Indices) {
+        if settings.role == Role::Responder {
+            self.handshake.cancel(indices);
+            self.timers.attempt = None;
+        }
+        self.role = settings.role;
+        self.timers.config = settings.timers;
+        self.limits = settings.limits;
+        self.mtu = settings.mtu;
     }
 
     /// The wall clock was set: it shows `unix_time` at `now`.
