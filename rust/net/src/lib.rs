@@ -1,0 +1,28 @@
+//! Batch I/O between the kernel and whoever holds the protocol state.
+//!
+//! This crate moves bytes and counts what went wrong. It knows nothing of peers, sessions or keys, it never waits, and
+//! it reads no clock: the caller decides when a descriptor is worth reading and what the bytes mean.
+//!
+//! - [`Tun`]: IP packets from and to a TUN device (or anything that keeps packet boundaries).
+//! - [`UdpPair`]: datagrams from and to an IPv4 and an IPv6 socket, with the kernel's segmentation and coalescing.
+//! - [`BootTimer`]: a descriptor that becomes readable at an instant of the clock that also runs during suspend.
+//!
+//! Errors of the network are never returned and never swallowed: each is counted under its errno name in [`ErrorCounts`].
+
+mod errno;
+mod queue;
+mod send;
+mod socket;
+#[cfg(target_os = "linux")]
+mod timer;
+mod tun;
+mod udp;
+
+pub use errno::ErrorCounts;
+pub use queue::Queue;
+pub use send::{Datagrams, SendCounts};
+pub use socket::BufferSizes;
+#[cfg(target_os = "linux")]
+pub use timer::BootTimer;
+pub use tun::{DeviceState, MAX_PACKET, ReadBatch, Tun, TunCounts};
+pub use udp::{Family, ReceiveBuffers, UdpCounts, UdpPair};

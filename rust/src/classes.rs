@@ -1,0 +1,139 @@
+//! The classes of `connlib._types`, imported once, when the first instance is needed.
+
+use connlib_core::{DropReason, Role, TimeoutReason};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyTuple, PyType};
+
+use crate::errors::type_error;
+
+pub struct Classes {
+    tuple_new: Py<PyAny>,
+    drop_reasons: Vec<Py<PyAny>>,
+    roles: [(Role, Py<PyAny>); 3],
+    timeout_reason: Py<PyAny>,
+    pub timeout: Py<PyType>,
+    pub output: Py<PyType>,
+    pub batch: Py<PyType>,
+    pub node_output: Py<PyType>,
+    pub transmit: Py<PyType>,
+    pub peer_event: Py<PyType>,
+    pub handshake_started: Py<PyType>,
+    pub session_established: Py<PyType>,
+    pub session_expired: Py<PyType>,
+    pub gave_up: Py<PyType>,
+    pub peer_silent: Py<PyType>,
+    pub dropped: Py<PyType>,
+    pub tunn_stats: Py<PyType>,
+    pub node_stats: Py<PyType>,
+    pub peer_stats: Py<PyType>,
+    pub config_diff: Py<PyType>,
+    pub peer_change: Py<PyType>,
+    pub timers: Py<PyType>,
+    pub limits: Py<PyType>,
+    pub node_config: Py<PyType>,
+    pub peer_config: Py<PyType>,
+}
+
+pub fn classes(py: Python<'_>) -> PyResult<&'static Classes> {
+    static CLASSES: PyOnceLock<Classes> = PyOnceLock::new();
+    CLASSES.get_or_try_init(py, || {
+        let module = py.import("connlib._types")?;
+        let class = |name: &str| -> PyResult<Py<PyType>> {
+            Ok(module.getattr(name)?.cast_into::<PyType>()?.unbind())
+        };
+        let reason = module.getattr("DropReason")?;
+        let role = module.getattr("Role")?;
+        let role = |name: &str| role.getattr(name).map(Bound::unbind);
+        Ok(Classes {
+            tuple_new: py.get_type::<PyTuple>().getattr("__new__")?.unbind(),
+            drop_reasons: DropReason::ALL
+                .iter()
+                .map(|drop| Ok(reason.getattr(drop.name())?.unbind()))
+                .collect::<PyResult<_>>()?,
+            roles: [
+                (Role::Either, role("EITHER")?),
+                (Role::Initiator, role("INITIATOR")?),
+                (Role::Responder, role("RESPONDER")?),
+            ],
+            timeout_reason: module.getattr("TimeoutReason")?.unbind(),
+            timeout: class("Timeout")?,
+            output: class("Output")?,
+            batch: class("Batch")?,
+            node_output: class("NodeOutput")?,
+            transmit: class("Transmit")?,
+            peer_event: class("PeerEvent")?,
+            handshake_started: class("HandshakeStarted")?,
+            session_established: class("SessionEstablished")?,
+            session_expired: class("SessionExpired")?,
+            gave_up: class("GaveUp")?,
+            peer_silent: class("PeerSilent")?,
+            dropped: class("Dropped")?,
+            tunn_stats: class("TunnStats")?,
+            node_stats: class("NodeStats")?,
+            peer_stats: class("PeerStats")?,
+            config_diff: class("ConfigDiff")?,
+            peer_change: class("PeerChange")?,
+            timers: class("Timers")?,
+            limits: class("Limits")?,
+            node_config: class("NodeConfig")?,
+            peer_config: class("PeerConfig")?,
+        })
+    })
+}
+
+impl Classes {
+    /// An instance of a `NamedTuple` class, past its `__new__` in Python, which only packs its arguments.
+    #[inline]
+    pub fn named_tuple<'py>(
+        &self,
+        class: &Py<PyType>,
+        items: impl IntoPyObject<'py, Target = PyTuple, Output = Bound<'py, PyTuple>, Error = PyErr>,
+        py: Python<'py>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let items = items.into_pyobject(py)?;
+        self.tuple_new.bind(py).call1((class.bind(py), items))
+    }
+
+    pub fn drop_reason<'py>(
+        &self,
+        reason: DropReason,
+        py: Python<'py>,
+    ) -> Option<Bound<'py, PyAny>> {
+        // Every reason stands at its own place in `ALL`.
+        self.drop_reasons
+            .get(reason as usize)
+            .map(|member| member.bind(py).clone())
+    }
+
+    pub fn role(&self, object: &Bound<'_, PyAny>, name: &str) -> PyResult<Role> {
+        self.roles
+            .iter()
+            .find(|(_, member)| member.is(object))
+            .map(|(role, _)| *role)
+            .ok_or_else(|| type_error(format!("{name} must be a member of connlib.Role")))
+    }
+
+    pub fn timeout_reason<'py>(
+        &self,
+        reason: TimeoutReason,
+        py: Python<'py>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let name = match reason {
+            TimeoutReason::HandshakeRetry => "HANDSHAKE_RETRY",
+            TimeoutReason::GiveUp => "GIVE_UP",
+            TimeoutReason::SessionExpiry => "SESSION_EXPIRY",
+            TimeoutReason::DeadPeer => "DEAD_PEER",
+            TimeoutReason::PassiveKeepalive => "PASSIVE_KEEPALIVE",
+            TimeoutReason::PersistentKeepalive => "PERSISTENT_KEEPALIVE",
+            TimeoutReason::UnconfirmedSession => "UNCONFIRMED_SESSION",
+            TimeoutReason::QueueTimeout => "QUEUE_TIMEOUT",
+        };
+        self.timeout_reason.bind(py).getattr(name)
+    }
+
+    /// The reason of an engine that is polled.
+    pub fn tick<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.timeout_reason.bind(py).getattr("TICK")
+    }
+}

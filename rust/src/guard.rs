@@ -1,0 +1,67 @@
+//! What every object with a state has around it: a lock, the process it belongs to, and a net for panics.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use pyo3::prelude::*;
+use pyo3::sync::MutexExt;
+
+use crate::fork::Origin;
+use crate::panics::{Failure, Fragile};
+
+/// A state that Python objects share between threads.
+///
+/// No Python code runs while the lock is held: it could come back for the same object.
+pub struct Guarded<T> {
+    origin: Origin,
+    state: Mutex<Fragile<T>>,
+}
+
+impl<T: Send> Guarded<T> {
+    pub fn new(value: T) -> Self {
+        Guarded {
+            origin: Origin::here(),
+            state: Mutex::new(Fragile::new(value)),
+        }
+    }
+
+    /// Raises `ForkedError` in a child process.
+    pub fn check(&self) -> PyResult<()> {
+        self.origin.check()
+    }
+
+    /// For calls that are shorter than letting other threads run.
+    #[inline]
+    pub fn call<R>(&self, py: Python<'_>, call: impl FnOnce(&mut T) -> R) -> PyResult<R> {
+        self.check()?;
+        let mut state = self
+            .state
+            .lock_py_attached(py)
+            .unwrap_or_else(PoisonError::into_inner);
+        let result = state.call(call);
+        // Before an error is made, which runs Python code.
+        drop(state);
+        Ok(result?)
+    }
+
+    /// Let other threads run meanwhile.
+    pub fn call_detached<R: Send>(
+        &self,
+        py: Python<'_>,
+        call: impl FnOnce(&mut T) -> R + Send,
+    ) -> PyResult<R> {
+        self.check()?;
+        // The lock is given back before Python is entered again: a thread that waits for it may hold the interpreter.
+        let result: Result<R, Failure> = py.detach(|| self.lock().call(call));
+        Ok(result?)
+    }
+
+    /// Inside a detached call on something else, after `check`. Locks are taken in one order: I/O, then node.
+    pub fn call_inside<R>(&self, call: impl FnOnce(&mut T) -> R) -> Result<R, Failure> {
+        self.lock().call(call)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Fragile<T>> {
+        // Panics are caught inside the lock, so that it is never poisoned.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

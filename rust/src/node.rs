@@ -1,0 +1,212 @@
+//! `Node`: an interface with many peers.
+
+use std::net::SocketAddr;
+
+use connlib_core::{DropReason, Packets};
+use pyo3::exceptions::PyKeyError;
+use pyo3::prelude::*;
+use rand_core::OsRng;
+
+use crate::arguments::{Address, Data, Lengths, Now, UnixTime};
+use crate::errors::{type_error, value_error};
+use crate::guard::Guarded;
+use crate::key_material::{is_handshake, without_a_trace};
+use crate::node_config::{config_error, diff_to_python, node_config};
+use crate::node_output::{self, Drained};
+use crate::public_key::PublicKey;
+use crate::results;
+
+#[pyclass(module = "connlib._native", subclass, frozen)]
+pub struct Node {
+    /// In one place from the start: it holds keys, and a move would leave a copy.
+    engine: Guarded<Box<connlib_core::Node>>,
+    seeded: bool,
+}
+
+impl Node {
+    pub fn make(
+        config: &Bound<'_, PyAny>,
+        now: Now,
+        unix_time: &UnixTime,
+        rng: connlib_core::Rng,
+        seeded: bool,
+    ) -> PyResult<Self> {
+        let py = config.py();
+        let node = without_a_trace(|| {
+            let config = node_config(config)?;
+            let node = connlib_core::Node::new(config, now.0, unix_time.0, rng);
+            node.map(Box::new).map_err(|error| config_error(error, py))
+        })?;
+        Ok(Node {
+            engine: Guarded::new(node),
+            seeded,
+        })
+    }
+
+    /// For I/O on descriptors. Whoever knows the seed of a node of the laboratory knows its keys.
+    pub fn for_io(&self) -> PyResult<&Guarded<Box<connlib_core::Node>>> {
+        if self.seeded {
+            return Err(type_error(
+                "a LabNode has predictable keys and is not for real traffic: use a Node",
+            ));
+        }
+        self.engine.check()?;
+        Ok(&self.engine)
+    }
+}
+
+/// Hand a datagram to a node and leave no trace of the static key on the stack.
+pub fn handle_datagram(
+    node: &mut connlib_core::Node,
+    source: SocketAddr,
+    datagram: &[u8],
+    now: Now,
+) {
+    if is_handshake(datagram) {
+        without_a_trace(|| node.handle_datagram(source, datagram, now.0));
+    } else {
+        node.handle_datagram(source, datagram, now.0);
+    }
+}
+
+fn copied(packets: &Packets) -> Packets {
+    Packets {
+        bytes: packets.bytes.clone(),
+        lengths: packets.lengths.clone(),
+    }
+}
+
+fn unknown(peer: &PublicKey) -> PyErr {
+    PyKeyError::new_err(format!("no peer has the public key {}", peer.to_base64()))
+}
+
+#[pymethods]
+impl Node {
+    #[new]
+    #[pyo3(signature = (config, *, now, unix_time))]
+    fn new(config: &Bound<'_, PyAny>, now: Now, unix_time: UnixTime) -> PyResult<Self> {
+        Node::make(config, now, &unix_time, Box::new(OsRng), false)
+    }
+
+    fn apply<'py>(
+        &self,
+        py: Python<'py>,
+        config: &Bound<'py, PyAny>,
+        now: Now,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let config = without_a_trace(|| node_config(config).map(Box::new))?;
+        let diff = self
+            .engine
+            .call_detached(py, |node| without_a_trace(|| node.apply(*config, now.0)))?
+            .map_err(|error| config_error(error, py))?;
+        diff_to_python(&diff, py)
+    }
+
+    fn initiate_handshake(&self, py: Python<'_>, peer: &PublicKey, now: Now) -> PyResult<()> {
+        let result = self
+            .engine
+            .call(py, |node| node.initiate_handshake(&peer.bytes, now.0))?;
+        result.map_err(|reason| match reason {
+            DropReason::UnknownPeer => unknown(peer),
+            DropReason::Role => value_error("the role of this peer forbids to start a session"),
+            DropReason::NoEndpoint => value_error("the endpoint of this peer is not known yet"),
+            other => value_error(format!("no handshake was started: {}", other.name())),
+        })
+    }
+
+    fn set_unix_time(&self, py: Python<'_>, unix_time: UnixTime, now: Now) -> PyResult<()> {
+        self.engine
+            .call(py, |node| node.set_unix_time(unix_time.0, now.0))
+    }
+
+    fn set_endpoint(
+        &self,
+        py: Python<'_>,
+        peer: &PublicKey,
+        endpoint: Address,
+        now: Now,
+    ) -> PyResult<()> {
+        if endpoint.0.port() == 0 {
+            return Err(value_error("the port of an endpoint is 1 to 65535"));
+        }
+        self.engine
+            .call(py, |node| node.set_endpoint(&peer.bytes, endpoint.0, now.0))?
+            .map_err(|_| unknown(peer))
+    }
+
+    fn handle_packets(
+        &self,
+        py: Python<'_>,
+        packets: Data<'_>,
+        lengths: Lengths,
+        now: Now,
+    ) -> PyResult<()> {
+        let items = lengths.cut(packets.bytes())?;
+        self.engine.call_detached(py, |node| {
+            for packet in items {
+                node.handle_packet(packet, now.0);
+            }
+        })
+    }
+
+    fn handle_datagrams(
+        &self,
+        py: Python<'_>,
+        datagrams: Data<'_>,
+        lengths: Lengths,
+        sources: Vec<Address>,
+        now: Now,
+    ) -> PyResult<()> {
+        let items = lengths.cut(datagrams.bytes())?;
+        if sources.len() != lengths.len() {
+            return Err(value_error(format!(
+                "{} sources do not match {} lengths",
+                sources.len(),
+                lengths.len()
+            )));
+        }
+        self.engine.call_detached(py, |node| {
+            for (datagram, source) in items.zip(&sources) {
+                handle_datagram(node, source.0, datagram, now);
+            }
+        })
+    }
+
+    fn handle_timeout(&self, py: Python<'_>, now: Now) -> PyResult<()> {
+        self.engine
+            .call_detached(py, |node| node.handle_timeout(now.0))
+    }
+
+    fn drain<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let drained = self.engine.call(py, |node| {
+            let output = node.output();
+            let drained = Drained {
+                datagrams: copied(&output.datagrams),
+                destinations: output.destinations.clone(),
+                packets: copied(&output.packets),
+                events: node.take_events(),
+            };
+            node.clear_output();
+            drained
+        })?;
+        node_output::output_to_python(&drained, py)
+    }
+
+    fn next_timeout<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let timeout = self.engine.call(py, |node| node.next_timeout())?;
+        results::timeout_to_python(timeout, py)
+    }
+
+    fn stats<'py>(&self, py: Python<'py>, now: Now) -> PyResult<Bound<'py, PyAny>> {
+        let stats = self.engine.call(py, |node| node.stats(now.0))?;
+        node_output::stats_to_python(&stats, py)
+    }
+
+    fn pending(&self, py: Python<'_>) -> PyResult<(usize, usize, usize)> {
+        self.engine.call(py, |node| {
+            let output = node.output();
+            let (datagrams, packets) = (output.datagrams.len(), output.packets.len());
+            (datagrams, packets, output.events.len())
+        })
+    }
+}

@@ -1,0 +1,129 @@
+//! `connlib.NodeConfig` and `connlib.PeerConfig` as the node takes them, and what it says about them.
+
+use connlib_core::{ConfigDiff, ConfigError, NodeConfig, PeerConfig, Prefix};
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+
+use crate::arguments::{self, Address};
+use crate::classes::classes;
+use crate::errors::{self, type_error, value_error};
+use crate::preshared_key::PresharedKey;
+use crate::private_key::PrivateKey;
+use crate::public_key::PublicKey;
+use crate::tunn_options::{expect, limits, timers};
+
+/// The value of a field, or which field has the wrong type.
+fn field<'py, T>(object: &Bound<'py, PyAny>, of: &str, name: &str) -> PyResult<Bound<'py, T>>
+where
+    T: pyo3::PyTypeCheck,
+{
+    let value = object.getattr(name)?;
+    value
+        .cast_into::<T>()
+        .map_err(|error| type_error(format!("{of}.{name}: {error}")))
+}
+
+pub fn node_config(config: &Bound<'_, PyAny>) -> PyResult<NodeConfig> {
+    let py = config.py();
+    expect(config, &classes(py)?.node_config, "config", "NodeConfig")?;
+    let peers = config.getattr("peers")?;
+    let mut peer_configs = Vec::new();
+    for peer in peers.try_iter()? {
+        peer_configs.push(peer_config(&peer?)?);
+    }
+    Ok(NodeConfig {
+        private_key: field::<PrivateKey>(config, "config", "private_key")?
+            .get()
+            .secret
+            .to_engine(),
+        peers: peer_configs,
+        mtu: arguments::mtu(&config.getattr("mtu")?)?,
+        timers: timers(Some(&config.getattr("timers")?), py)?,
+        limits: limits(Some(&config.getattr("limits")?), py)?,
+        handshake_limit: arguments::integer(
+            &config.getattr("handshake_limit")?,
+            "handshake_limit",
+            0..=u64::MAX,
+        )?,
+    })
+}
+
+fn peer_config(peer: &Bound<'_, PyAny>) -> PyResult<PeerConfig> {
+    let py = peer.py();
+    let classes = classes(py)?;
+    expect(peer, &classes.peer_config, "each of peers", "PeerConfig")?;
+    let preshared_key = peer.getattr("preshared_key")?;
+    let preshared_key = if preshared_key.is_none() {
+        None
+    } else {
+        let key = field::<PresharedKey>(peer, "peer", "preshared_key")?;
+        Some(key.get().secret.to_engine())
+    };
+    let mut allowed_ips = Vec::new();
+    for network in peer.getattr("allowed_ips")?.try_iter()? {
+        allowed_ips.push(prefix(&network?)?);
+    }
+    let endpoint: Option<Address> = peer.getattr("endpoint")?.extract()?;
+    if endpoint.is_some_and(|endpoint| endpoint.0.port() == 0) {
+        return Err(value_error("the port of an endpoint is 1 to 65535"));
+    }
+    Ok(PeerConfig {
+        public_key: field::<PublicKey>(peer, "peer", "public_key")?.get().bytes,
+        preshared_key,
+        allowed_ips,
+        endpoint: endpoint.map(|endpoint| endpoint.0),
+        persistent_keepalive: arguments::persistent_keepalive(
+            peer.getattr("persistent_keepalive")?.extract()?,
+            "persistent_keepalive",
+        )?,
+        role: classes.role(&peer.getattr("role")?, "role")?,
+    })
+}
+
+/// From `ipaddress.IPv4Network` or `IPv6Network`.
+fn prefix(network: &Bound<'_, PyAny>) -> PyResult<Prefix> {
+    let parts = || -> PyResult<Prefix> {
+        Ok(Prefix {
+            address: network.getattr("network_address")?.extract()?,
+            length: network.getattr("prefixlen")?.extract()?,
+        })
+    };
+    parts().map_err(|_| {
+        type_error("each of allowed_ips must be an ipaddress.IPv4Network or IPv6Network")
+    })
+}
+
+pub fn config_error(error: ConfigError, py: Python<'_>) -> PyErr {
+    let hint = match error {
+        ConfigError::DuplicatePeer { .. } => "merge the two peers",
+        ConfigError::OwnKey { .. } => "give each side a key pair of its own",
+        ConfigError::InvalidKey { .. } => "ask the peer for the output of `wg pubkey`",
+        ConfigError::DuplicatePrefix { .. } => "leave it with the peer that it belongs to",
+        ConfigError::PrefixLength { .. } => "use at most 32 bits for IPv4 and 128 for IPv6",
+        ConfigError::Keepalive { .. } => "use 1 to 65535 seconds",
+        ConfigError::Timer { .. } => "use at most a century",
+    };
+    let problem = match error.public_key() {
+        Some(key) => format!("{error} (peer {})", PublicKey::new(key).to_base64()),
+        None => error.to_string(),
+    };
+    errors::config(py, &problem, Some(hint))
+}
+
+/// `connlib.ConfigDiff`.
+pub fn diff_to_python<'py>(diff: &ConfigDiff, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    let classes = classes(py)?;
+    let keys = |keys: &[[u8; 32]]| PyTuple::new(py, keys.iter().map(|key| PublicKey::new(*key)));
+    let mut changed = Vec::new();
+    for change in &diff.changed {
+        let fields = PyTuple::new(py, &change.fields)?;
+        let items = (PublicKey::new(change.public_key), fields);
+        changed.push(classes.named_tuple(&classes.peer_change, items, py)?);
+    }
+    let fields = pyo3::types::PyDict::new(py);
+    fields.set_item("added", keys(&diff.added)?)?;
+    fields.set_item("removed", keys(&diff.removed)?)?;
+    fields.set_item("changed", PyTuple::new(py, changed)?)?;
+    fields.set_item("node", PyTuple::new(py, &diff.node)?)?;
+    classes.config_diff.bind(py).call((), Some(&fields))
+}

@@ -1,0 +1,73 @@
+//! What a node hands to Python.
+
+use std::net::SocketAddr;
+
+use connlib_core::{Event, NodeStats, Packets};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
+
+use crate::arguments::address_to_python;
+use crate::classes::classes;
+use crate::public_key::PublicKey;
+use crate::results;
+
+/// A node's output, taken out of it.
+pub struct Drained {
+    pub datagrams: Packets,
+    pub destinations: Vec<SocketAddr>,
+    pub packets: Packets,
+    pub events: Vec<([u8; 32], Event)>,
+}
+
+/// `connlib.NodeOutput`.
+pub fn output_to_python<'py>(drained: &Drained, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    let classes = classes(py)?;
+    let transmits = PyList::empty(py);
+    // Runs of datagrams to one destination are the rule.
+    let mut last: Option<(SocketAddr, Bound<'py, PyTuple>)> = None;
+    for (destination, datagram) in drained.destinations.iter().zip(drained.datagrams.iter()) {
+        let address = match &last {
+            Some((same, address)) if same == destination => address.clone(),
+            _ => address_to_python(*destination).into_pyobject(py)?,
+        };
+        let items = (&address, PyBytes::new(py, datagram));
+        transmits.append(classes.named_tuple(&classes.transmit, items, py)?)?;
+        last = Some((*destination, address));
+    }
+    let events = PyList::empty(py);
+    for (peer, event) in &drained.events {
+        let items = (
+            PublicKey::new(*peer),
+            results::event_to_python(event, classes, py)?,
+        );
+        events.append(classes.named_tuple(&classes.peer_event, items, py)?)?;
+    }
+    let items = (
+        transmits,
+        results::packets_to_list(&drained.packets, py)?,
+        events,
+    );
+    classes.named_tuple(&classes.node_output, items, py)
+}
+
+/// `connlib.NodeStats`.
+pub fn stats_to_python<'py>(stats: &NodeStats, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    let classes = classes(py)?;
+    let mut peers = Vec::new();
+    for peer in &stats.peers {
+        let drops: Vec<_> = peer.drops.iter().collect();
+        let fields = PyDict::new(py);
+        fields.set_item("public_key", PublicKey::new(peer.public_key))?;
+        fields.set_item("endpoint", peer.endpoint.map(address_to_python))?;
+        fields.set_item(
+            "tunnel",
+            results::stats_to_python(&peer.tunnel, &drops, py)?,
+        )?;
+        peers.push(classes.peer_stats.bind(py).call((), Some(&fields))?);
+    }
+    let drops: Vec<_> = stats.drops.iter().collect();
+    let fields = PyDict::new(py);
+    fields.set_item("peers", PyTuple::new(py, peers)?)?;
+    fields.set_item("drops", results::drops_to_python(&drops, py)?)?;
+    classes.node_stats.bind(py).call((), Some(&fields))
+}

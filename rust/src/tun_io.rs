@@ -1,0 +1,101 @@
+//! `TunIo`: packets between a TUN descriptor and a node.
+
+use connlib_net::{DeviceState, ReadBatch, Tun, TunCounts};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::arguments::Now;
+use crate::descriptors::{self, Closable};
+use crate::guard::Guarded;
+use crate::node::Node;
+
+#[pyclass(module = "connlib._native", frozen)]
+pub struct TunIo {
+    io: Guarded<Io>,
+}
+
+struct Io {
+    tun: Closable<Tun, (TunCounts, u64)>,
+    batch: ReadBatch,
+}
+
+fn counts(tun: &Tun) -> (TunCounts, u64) {
+    (tun.counts().clone(), tun.backlog_dropped())
+}
+
+#[pymethods]
+impl TunIo {
+    #[new]
+    fn new(fd: i32) -> PyResult<Self> {
+        let tun = descriptors::with_borrowed(fd, Tun::new)?;
+        Ok(TunIo {
+            io: Guarded::new(Io {
+                tun: Closable::new(tun, counts),
+                batch: ReadBatch::default(),
+            }),
+        })
+    }
+
+    fn read(&self, py: Python<'_>, node: &Node, now: Now, budget: usize) -> PyResult<usize> {
+        let node = node.for_io()?;
+        self.io.call_detached(py, |io| {
+            let count = io.tun.get()?.read(budget, &mut io.batch);
+            if count > 0 {
+                node.call_inside(|node| {
+                    for packet in io.batch.iter() {
+                        node.handle_packet(packet, now.0);
+                    }
+                })?;
+            }
+            Ok(count)
+        })?
+    }
+
+    fn write(&self, py: Python<'_>, node: &Node) -> PyResult<usize> {
+        let node = node.for_io()?;
+        self.io.call_detached(py, |io| {
+            let tun = io.tun.get()?;
+            let count = node.call_inside(|node| {
+                let count = tun.write(node.output().packets.iter());
+                node.drain_packets(usize::MAX);
+                count
+            })?;
+            Ok(count)
+        })?
+    }
+
+    #[getter]
+    fn blocked(&self, py: Python<'_>) -> PyResult<bool> {
+        self.io.call(py, |io| Ok(io.tun.get()?.backlog() > 0))?
+    }
+
+    #[getter]
+    fn state(&self, py: Python<'_>) -> PyResult<&'static str> {
+        self.io.call(py, |io| {
+            Ok(match io.tun.get()?.state() {
+                DeviceState::Up => "up",
+                DeviceState::Down => "down",
+                DeviceState::Gone => "gone",
+            })
+        })?
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let (counts, backlog_dropped) = self.io.call(py, |io| io.tun.counts())?;
+        let stats = PyDict::new(py);
+        stats.set_item("packets_read", counts.packets_read)?;
+        stats.set_item("bytes_read", counts.bytes_read)?;
+        stats.set_item("packets_written", counts.packets_written)?;
+        stats.set_item("bytes_written", counts.bytes_written)?;
+        stats.set_item("short_writes", counts.short_writes)?;
+        stats.set_item("backlog_dropped", backlog_dropped)?;
+        for (errno, count) in counts.errors.iter() {
+            stats.set_item(errno, count)?;
+        }
+        Ok(stats)
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.io.call(py, |io| io.tun.close())
+    }
+}

@@ -1,0 +1,261 @@
+//! `Tunn`: one pair of peers.
+
+use connlib_core::{DropReason, Event, Output};
+use pyo3::prelude::*;
+use rand_core::OsRng;
+
+use crate::arguments::{self, Address, Data, Lengths, Now, UnixTime};
+use crate::errors::value_error;
+use crate::guard::Guarded;
+use crate::index_table::IndexTable;
+use crate::key_material::{is_handshake, without_a_trace};
+use crate::preshared_key::PresharedKey;
+use crate::private_key::PrivateKey;
+use crate::public_key::PublicKey;
+use crate::rate_limiter::RateLimiter;
+use crate::results::{self, Drops, Main};
+use crate::tunn_options::TunnOptions;
+
+#[pyclass(module = "connlib._native", subclass, frozen)]
+pub struct Tunn {
+    engine: Guarded<Engine>,
+}
+
+struct Engine {
+    /// In one place from the start: it holds keys, and a move would leave a copy.
+    tunn: Box<connlib_core::Tunn>,
+    drops: Drops,
+}
+
+impl Engine {
+    /// Count what was dropped in one call.
+    fn count(&mut self, error: Option<DropReason>, events: &[Event]) {
+        if let Some(reason) = error {
+            self.drops.add(reason, 1);
+        }
+        self.drops.add_events(events);
+    }
+}
+
+impl Tunn {
+    pub fn make(
+        options: TunnOptions<'_, '_>,
+        now: Now,
+        rng: connlib_core::Rng,
+        py: Python<'_>,
+    ) -> PyResult<Self> {
+        let tunn = without_a_trace(|| {
+            let config = options.check(py)?;
+            let tunn = connlib_core::Tunn::new(config, now.0, rng);
+            tunn.map(Box::new).map_err(|_| {
+                value_error("peer_public_key is of low order: no session with it can be secret")
+            })
+        })?;
+        Ok(Tunn {
+            engine: Guarded::new(Engine {
+                tunn,
+                drops: Drops::new(),
+            }),
+        })
+    }
+
+    /// Run a call that appends to an output, and hand all of it to Python.
+    fn drain<'py>(
+        &self,
+        py: Python<'py>,
+        call: impl FnOnce(&mut connlib_core::Tunn, &mut Output) -> Option<DropReason>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let mut output = results::take_scratch();
+        let error = self.engine.call(py, |engine| {
+            let error = call(&mut engine.tunn, &mut output);
+            engine.count(error, &output.events);
+            error
+        })?;
+        results::output_to_python(output, error, py)
+    }
+
+    /// The same for many inputs, while other threads run.
+    fn drain_batch<'py, 'a>(
+        &self,
+        py: Python<'py>,
+        items: impl Iterator<Item = &'a [u8]> + Send,
+        main: Main,
+        call: impl Fn(&mut connlib_core::Tunn, &[u8], &mut Output) -> Option<DropReason> + Send,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let mut output = results::take_scratch();
+        let output_ref = &mut output;
+        let errors = self.engine.call_detached(py, move |engine| {
+            let mut errors = Vec::new();
+            for (index, item) in items.enumerate() {
+                if let Some(reason) = call(&mut engine.tunn, item, output_ref) {
+                    engine.drops.add(reason, 1);
+                    errors.push((index, reason));
+                }
+            }
+            engine.drops.add_events(&output_ref.events);
+            errors
+        })?;
+        results::batch_to_python(output, main, &errors, py)
+    }
+}
+
+#[pymethods]
+impl Tunn {
+    #[new]
+    #[pyo3(
+        signature = (private_key, peer_public_key, *, now, preshared_key=None, role=None, persistent_keepalive=None,
+                     indices=None, rate_limiter=None, unix_time, mtu=None, timers=None, limits=None),
+        text_signature = "(private_key, peer_public_key, *, now, preshared_key=None, role=..., \
+                          persistent_keepalive=None, indices=None, rate_limiter=None, unix_time, mtu=1420, \
+                          timers=..., limits=...)"
+    )]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
+    fn new<'py>(
+        py: Python<'py>,
+        private_key: &PrivateKey,
+        peer_public_key: &PublicKey,
+        now: Now,
+        preshared_key: Option<&PresharedKey>,
+        role: Option<&Bound<'py, PyAny>>,
+        persistent_keepalive: Option<f64>,
+        indices: Option<&IndexTable>,
+        rate_limiter: Option<&RateLimiter>,
+        unix_time: UnixTime,
+        mtu: Option<&Bound<'py, PyAny>>,
+        timers: Option<&Bound<'py, PyAny>>,
+        limits: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Self> {
+        let options = TunnOptions {
+            private_key,
+            peer_public_key,
+            preshared_key,
+            role,
+            persistent_keepalive,
+            indices,
+            rate_limiter,
+            unix_time,
+            mtu,
+            timers,
+            limits,
+        };
+        Tunn::make(options, now, Box::new(OsRng), py)
+    }
+
+    fn encapsulate<'py>(
+        &self,
+        py: Python<'py>,
+        packet: Data<'py>,
+        now: Now,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let packet = packet.packet()?;
+        self.drain(py, |tunn, output| tunn.encapsulate(packet, now.0, output))
+    }
+
+    #[pyo3(signature = (datagram, now, source=None))]
+    fn decapsulate<'py>(
+        &self,
+        py: Python<'py>,
+        datagram: Data<'py>,
+        now: Now,
+        source: Option<Address>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let datagram = datagram.packet()?;
+        let source = source.map(|address| address.0);
+        self.drain(py, |tunn, output| {
+            if is_handshake(datagram) {
+                return without_a_trace(|| tunn.decapsulate(datagram, source, now.0, output));
+            }
+            tunn.decapsulate(datagram, source, now.0, output)
+        })
+    }
+
+    fn handle_timeout<'py>(&self, py: Python<'py>, now: Now) -> PyResult<Bound<'py, PyAny>> {
+        self.drain(py, |tunn, output| {
+            tunn.handle_timeout(now.0, output);
+            None
+        })
+    }
+
+    fn initiate_handshake<'py>(&self, py: Python<'py>, now: Now) -> PyResult<Bound<'py, PyAny>> {
+        self.drain(py, |tunn, output| tunn.initiate_handshake(now.0, output))
+    }
+
+    fn next_timeout<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let timeout = self.engine.call(py, |engine| engine.tunn.next_timeout())?;
+        results::timeout_to_python(timeout, py)
+    }
+
+    fn stats<'py>(&self, py: Python<'py>, now: Now) -> PyResult<Bound<'py, PyAny>> {
+        let (stats, drops) = self.engine.call(py, |engine| {
+            (engine.tunn.stats(now.0), engine.drops.nonzero())
+        })?;
+        results::stats_to_python(&stats, &drops, py)
+    }
+
+    fn set_persistent_keepalive<'py>(
+        &self,
+        py: Python<'py>,
+        seconds: Option<f64>,
+        now: Now,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let interval = arguments::persistent_keepalive(seconds, "seconds")?;
+        self.drain(py, |tunn, output| {
+            tunn.set_persistent_keepalive(interval, now.0, output);
+            None
+        })
+    }
+
+    /// It counts from the next handshake on, whenever that is: `now` is there for the shape of all calls.
+    fn set_preshared_key(
+        &self,
+        py: Python<'_>,
+        key: Option<&PresharedKey>,
+        now: Now,
+    ) -> PyResult<()> {
+        let _ = now;
+        self.engine.call(py, |engine| {
+            without_a_trace(|| {
+                let key = key.map(|key| key.secret.to_engine());
+                engine.tunn.set_preshared_key(key);
+            });
+        })
+    }
+
+    fn set_unix_time(&self, py: Python<'_>, unix_time: UnixTime, now: Now) -> PyResult<()> {
+        self.engine.call(py, |engine| {
+            engine.tunn.set_unix_time(unix_time.0, now.0);
+        })
+    }
+
+    fn encapsulate_batch<'py>(
+        &self,
+        py: Python<'py>,
+        packets: Data<'py>,
+        lengths: Lengths,
+        now: Now,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let items = lengths.cut(packets.bytes())?;
+        self.drain_batch(py, items, Main::Datagrams, |tunn, packet, output| {
+            tunn.encapsulate(packet, now.0, output)
+        })
+    }
+
+    #[pyo3(signature = (datagrams, lengths, now, source=None))]
+    fn decapsulate_batch<'py>(
+        &self,
+        py: Python<'py>,
+        datagrams: Data<'py>,
+        lengths: Lengths,
+        now: Now,
+        source: Option<Address>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let items = lengths.cut(datagrams.bytes())?;
+        let source = source.map(|address| address.0);
+        self.drain_batch(py, items, Main::Packets, |tunn, datagram, output| {
+            if is_handshake(datagram) {
+                return without_a_trace(|| tunn.decapsulate(datagram, source, now.0, output));
+            }
+            tunn.decapsulate(datagram, source, now.0, output)
+        })
+    }
+}

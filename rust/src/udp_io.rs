@@ -1,0 +1,145 @@
+//! `UdpIo`: datagrams between UDP sockets and a node.
+
+use connlib_net::{Datagrams, Family, ReceiveBuffers, UdpCounts, UdpPair};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::arguments::Now;
+use crate::descriptors::{self, Closable};
+use crate::errors::value_error;
+use crate::guard::Guarded;
+use crate::node::{Node, handle_datagram};
+
+#[pyclass(module = "connlib._native", frozen)]
+pub struct UdpIo {
+    io: Guarded<Io>,
+}
+
+struct Io {
+    sockets: Closable<UdpPair, UdpCounts>,
+    buffers: ReceiveBuffers,
+}
+
+/// As Python's sockets name it.
+fn family(number: i32) -> PyResult<Family> {
+    match number {
+        libc::AF_INET => Ok(Family::V4),
+        libc::AF_INET6 => Ok(Family::V6),
+        _ => Err(value_error("family must be AF_INET or AF_INET6")),
+    }
+}
+
+#[pymethods]
+impl UdpIo {
+    #[new]
+    #[pyo3(signature = (fd4, fd6))]
+    fn new(fd4: Option<i32>, fd6: Option<i32>) -> PyResult<Self> {
+        let sockets = match (fd4, fd6) {
+            (None, None) => return Err(value_error("fd4 or fd6 must be a socket")),
+            (Some(fd4), None) => descriptors::with_borrowed(fd4, |v4| UdpPair::new(Some(v4), None)),
+            (None, Some(fd6)) => descriptors::with_borrowed(fd6, |v6| UdpPair::new(None, Some(v6))),
+            (Some(fd4), Some(fd6)) => descriptors::with_borrowed(fd4, |v4| {
+                Ok(descriptors::with_borrowed(fd6, |v6| {
+                    UdpPair::new(Some(v4), Some(v6))
+                }))
+            })?,
+        }?;
+        Ok(UdpIo {
+            io: Guarded::new(Io {
+                sockets: Closable::new(sockets, UdpPair::counts),
+                buffers: ReceiveBuffers::default(),
+            }),
+        })
+    }
+
+    #[pyo3(signature = (node, now, budget, family=None))]
+    fn receive(
+        &self,
+        py: Python<'_>,
+        node: &Node,
+        now: Now,
+        budget: usize,
+        family: Option<i32>,
+    ) -> PyResult<usize> {
+        let node = node.for_io()?;
+        let families = match family {
+            None => vec![Family::V4, Family::V6],
+            Some(number) => vec![self::family(number)?],
+        };
+        self.io.call_detached(py, |io| {
+            let sockets = io.sockets.get()?;
+            let mut received = 0;
+            let mut result = Ok(());
+            for family in families {
+                received += sockets.receive(family, budget, &mut io.buffers, |buffers| {
+                    let handled = node.call_inside(|node| {
+                        for (source, datagram) in buffers.iter() {
+                            handle_datagram(node, source, datagram, now);
+                        }
+                    });
+                    if handled.is_err() {
+                        result = handled;
+                    }
+                });
+            }
+            result?;
+            Ok(received)
+        })?
+    }
+
+    fn send(&self, py: Python<'_>, node: &Node) -> PyResult<usize> {
+        let node = node.for_io()?;
+        self.io.call_detached(py, |io| {
+            let sockets = io.sockets.get()?;
+            let sent = node.call_inside(|node| {
+                let output = node.output();
+                let sent = sockets.send(Datagrams {
+                    bytes: &output.datagrams.bytes,
+                    lengths: &output.datagrams.lengths,
+                    destinations: &output.destinations,
+                });
+                node.drain_datagrams(usize::MAX);
+                sent
+            })?;
+            Ok(sent)
+        })?
+    }
+
+    fn blocked(&self, py: Python<'_>, family: i32) -> PyResult<bool> {
+        let family = self::family(family)?;
+        self.io
+            .call(py, |io| Ok(io.sockets.get()?.backlog(family) > 0))?
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let counts = self.io.call(py, |io| io.sockets.counts())?;
+        let stats = PyDict::new(py);
+        stats.set_item("received", counts.received)?;
+        stats.set_item("received_bytes", counts.received_bytes)?;
+        stats.set_item("receive_calls", counts.receive_calls)?;
+        stats.set_item("sent", counts.sent.datagrams)?;
+        stats.set_item("sent_bytes", counts.sent.bytes)?;
+        stats.set_item("send_calls", counts.sent.calls)?;
+        stats.set_item("segmentation_refused", counts.sent.segmentation_refused)?;
+        stats.set_item("backlog_dropped", counts.backlog_dropped)?;
+        for (errno, count) in counts.receive_errors.iter() {
+            stats.set_item(format!("receive_{errno}"), count)?;
+        }
+        for (errno, count) in counts.sent.errors.iter() {
+            stats.set_item(format!("send_{errno}"), count)?;
+        }
+        Ok(stats)
+    }
+
+    fn buffer_sizes(&self, py: Python<'_>, family: i32) -> PyResult<Option<(usize, usize)>> {
+        let family = self::family(family)?;
+        let sizes = self.io.call(py, |io| {
+            PyResult::Ok(io.sockets.get()?.buffer_sizes(family))
+        })??;
+        Ok(sizes.map(|sizes| (sizes.receive, sizes.send)))
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.io.call(py, |io| io.sockets.close())
+    }
+}
