@@ -1,0 +1,494 @@
+"""The extension module: keys, the engine, the node, and their I/O on file descriptors.
+
+Instances are safe to share between threads. Sans-IO: `now` is a float in seconds on one monotonic clock of the
+caller's choice; nothing here reads a clock. A time that goes backwards is treated as standing still. NaN, infinite and
+negative times, and those beyond 2**62 nanoseconds, raise `ValueError`. Packets and datagrams are `bytes`; another
+buffer is copied first. Anything longer than 65,535 bytes raises `ValueError`.
+
+An object that was made before `fork()` raises `ForkedError` in the child (keys excepted), and one in which the engine
+hit an internal error raises `EngineError` from then on.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NoReturn, final
+
+from _typeshed import ReadableBuffer
+from typing_extensions import Self, disjoint_base
+
+from connlib._types import (
+    Batch,
+    ConfigDiff,
+    Limits,
+    NodeConfig,
+    NodeOutput,
+    NodeStats,
+    Output,
+    Role,
+    Timeout,
+    Timers,
+    TunnStats,
+)
+
+__all__ = [
+    "BootTimer",
+    "IndexTable",
+    "LabNode",
+    "LabTunn",
+    "Node",
+    "PresharedKey",
+    "PrivateKey",
+    "PublicKey",
+    "RateLimiter",
+    "TunIo",
+    "Tunn",
+    "UdpIo",
+    "UpstreamTunn",
+]
+
+@final
+class PrivateKey:
+    """A Curve25519 private key, clamped when it is used (paper section 5.4).
+
+    Never shown by `repr`, compared in constant time, erased from memory when dropped; cannot be pickled, copied or
+    hashed (`TypeError`). What `to_base64` and `to_bytes` return is an ordinary Python object, which Python does not
+    erase.
+    """
+
+    @staticmethod
+    def generate() -> PrivateKey:
+        """A new clamped key from the randomness of the operating system, like `wg genkey`."""
+
+    @staticmethod
+    def from_base64(text: str) -> PrivateKey:
+        """Read the 44 characters that `wg` writes. Raises `KeyFormatError`, which does not show the key."""
+
+    @staticmethod
+    def from_bytes(data: ReadableBuffer) -> PrivateKey:
+        """Take 32 bytes. Raises `KeyFormatError`, which does not show the key."""
+
+    def to_base64(self) -> str:
+        """44 characters, as `wg` writes them."""
+
+    def to_bytes(self) -> bytes:
+        """32 bytes."""
+
+    def public_key(self) -> PublicKey:
+        """The public key that belongs to this private key, like `wg pubkey`."""
+
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    __hash__: None  # type: ignore[assignment]
+    def __copy__(self) -> NoReturn: ...
+    def __deepcopy__(self, memo: Any, /) -> NoReturn: ...
+    def __reduce__(self) -> NoReturn: ...
+
+@final
+class PresharedKey:
+    """A 32-byte secret that both peers share beside their keys (paper section 5.2).
+
+    Never shown by `repr`, compared in constant time, erased from memory when dropped; cannot be pickled, copied or
+    hashed (`TypeError`).
+    """
+
+    @staticmethod
+    def generate() -> PresharedKey:
+        """A new key from the randomness of the operating system, like `wg genpsk`."""
+
+    @staticmethod
+    def from_base64(text: str) -> PresharedKey:
+        """Read the 44 characters that `wg` writes. Raises `KeyFormatError`, which does not show the key."""
+
+    @staticmethod
+    def from_bytes(data: ReadableBuffer) -> PresharedKey:
+        """Take 32 bytes. Raises `KeyFormatError`, which does not show the key."""
+
+    def to_base64(self) -> str:
+        """44 characters, as `wg` writes them."""
+
+    def to_bytes(self) -> bytes:
+        """32 bytes."""
+
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    __hash__: None  # type: ignore[assignment]
+    def __copy__(self) -> NoReturn: ...
+    def __deepcopy__(self, memo: Any, /) -> NoReturn: ...
+    def __reduce__(self) -> NoReturn: ...
+
+@final
+class PublicKey:
+    """A Curve25519 public key. Hashable and picklable; `str()` is its base64."""
+
+    @staticmethod
+    def from_base64(text: str) -> PublicKey:
+        """Read the 44 characters that `wg` writes. Raises `KeyFormatError`."""
+
+    @staticmethod
+    def from_bytes(data: ReadableBuffer) -> PublicKey:
+        """Take 32 bytes. Raises `KeyFormatError`."""
+
+    def to_base64(self) -> str:
+        """44 characters, as `wg` writes them."""
+
+    def to_bytes(self) -> bytes:
+        """32 bytes."""
+
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+    def __reduce__(self) -> tuple[Any, tuple[bytes]]: ...
+
+@final
+class IndexTable:
+    """Hands out random 32-bit receiver indices, each unique over all tunnels that share the table."""
+
+    def __new__(cls) -> Self: ...
+    def __len__(self) -> int:
+        """How many indices are in use."""
+
+@final
+class RateLimiter:
+    """The handshake limiter of one static key, shared by the tunnels of a node (paper section 5.3).
+
+    own_public_key: the key that the messages are addressed to.
+    limit: handshake messages per second above which cookies are demanded; 0 demands them always.
+    now: seconds.
+    """
+
+    def __new__(cls, own_public_key: PublicKey, limit: int, now: float) -> Self: ...
+
+@disjoint_base
+class Tunn:
+    """A tunnel between one pair of peers (paper section 5 and 6).
+
+    Each call takes the time and returns everything that it caused. Wrong arguments raise `TypeError` or `ValueError`;
+    bad input from the network does not raise: it is named in `error` and counted in `stats().drops`.
+
+    private_key: our static key.
+    peer_public_key: the peer's. One of low order raises `ValueError`.
+    now: seconds on the caller's monotonic clock.
+    preshared_key: None is the paper's key of 32 zero bytes.
+    role: who may start sessions.
+    persistent_keepalive: seconds, 1 to 65,535; None or 0 for none. It acts at once: the first `next_timeout()` is now.
+    indices: shared receiver indices; None for a table of its own.
+    rate_limiter: a shared limiter; None for one of its own, 10 handshake messages per second.
+    unix_time: seconds since 1970, for the timestamp of initiations (paper section 5.4.2); it advances with `now`.
+    mtu: caps the padding, 576 to 65,535 bytes.
+    timers, limits: the constants of the paper.
+    """
+
+    def __new__(
+        cls,
+        private_key: PrivateKey,
+        peer_public_key: PublicKey,
+        *,
+        now: float,
+        preshared_key: PresharedKey | None = None,
+        role: Role = ...,
+        persistent_keepalive: float | None = None,
+        indices: IndexTable | None = None,
+        rate_limiter: RateLimiter | None = None,
+        unix_time: float,
+        mtu: int = 1420,
+        timers: Timers = ...,
+        limits: Limits = ...,
+    ) -> Self: ...
+    def encapsulate(self, packet: ReadableBuffer, now: float) -> Output:
+        """Send an IP packet: sealed at once, or queued while a session is started. Empty bytes are a keepalive."""
+
+    def decapsulate(
+        self, datagram: ReadableBuffer, now: float, source: tuple[str, int] | None = None
+    ) -> Output:
+        """Take the payload of a UDP datagram that came from the peer.
+
+        source: literal address and port, which a cookie reply is bound to. Without it there are no cookie replies.
+        """
+
+    def handle_timeout(self, now: float) -> Output:
+        """Do what is due. Early and superfluous calls do no harm."""
+
+    def initiate_handshake(self, now: float) -> Output:
+        """Start a session now. Nothing happens while an initiation is pending; `error` is ROLE for a RESPONDER."""
+
+    def next_timeout(self) -> Timeout | None:
+        """When `handle_timeout` is to be called next, if nothing else is called before; None for never."""
+
+    def stats(self, now: float) -> TunnStats:
+        """Counters since the tunnel was made; ages relative to `now`."""
+
+    def set_persistent_keepalive(self, seconds: float | None, now: float) -> Output:
+        """Switch the keepalive on, which acts at once, or off (None or 0)."""
+
+    def set_preshared_key(self, key: PresharedKey | None, now: float) -> None:
+        """Use another preshared key from the next handshake on. Sessions stay."""
+
+    def set_unix_time(self, unix_time: float, now: float) -> None:
+        """Tell that the wall clock stepped. Timestamps of initiations still strictly rise."""
+
+    def encapsulate_batch(self, packets: ReadableBuffer, lengths: Sequence[int], now: float) -> Batch:
+        """Send many packets that lie back to back in `packets`; `lengths` must add up to it (else `ValueError`).
+
+        Other threads run meanwhile.
+        """
+
+    def decapsulate_batch(
+        self,
+        datagrams: ReadableBuffer,
+        lengths: Sequence[int],
+        now: float,
+        source: tuple[str, int] | None = None,
+    ) -> Batch:
+        """Take many datagrams of the peer that lie back to back; see `encapsulate_batch` and `decapsulate`."""
+
+@final
+class LabTunn(Tunn):
+    """A `Tunn` whose randomness comes from `seed`, for simulations: equal seeds give equal traces.
+
+    Whoever knows the seed knows the keys of every session.
+    """
+
+    def __new__(
+        cls,
+        private_key: PrivateKey,
+        peer_public_key: PublicKey,
+        *,
+        now: float,
+        seed: int,
+        preshared_key: PresharedKey | None = None,
+        role: Role = ...,
+        persistent_keepalive: float | None = None,
+        indices: IndexTable | None = None,
+        rate_limiter: RateLimiter | None = None,
+        unix_time: float,
+        mtu: int = 1420,
+        timers: Timers = ...,
+        limits: Limits = ...,
+    ) -> Self: ...
+
+@final
+class UpstreamTunn:
+    """Pristine boringtun in virtual time, with the interface of `Tunn`.
+
+    Where upstream cannot serve it: `role` other than EITHER, `indices`, `rate_limiter`, and `timers` and `limits` other
+    than the defaults raise `ValueError`; `persistent_keepalive` takes whole seconds; `unix_time` is checked and
+    ignored, because upstream reads the system's clock, and its randomness is its own; `mtu` is ignored, it does not
+    pad; `events` is always empty. A panic raises `EngineError`.
+    """
+
+    def __new__(
+        cls,
+        private_key: PrivateKey,
+        peer_public_key: PublicKey,
+        *,
+        now: float,
+        preshared_key: PresharedKey | None = None,
+        role: Role = ...,
+        persistent_keepalive: float | None = None,
+        indices: IndexTable | None = None,
+        rate_limiter: RateLimiter | None = None,
+        unix_time: float,
+        mtu: int = 1420,
+        timers: Timers = ...,
+        limits: Limits = ...,
+    ) -> Self: ...
+    def encapsulate(self, packet: ReadableBuffer, now: float) -> Output:
+        """As `Tunn.encapsulate`. A packet beyond the queue's 256 is dropped without a word."""
+
+    def decapsulate(
+        self, datagram: ReadableBuffer, now: float, source: tuple[str, int] | None = None
+    ) -> Output:
+        """As `Tunn.decapsulate`, with everything that upstream's repeated calls flush. The port is not used."""
+
+    def handle_timeout(self, now: float) -> Output:
+        """One poll. `error` is GAVE_UP while upstream calls the connection expired."""
+
+    def initiate_handshake(self, now: float) -> Output:
+        """As `Tunn.initiate_handshake`."""
+
+    def next_timeout(self) -> Timeout | None:
+        """The next multiple of 250 ms (reason TICK): upstream cannot name an instant, it is polled."""
+
+    def stats(self, now: float) -> TunnStats:
+        """Upstream's own `last_handshake`, `tx_bytes` and `rx_bytes` (inner bytes), `loss` and `rtt`.
+
+        The other counters are taken from what passed; `queued` is 0, `sessions` 0 or 1.
+        """
+
+    def set_persistent_keepalive(self, seconds: float | None, now: float) -> Output:
+        """Raises `NotImplementedError`: upstream cannot change it."""
+
+    def set_preshared_key(self, key: PresharedKey | None, now: float) -> None:
+        """Raises `NotImplementedError`: upstream cannot change it."""
+
+    def set_unix_time(self, unix_time: float, now: float) -> None:
+        """Raises `NotImplementedError`: upstream reads the system's clock."""
+
+    def encapsulate_batch(self, packets: ReadableBuffer, lengths: Sequence[int], now: float) -> Batch:
+        """As `Tunn.encapsulate_batch`."""
+
+    def decapsulate_batch(
+        self,
+        datagrams: ReadableBuffer,
+        lengths: Sequence[int],
+        now: float,
+        source: tuple[str, int] | None = None,
+    ) -> Batch:
+        """As `Tunn.decapsulate_batch`."""
+
+@disjoint_base
+class Node:
+    """A WireGuard interface with many peers. Three kinds of methods, and one order: mutate, then drain, then mutate.
+
+    - commands change what it is: `apply`, `initiate_handshake`, `set_unix_time`, `set_endpoint`;
+    - `handle_*` tell it what happened: packets, datagrams, time;
+    - `drain` takes out everything that these caused (a `TunIo` and a `UdpIo` do it without Python objects);
+    - getters change nothing: `next_timeout`, `stats`, `pending`.
+
+    config: the private key and the peers. Raises `ConfigError` for what cannot be, such as overlapping allowed IPs.
+    now: seconds on the caller's monotonic clock.
+    unix_time: seconds since 1970; it advances with `now`.
+    """
+
+    def __new__(cls, config: NodeConfig, *, now: float, unix_time: float) -> Self: ...
+    def apply(self, config: NodeConfig, now: float) -> ConfigDiff:
+        """Change to another configuration, all of it or, if it raises `ConfigError`, nothing. Sessions survive."""
+
+    def initiate_handshake(self, peer: PublicKey, now: float) -> None:
+        """Start a session with a peer. Raises `KeyError` for an unknown one, `ValueError` where the role forbids it."""
+
+    def set_unix_time(self, unix_time: float, now: float) -> None:
+        """Tell that the wall clock stepped. Timestamps of initiations still strictly rise."""
+
+    def set_endpoint(self, peer: PublicKey, endpoint: tuple[str, int], now: float) -> None:
+        """Move a peer to another address. Raises `KeyError` for an unknown peer."""
+
+    def handle_packets(self, packets: ReadableBuffer, lengths: Sequence[int], now: float) -> None:
+        """Take IP packets of the TUN device that lie back to back; `lengths` must add up (else `ValueError`)."""
+
+    def handle_datagrams(
+        self,
+        datagrams: ReadableBuffer,
+        lengths: Sequence[int],
+        sources: Sequence[tuple[str, int]],
+        now: float,
+    ) -> None:
+        """Take UDP payloads that lie back to back; `sources[i]` is the literal address and port that sent the i-th."""
+
+    def handle_timeout(self, now: float) -> None:
+        """Do what is due. Early and superfluous calls do no harm."""
+
+    def drain(self) -> NodeOutput:
+        """Everything that was caused since the last call, taken out."""
+
+    def next_timeout(self) -> Timeout | None:
+        """When `handle_timeout` is to be called next, if nothing else is called before; None for never."""
+
+    def stats(self, now: float) -> NodeStats:
+        """Counters per peer and per drop reason; ages relative to `now`."""
+
+    def pending(self) -> tuple[int, int, int]:
+        """How many datagrams, packets and events wait to be drained."""
+
+@final
+class LabNode(Node):
+    """A `Node` whose randomness comes from `seed`, for simulations. `TunIo` and `UdpIo` refuse it."""
+
+    def __new__(cls, config: NodeConfig, *, now: float, unix_time: float, seed: int) -> Self: ...
+
+@final
+class TunIo:
+    """Moves packets between a TUN file descriptor and a `Node`, without a Python object per packet.
+
+    fd: a TUN device opened with IFF_TUN and IFF_NO_PI, or a socket that keeps packet boundaries. It is duplicated and
+    made non-blocking; `close` gives the duplicate back, which keeps a device alive. Raises `OSError`.
+    """
+
+    def __new__(cls, fd: int) -> Self: ...
+    def read(self, node: Node, now: float, budget: int) -> int:
+        """Hand up to `budget` packets to the node and return how many; fewer than `budget`: no more for now.
+
+        Raises `TypeError` for a `LabNode`. Errors of the device are counted in `stats()`, not raised; see `state`.
+        """
+
+    def write(self, node: Node) -> int:
+        """Take the packets that wait in the node, and return how many the device took.
+
+        What it does not take yet is kept, within bounds (`blocked`): call again when it is writable. Raises `TypeError`
+        for a `LabNode`.
+        """
+
+    @property
+    def blocked(self) -> bool:
+        """Whether packets wait for the device to be writable."""
+
+    @property
+    def state(self) -> Literal["up", "down", "gone"]:
+        """What the device said last: it works, is down and may come up (EIO), or was deleted for good."""
+
+    def stats(self) -> dict[str, int]:
+        """Counters: packets_read, bytes_read, packets_written, bytes_written, short_writes, backlog_dropped.
+
+        Errors are counted under their errno names beside these.
+        """
+
+    def close(self) -> None:
+        """Give the descriptor back. Later calls raise `ClosedError`; the counters and `close` still work."""
+
+@final
+class UdpIo:
+    """Moves datagrams between UDP sockets and a `Node`, in batches, without a Python object per datagram.
+
+    fd4, fd6: sockets of AF_INET and AF_INET6; at least one, or `ValueError`. They are duplicated, made non-blocking,
+    and given large buffers; `close` gives the duplicates back. Raises `OSError`.
+    """
+
+    def __new__(cls, fd4: int | None, fd6: int | None) -> Self: ...
+    def receive(self, node: Node, now: float, budget: int, family: int | None = None) -> int:
+        """Hand about `budget` datagrams of each socket to the node and return how many; 0: none there.
+
+        family: only the socket of `socket.AF_INET` or `AF_INET6`. What the kernel coalesced is not cut off at the
+        budget. Raises `TypeError` for a `LabNode`. Errors of the network are counted in `stats()`, not raised.
+        """
+
+    def send(self, node: Node) -> int:
+        """Take the datagrams that wait in the node, and return how many the kernel took.
+
+        What a socket does not take yet is kept, within bounds (`blocked`): call again when it is writable. Raises
+        `TypeError` for a `LabNode`.
+        """
+
+    def blocked(self, family: int) -> bool:
+        """Whether datagrams wait for the socket of a family, `socket.AF_INET` or `AF_INET6`, to be writable."""
+
+    def stats(self) -> dict[str, int]:
+        """Counters: received, received_bytes, receive_calls, sent, sent_bytes, send_calls, segmentation_refused,
+        backlog_dropped.
+
+        Errors are counted as receive_ERRNO and send_ERRNO beside these, such as send_ENOBUFS.
+        """
+
+    def buffer_sizes(self, family: int) -> tuple[int, int] | None:
+        """The bytes that the kernel granted for receiving and sending; None without such a socket."""
+
+    def close(self) -> None:
+        """Give the descriptors back. Later calls raise `ClosedError`; the counters and `close` still work."""
+
+@final
+class BootTimer:
+    """A descriptor that becomes readable at an instant of CLOCK_BOOTTIME, which also runs during suspend.
+
+    Linux only; elsewhere making one raises `OSError`.
+    """
+
+    def __new__(cls) -> Self: ...
+    def fileno(self) -> int:
+        """The descriptor, for an event loop to wait on; it stays this object's. Raises `ClosedError` after `close`."""
+
+    def set(self, at: float | None) -> None:
+        """Become readable once CLOCK_BOOTTIME reads `at` seconds, at once if it already does; None: never."""
+
+    def fired(self) -> bool:
+        """Whether it fired since it was last set or asked; makes it unreadable again."""
+
+    def close(self) -> None:
+        """Close the descriptor."""

@@ -1,0 +1,349 @@
+"""The plain types of the sans-IO interface: enums, events, results, statistics and configuration.
+
+Times are seconds as `float`, on the monotonic clock of the caller where they are called `now` or `at`, and durations
+elsewhere. The extension module imports this module and builds instances of these classes.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+from typing import NamedTuple, TypeAlias
+
+from connlib._native import PresharedKey, PrivateKey, PublicKey
+
+
+class Role(enum.Enum):
+    """Who may start a session. With one of each, exactly one side can."""
+
+    EITHER = "either"
+    """The behaviour of the WireGuard paper: whoever has something to send starts a session."""
+    INITIATOR = "initiator"
+    """A client: starts sessions and never answers an initiation."""
+    RESPONDER = "responder"
+    """A gateway: answers initiations and never sends one, whatever is called, received or due."""
+
+
+class TimeoutReason(enum.Enum):
+    """Why `next_timeout()` names its instant."""
+
+    HANDSHAKE_RETRY = "handshake retry"
+    """An initiation is unanswered and goes out again (REKEY_TIMEOUT, paper section 6.4)."""
+    GIVE_UP = "give up"
+    """The attempts to start a session end (REKEY_ATTEMPT_TIME, paper section 6.4)."""
+    SESSION_EXPIRY = "session expiry"
+    """A session reaches REJECT_AFTER_TIME (paper section 6.2)."""
+    DEAD_PEER = "dead peer"
+    """Sent data is unanswered for KEEPALIVE_TIMEOUT + REKEY_TIMEOUT (paper section 6.5)."""
+    PASSIVE_KEEPALIVE = "passive keepalive"
+    """Data was received and nothing sent back for KEEPALIVE_TIMEOUT (paper section 6.5)."""
+    PERSISTENT_KEEPALIVE = "persistent keepalive"
+    """The configured keepalive interval is over."""
+    UNCONFIRMED_SESSION = "unconfirmed session"
+    """A session that this side answered was not confirmed by the peer; what is queued needs another way."""
+    QUEUE_TIMEOUT = "queue timeout"
+    """Packets that wait for a session of the peer are dropped."""
+    TICK = "tick"
+    """The engine cannot name an instant and wants to be polled: `connlib.upstream.Tunn` only."""
+
+
+class DropReason(enum.Enum):
+    """Why an input was dropped. The values are for people to read; the names are stable."""
+
+    BUFFER_TOO_SMALL = "buffer too small"
+    UNEXPECTED = "unexpected message"
+    """A response or a cookie reply that nothing asked for."""
+    WRONG_INDEX = "wrong index"
+    """The receiver index belongs to no session or handshake of this tunnel."""
+    WRONG_KEY = "wrong key"
+    """An initiation by a peer with another static key."""
+    INVALID_KEY = "invalid key"
+    """A public key of low order: the shared secret would be zero."""
+    REPLAYED_INITIATION = "replayed initiation"
+    """The timestamp of an initiation is not greater than the last one (paper section 5.1)."""
+    INVALID_MAC = "invalid mac"
+    """MAC1 is wrong (paper section 5.3)."""
+    INVALID_AEAD_TAG = "invalid aead tag"
+    """Not encrypted with the expected key."""
+    INVALID_COUNTER = "invalid counter"
+    """The counter is older than the replay window, or beyond the last one allowed (paper section 5.4.6)."""
+    DUPLICATE_COUNTER = "duplicate counter"
+    """The counter was received before."""
+    INVALID_PACKET = "invalid packet"
+    """Not a WireGuard message, or an authentic one whose content is not an IP packet."""
+    NO_SESSION = "no session"
+    """There is no session, or it has expired."""
+    UNDER_LOAD = "under load"
+    """Too many handshakes, and no source address to send a cookie to (paper section 5.3)."""
+    ROLE = "role"
+    """The role forbids it: an initiation that reaches an INITIATOR, or `initiate_handshake` on a RESPONDER."""
+    INITIATION_TOO_SOON = "initiation too soon"
+    """More than one initiation of this peer within 20 ms."""
+    CROSSED_INITIATION = "crossed initiation"
+    """Both sides initiated at once, and it is the other side that answers."""
+    QUEUE_FULL = "queue full"
+    """`Limits.queue_packets` packets are waiting for a session already."""
+    QUEUE_TIMEOUT = "queue timeout"
+    """No session came up in time for a queued packet of a RESPONDER."""
+    GAVE_UP = "gave up"
+    """No session came up within REKEY_ATTEMPT_TIME."""
+    COOKIE_REPLY_SENT = "cookie reply sent"
+    """Under load: instead of being processed, the handshake message was answered with a cookie (paper section 5.3)."""
+    UNKNOWN_PEER = "unknown peer"
+    """`Node`: no peer has this static key or receiver index."""
+    NO_ROUTE = "no route"
+    """`Node`: no peer's allowed IPs contain the destination."""
+    NO_ENDPOINT = "no endpoint"
+    """`Node`: the address of the peer is not known (yet)."""
+    SOURCE_NOT_ALLOWED = "source not allowed"
+    """`Node`: the inner source address does not belong to the peer that sent it (paper section 2)."""
+    NOT_IP = "not ip"
+    """`Node`: what the TUN device delivered is neither IPv4 nor IPv6."""
+
+
+class Timeout(NamedTuple):
+    """A deadline. Fed back as `now`, `at` always fires."""
+
+    at: float
+    """Seconds on the clock of `now`."""
+    reason: TimeoutReason
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeStarted:
+    """The first initiation of an attempt to start a session was sent (a retry is not announced)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEstablished:
+    """A session can carry data in both directions."""
+
+    initiator: bool
+    """True if this side started it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionExpired:
+    """The last session has reached REJECT_AFTER_TIME and its keys are erased."""
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """No session came up within REKEY_ATTEMPT_TIME; the next packet starts another attempt."""
+
+    dropped: int
+    """How many packets were waiting and are dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSilent:
+    """The peer does not answer, or the session is used up, and the role forbids to start another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Packets were dropped later than in the call that brought them."""
+
+    reason: DropReason
+    count: int
+
+
+Event: TypeAlias = HandshakeStarted | SessionEstablished | SessionExpired | GaveUp | PeerSilent | Dropped
+"""Everything that a tunnel reports beside its packets."""
+
+
+class Output(NamedTuple):
+    """Everything that one call caused."""
+
+    datagrams: list[bytes]
+    """To the peer, in order."""
+    packets: list[bytes]
+    """Decrypted IP packets, in order."""
+    events: list[Event]
+    error: DropReason | None
+    """Why the input was dropped; None if it was not."""
+
+
+class Batch(NamedTuple):
+    """Everything that one batch call caused. `data` holds the main result back to back, without gaps."""
+
+    data: bytes
+    """`encapsulate_batch`: datagrams to the peer; `decapsulate_batch`: decrypted IP packets; in order."""
+    lengths: list[int]
+    """The length of each item of `data`, in bytes."""
+    datagrams: list[bytes]
+    """What else goes to the peer: responses, keepalives, queued packets. Empty for `encapsulate_batch`."""
+    events: list[Event]
+    errors: list[tuple[int, DropReason]]
+    """The inputs that were dropped: their index in the call's `lengths`, and why."""
+
+    def items(self) -> list[bytes]:
+        """`data` cut into its items (a copy)."""
+        items = []
+        start = 0
+        for length in self.lengths:
+            items.append(self.data[start : start + length])
+            start += length
+        return items
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timers:
+    """The timer constants of the paper (section 6.1), in seconds. Both sides of a tunnel should agree on them."""
+
+    rekey_after_time: float = 120.0
+    """A session of this age is renewed by its initiator when it sends."""
+    reject_after_time: float = 180.0
+    """A session of this age is not used any more."""
+    rekey_attempt_time: float = 90.0
+    """For how long an unanswered initiation is repeated."""
+    rekey_timeout: float = 5.0
+    """After how long an unanswered initiation is repeated (plus up to 333 ms of jitter)."""
+    keepalive_timeout: float = 10.0
+    """After how long received data is acknowledged by a keepalive if nothing else was sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The count limits of the paper (section 6.1) and of this implementation."""
+
+    rekey_after_messages: int = 2**60
+    """After how many messages a session is renewed."""
+    reject_after_messages: int = 2**64 - 2**13 - 1
+    """How many messages a session carries at most."""
+    queue_packets: int = 256
+    """How many packets wait for a session at most; later ones are dropped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnStats:
+    """The counters of one tunnel since it was made."""
+
+    last_handshake: float | None
+    """Seconds since the last session was established; None if there was none."""
+    session_age: float | None
+    """Age in seconds of the session that sends; None if there is none."""
+    tx_bytes: int
+    """Bytes sent to the peer as UDP payload, handshakes included."""
+    rx_bytes: int
+    """Bytes received from the peer as authentic UDP payload, handshakes included."""
+    tx_packets: int
+    """IP packets sent."""
+    rx_packets: int
+    """IP packets received."""
+    queued: int
+    """IP packets that wait for a session now."""
+    sessions: int
+    """Sessions that exist now: previous, current, next."""
+    initiations_sent: int
+    responses_sent: int
+    keepalives_sent: int
+    loss: float
+    """Share of the peer's datagrams of the current session that did not arrive, 0 to 1."""
+    rtt: float | None
+    """Seconds between the last answered initiation and its response; None if there was none."""
+    handshake_pending: bool
+    """True while an initiation is unanswered."""
+    drops: Mapping[DropReason, int] = field(default_factory=dict)
+    """How many inputs were dropped, by reason; reasons that did not occur are missing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerConfig:
+    """One peer of a `Node`."""
+
+    public_key: PublicKey
+    preshared_key: PresharedKey | None = None
+    allowed_ips: tuple[IPv4Network | IPv6Network, ...] = ()
+    """The inner addresses that belong to this peer: routed to it, and accepted from it (paper section 2)."""
+    endpoint: tuple[str, int] | None = None
+    """Literal IPv4 or IPv6 address and UDP port; None until the peer is heard of."""
+    persistent_keepalive: float | None = None
+    """Seconds, 1 to 65,535; None for none."""
+    role: Role = Role.EITHER
+    name: str | None = None
+    """For people: shown in logs and tables, not sent anywhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """What a `Node` is made from, and what `Node.apply` changes it to."""
+
+    private_key: PrivateKey
+    peers: tuple[PeerConfig, ...] = ()
+    mtu: int = 1420
+    """Caps the padding of data messages, 576 to 65,535 bytes (paper section 5.4.6)."""
+    timers: Timers = Timers()
+    limits: Limits = Limits()
+    handshake_limit: int = 100
+    """Handshake messages per second, all peers together, above which cookies are demanded (paper section 5.3)."""
+
+
+class PeerChange(NamedTuple):
+    """A peer that `Node.apply` changed."""
+
+    public_key: PublicKey
+    fields: tuple[str, ...]
+    """The names of the `PeerConfig` fields that changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigDiff:
+    """What `Node.apply` changed. False if nothing did."""
+
+    added: tuple[PublicKey, ...] = ()
+    removed: tuple[PublicKey, ...] = ()
+    changed: tuple[PeerChange, ...] = ()
+    node: tuple[str, ...] = ()
+    """The names of the `NodeConfig` fields that changed, `peers` not counted."""
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.changed or self.node)
+
+
+class PeerEvent(NamedTuple):
+    """An event of one peer of a `Node`."""
+
+    peer: PublicKey
+    event: Event
+
+
+class Transmit(NamedTuple):
+    """A datagram to send."""
+
+    destination: tuple[str, int]
+    """Literal address and UDP port."""
+    datagram: bytes
+
+
+class NodeOutput(NamedTuple):
+    """Everything that the calls since the last `Node.drain()` caused."""
+
+    transmits: list[Transmit]
+    """Datagrams for the network, in order."""
+    packets: list[bytes]
+    """IP packets for the TUN device, in order."""
+    events: list[PeerEvent]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerStats:
+    """The counters of one peer of a `Node`."""
+
+    public_key: PublicKey
+    endpoint: tuple[str, int] | None
+    """Where its datagrams are sent: the configured address, or the last one that an authentic packet came from."""
+    tunnel: TunnStats
+    """Its `drops` include those of routing: SOURCE_NOT_ALLOWED, NO_ENDPOINT."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeStats:
+    """The counters of a `Node`."""
+
+    peers: tuple[PeerStats, ...]
+    """In the order of their public keys."""
+    drops: Mapping[DropReason, int] = field(default_factory=dict)
+    """Drops that belong to no peer, by reason; reasons that did not occur are missing."""

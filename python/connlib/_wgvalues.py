@@ -1,0 +1,190 @@
+"""The values of a wg-quick file, one at a time: text in, a typed value out, or `BadValue`.
+
+No message quotes a value that may be key material (`connlib.config.shown` decides), and the functions for keys quote
+nothing at all.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from collections.abc import Iterator
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from typing import TypeVar
+
+from ._errors import KeyFormatError
+from ._native import PresharedKey, PrivateKey, PublicKey, Tunn
+from ._types import Role
+from .config import shown
+
+Interface = IPv4Interface | IPv6Interface
+Network = IPv4Network | IPv6Network
+Key = TypeVar("Key", PublicKey, PrivateKey, PresharedKey)
+
+# ASCII digits only: int() and float() also take other scripts' digits, underscores and blanks.
+_NUMBER = re.compile(r"[0-9]{1,20}")
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,25})?(e-?[0-9]{1,2})?", re.ASCII)
+_PREFIXED = re.compile(r"[0-9a-fA-F:.]{2,45}(/[0-9]{1,3})?")
+
+
+class BadValue(Exception):
+    """What is wrong with a value, and what to do about it; the caller knows the file and the line."""
+
+    def __init__(self, problem: str, hint: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.hint = hint
+
+
+def key(kind: type[Key], name: str, value: str) -> Key:
+    """A key of 32 bytes in base64. The value is in no message, and in no exception that is chained to one."""
+    try:
+        return kind.from_base64(value)
+    except KeyFormatError:
+        length = f"it has {len(value)} characters" if len(value) != 44 else "it is not base64"
+        raise BadValue(
+            f"{name} is not a key: {length}", "a key is 32 bytes in base64: 44 characters, the last of them ="
+        ) from None
+
+
+def public_key(value: str) -> PublicKey:
+    """A peer's key. The few points of low order, with which there is no secret to agree on, are refused."""
+    public = key(PublicKey, "PublicKey", value)
+    try:
+        Tunn(PrivateKey.generate(), public, now=0.0, unix_time=0.0)
+    except ValueError:
+        raise BadValue("PublicKey is a point of low order, which is no peer's key", "correct it") from None
+    return public
+
+
+def whole(name: str, value: str, low: int, high: int) -> int:
+    """A whole number from `low` to `high`, both included."""
+    if not _NUMBER.fullmatch(value):
+        raise BadValue(f"{name}: {shown(value)} is not a whole number", f"use {low} to {high}")
+    number = int(value)
+    if not low <= number <= high:
+        raise BadValue(f"{name}: {number} is out of range", f"use {low} to {high}")
+    return number
+
+
+def seconds(name: str, value: str) -> float:
+    """A positive number of seconds."""
+    number = float(value) if _SECONDS.fullmatch(value) else math.nan
+    if not 0 < number < math.inf:
+        raise BadValue(
+            f"{name}: {shown(value)} is not a positive number of seconds", "use a number such as 5 or 0.5"
+        )
+    return number
+
+
+def flag(name: str, value: str) -> bool:
+    if value.lower() not in ("true", "false"):
+        raise BadValue(f"{name}: {shown(value)} is neither true nor false", "use one of the two")
+    return value.lower() == "true"
+
+
+def role(value: str) -> Role:
+    try:
+        return {"either": Role.EITHER, "initiator": Role.INITIATOR, "responder": Role.RESPONDER}[
+            value.lower()
+        ]
+    except KeyError:
+        raise BadValue(f"{shown(value)} is not a role", "use either, initiator or responder") from None
+
+
+def addresses(name: str, value: str) -> Iterator[Interface]:
+    """Addresses with prefix lengths, separated by commas or blanks; without a length, a single host."""
+    for item in _items(name, value):
+        try:
+            yield ipaddress.ip_interface(item)
+        except ValueError:
+            raise _not_an_address(name, item) from None
+
+
+def prefixes(name: str, value: str) -> Iterator[Network]:
+    """Prefixes, separated by commas or blanks. Bits beyond the prefix are cleared."""
+    for item in _items(name, value):
+        try:
+            yield ipaddress.ip_network(item, strict=False)
+        except ValueError:
+            raise _not_an_address(name, item) from None
+
+
+def _items(name: str, value: str) -> Iterator[str]:
+    if not value:
+        return
+    for part in value.split(","):
+        words = part.split()
+        if not words:
+            raise BadValue(
+                f"{name}: nothing between two commas, or at an end", "remove the comma that is too many"
+            )
+        for item in words:
+            # A netmask after the slash, or a zone after a percent sign, is Python's syntax, not WireGuard's.
+            if not _PREFIXED.fullmatch(item):
+                raise _not_an_address(name, item)
+            yield item
+
+
+def _not_an_address(name: str, item: str) -> BadValue:
+    return BadValue(
+        f"{name}: {shown(item)} is not an IP address with a prefix length", "write 10.0.0.1/24 or fd00::1/64"
+    )
+
+
+def endpoint(value: str) -> tuple[str, int]:
+    """`host:port`, `a.b.c.d:port` or `[v6]:port`. Names are not looked up here."""
+    form = "write host:port, 192.0.2.1:51820 or [2001:db8::1]:51820"
+    host, colon, port = value.rpartition(":")
+    if not colon or not host:
+        raise BadValue(f"Endpoint: {shown(value)} has no host or no port", form)
+    bracketed = host.startswith("[") and host.endswith("]")
+    if bracketed:
+        host = host[1:-1]
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise BadValue(f"Endpoint: {shown(host)} is not an IPv6 address", form) from None
+    elif ":" in host:
+        raise BadValue(f"Endpoint: {shown(value)} has an IPv6 address without brackets", form)
+    elif re.fullmatch(r"[0-9.]+", host):
+        try:
+            ipaddress.IPv4Address(host)
+        except ValueError:
+            raise BadValue(f"Endpoint: {shown(host)} is not an IPv4 address", form) from None
+    elif not re.fullmatch(r"[^\W_]([\w.-]{0,252})", host):
+        raise BadValue(f"Endpoint: {shown(host)} is neither an address nor a host name", form)
+    return host, whole("Endpoint: port", port, 1, 65535)
+
+
+def keepalive(value: str) -> float | None:
+    """Seconds between persistent keepalives; None if they are off."""
+    if value.lower() == "off":
+        return None
+    number = whole("PersistentKeepalive", value, 0, 65535)
+    return float(number) if number else None
+
+
+def table(value: str) -> bool:
+    """Whether the allowed IPs become routes."""
+    if value.lower() not in ("auto", "off"):
+        raise BadValue(
+            f"Table: connlib does not place routes in table {shown(value)}",
+            "use auto, or off and add the routes yourself",
+        )
+    return value.lower() == "auto"
+
+
+def no_fwmark(value: str) -> None:
+    if value.lower() != "off" and not re.fullmatch(r"0(x0{1,8})?", value.lower()):
+        raise BadValue("FwMark: connlib does not mark its sockets", "remove the line")
+
+
+def display_name(value: str) -> str:
+    """What logs call a peer. One printable line, so that a log cannot be forged with it."""
+    if not 1 <= len(value) <= 64 or not value.isprintable():
+        raise BadValue("the name is empty, longer than 64 characters, or not printable", "use a short name")
+    if re.search(r"[A-Za-z0-9+/]{42,}=", value):
+        raise BadValue("the name looks like a key", "use a short name")
+    return value

@@ -1,0 +1,92 @@
+"""The `connlib` command.
+
+Exit codes: 0 for success and for a stop by signal; 1 for a failure at run time; 2 for bad arguments and bad files.
+A failure is one line on standard error, never a traceback, unless the environment variable `CONNLIB_DEBUG` is set.
+
+The commands import what they need when they run, so that `connlib genkey` does not load an event loop.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+from connlib._errors import ConfigError, ConnlibError
+
+DEBUG_VARIABLE = "CONNLIB_DEBUG"
+
+
+def main() -> int:
+    """Run the command that `sys.argv` asks for, and return its exit code."""
+    try:
+        from ._app import app
+
+        # Not "standalone": usage errors come here, to become one line like every other error.
+        code = app(sys.argv[1:] or ["--help"], prog_name="connlib", standalone_mode=False) or 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        code = _report(error)
+    return _flush(code)
+
+
+def _report(error: Exception) -> int:
+    if os.environ.get(DEBUG_VARIABLE):
+        traceback.print_exception(error)
+    cause = _cause(error)
+    if hasattr(cause, "format_message"):  # a usage error of typer
+        context = getattr(cause, "ctx", None)
+        command = context.command_path if context is not None else "connlib"
+        message = cause.format_message().replace("Value error, ", "").rstrip(".")
+        complain(f"{message}; try {command} --help")
+        return 2
+    if isinstance(cause, ConfigError):
+        for problem in getattr(cause, "problems", (cause,)):
+            complain(str(problem))
+        return 2
+    if isinstance(cause, ConnlibError):
+        complain(str(cause))
+    elif isinstance(cause, BrokenPipeError):
+        pass  # the reader went away, as `head` does
+    elif isinstance(cause, OSError):
+        complain(str(cause.strerror or cause) + (f": {cause.filename}" if cause.filename else ""))
+    else:
+        # The message of an unexpected exception could quote anything, so it is not shown by default.
+        complain(
+            f"internal error ({type(cause).__name__}); set {DEBUG_VARIABLE}=1 to see where, and report it"
+        )
+    return 1
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The exception that says most: the first one of connlib's own within groups of exceptions, else the first."""
+    inner = getattr(error, "exceptions", None)
+    if not inner:
+        return error
+    causes = [_cause(each) for each in inner]
+    return next((cause for cause in causes if isinstance(cause, ConnlibError)), causes[0])
+
+
+def complain(message: str) -> None:
+    """One line on standard error, if there is one."""
+    try:
+        print(f"connlib: {message}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass  # closed, or nobody reads it
+
+
+def _flush(code: int) -> int:
+    """Write out what is buffered now, where a reader that went away can still be handled in silence."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            # The interpreter flushes once more at exit, and would complain.
+            with open(os.devnull, "w") as null:
+                os.dup2(null.fileno(), stream.fileno())
+            code = code or 1
+    return code

@@ -1,0 +1,121 @@
+"""The commands and their options. What a command does is in the module of its name."""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+import typer
+
+HELP = """WireGuard tunnels from Python.
+
+`up` runs a tunnel from a wg-quick file in the foreground; `demo` shows the engine at work without root and without a
+network; `genkey`, `pubkey` and `genpsk` make keys, byte for byte as `wg` does.
+"""
+
+app = typer.Typer(
+    name="connlib",
+    help=HELP,
+    add_completion=False,
+    # Tracebacks are handled by connlib.cli.main, which never shows the values of variables: they may hold keys.
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class LogLevel(str, enum.Enum):
+    """How much `connlib up` says."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import connlib
+
+        typer.echo(f"connlib {connlib.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def up(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A wg-quick file, such as wg0.conf.")],
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the device.  [default: what the file says, else the file's own name without .conf]"
+        ),
+    ] = None,
+    log_level: Annotated[
+        LogLevel, typer.Option(help="Say less, or more.", case_sensitive=False)
+    ] = LogLevel.INFO,
+    allow_world_readable: Annotated[
+        bool,
+        typer.Option("--allow-world-readable", help="Accept a FILE that every user of the machine can read."),
+    ] = False,
+) -> None:
+    """Run the tunnel of a wg-quick FILE in the foreground, until SIGINT or SIGTERM.
+
+    Needs the right to create a TUN device: root, or CAP_NET_ADMIN.
+    """
+    from .up import run
+
+    run(file, name=name, level=log_level.value, allow_world_readable=allow_world_readable)
+
+
+@app.command()
+def genkey() -> None:
+    """Print a new private key, as `wg genkey` does."""
+    from .keys import genkey as run
+
+    run()
+
+
+@app.command()
+def pubkey() -> None:
+    """Read a private key on standard input and print its public key, as `wg pubkey` does."""
+    from .keys import pubkey as run
+
+    run()
+
+
+@app.command()
+def genpsk() -> None:
+    """Print a new preshared key, as `wg genpsk` does."""
+    from .keys import genpsk as run
+
+    run()
+
+
+@app.command()
+def demo(
+    tun: Annotated[
+        bool, typer.Option("--tun", help="Two real TUN devices in two network namespaces (Linux, root).")
+    ] = False,
+) -> None:
+    """Show a gateway and a client at work: handshake, pings, a bulk transfer, a long sleep.
+
+    Both run in this process, over real UDP sockets on 127.0.0.1. Nothing is installed or changed.
+    """
+    if tun:
+        from .demo_tun import run as run_tun
+
+        run_tun()
+    else:
+        from .demo import run
+
+        run()

@@ -1,0 +1,136 @@
+"""What a WireGuard interface is configured with, and the checks that need more than one value.
+
+`InterfaceConfig` is what a wg-quick file says (see `connlib.wgquick` for the file format); programs build one
+directly just as well. It is frozen: to change a running interface, make another one (`dataclasses.replace`) and
+give it to `Interface.apply`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+
+from ._errors import ConfigError
+from ._native import PrivateKey
+from ._types import Limits, PeerConfig, Role, Timers
+
+# RFC 791 and RFC 8200 put the floor at 68 and 1280; 576 is what every IPv4 host accepts. The ceiling is the largest
+# UDP payload over IPv4 less WireGuard's 32 bytes, on a padding boundary.
+MIN_MTU = 576
+MAX_MTU = 65_472
+
+# Linux: at most 15 bytes. Slashes, "." and ".." would leave the directory of a control socket, "%" is the kernel's
+# own pattern, ":" is the syntax of alias addresses: none of them reach the kernel or the file system from here.
+_INTERFACE_NAME = re.compile(r"[A-Za-z0-9_=+.-]{1,15}", re.ASCII)
+
+
+def check_interface_name(name: str) -> str:
+    """Return `name` if it can name a network device.
+
+    Raises `ConfigError` for an empty name, more than 15 bytes, ".", "..", and characters other than letters, digits
+    and `_=+.-` (the set that wg-quick allows).
+    """
+    if not _INTERFACE_NAME.fullmatch(name) or name in (".", ".."):
+        raise ConfigError(
+            f"{shown(name)} cannot name a network device",
+            hint="use 1 to 15 letters, digits or _=+.-",
+        )
+    return name
+
+
+def shown(value: str) -> str:
+    """Quote `value` for an error message, or describe it if it may hold key material.
+
+    A value in the wrong place is often a key in the wrong place, so whatever has a run as long as half a key is
+    described by its length only.
+    """
+    squeezed = "".join(value.split())
+    if re.search(r"[A-Za-z0-9+/=_]{20,}", squeezed):
+        return f"the value of {len(value)} characters (not shown: it may be a key)"
+    if len(value) > 64:
+        return f"the value of {len(value)} characters"
+    return repr(value)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class InterfaceConfig:
+    """One WireGuard interface and its peers.
+
+    `role` applies to every peer that has no role of its own: on construction, a peer with `Role.EITHER` takes the
+    interface's role, so that `InterfaceConfig(role=Role.RESPONDER, ...)` is a gateway towards all its peers, and
+    `peers` says for each what it is.
+
+    Raises `ConfigError` (without file and line) if a number is out of range, a name cannot name a device, two peers
+    have the same public key, a peer has the interface's own public key, or two peers claim the same prefix. A
+    prefix within another peer's prefix is fine: the longest match owns the packet.
+    """
+
+    private_key: PrivateKey
+    listen_port: int = 0
+    """UDP port, 0 to 65535; 0 lets the system choose."""
+    addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
+    """The device's own addresses, each with the length of its prefix."""
+    mtu: int | None = None
+    """Largest IP packet through the device, in bytes; None is 1420."""
+    peers: tuple[PeerConfig, ...] = ()
+    name: str | None = None
+    """Name of the device; None lets the driver choose."""
+    role: Role = Role.EITHER
+    routes: bool = True
+    """Whether the peers' allowed IPs become routes into the device, as wg-quick does; `Table = off` is False."""
+    timers: Timers = dataclasses.field(default_factory=Timers)
+    limits: Limits = dataclasses.field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.listen_port <= 65535:
+            raise ConfigError(f"the listen port {self.listen_port} is out of range", hint="use 0 to 65535")
+        check_mtu(self.mtu)
+        if self.name is not None:
+            check_interface_name(self.name)
+        if self.role is not Role.EITHER:
+            peers = tuple(
+                dataclasses.replace(peer, role=self.role) if peer.role is Role.EITHER else peer
+                for peer in self.peers
+            )
+            object.__setattr__(self, "peers", peers)
+        self._check_keys()
+        self._check_allowed_ips()
+
+    def _check_keys(self) -> None:
+        own = self.private_key.public_key()
+        seen = set()
+        for peer in self.peers:
+            if peer.public_key == own:
+                raise ConfigError(
+                    f"{describe_peer(peer)} has the interface's own public key",
+                    hint="give the peer's public key, which is not the one of this private key",
+                )
+            if peer.public_key in seen:
+                raise ConfigError(
+                    f"{describe_peer(peer)} is there twice",
+                    hint="merge the two, or correct the public key of one",
+                )
+            seen.add(peer.public_key)
+
+    def _check_allowed_ips(self) -> None:
+        owners: dict[IPv4Network | IPv6Network, PeerConfig] = {}
+        for peer in self.peers:
+            for prefix in peer.allowed_ips:
+                other = owners.setdefault(prefix, peer)
+                if other is not peer:
+                    raise ConfigError(
+                        f"{prefix} is allowed for two peers, {describe_peer(other)} and {describe_peer(peer)}",
+                        hint="a prefix belongs to one peer: remove it from the other",
+                    )
+
+
+def check_mtu(mtu: int | None) -> None:
+    """Raise `ConfigError` unless `mtu` is None or within `MIN_MTU` and `MAX_MTU`."""
+    if mtu is not None and not MIN_MTU <= mtu <= MAX_MTU:
+        raise ConfigError(f"the MTU {mtu} is out of range", hint=f"use {MIN_MTU} to {MAX_MTU}")
+
+
+def describe_peer(peer: PeerConfig) -> str:
+    """How messages call a peer: by its name, else by the start of its public key."""
+    return peer.name if peer.name is not None else f"peer {peer.public_key.to_base64()[:8]}"

@@ -1,0 +1,430 @@
+"""The part of connlib that waits: it moves packets between a TUN device, a `Node` and UDP, and keeps time for it.
+
+    async with connlib.open_interface(config) as interface:
+        async for peer, event in interface.events():
+            ...
+
+One event loop does it all, trio's or asyncio's. A task waits for each descriptor to become readable and lets the
+extension module move a batch, without Python objects for packets and without the interpreter's lock; one more sleeps
+until exactly `Node.next_timeout()`. After whatever happened, `_settle` is called once: mutate, drain, mutate.
+
+Errors of the network are counted (`Interface.stats()`) and never raised. What ends an interface is leaving its block,
+cancellation, or the loss of its device, which raises `DeviceError` out of the block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import ExitStack, asynccontextmanager
+from weakref import WeakSet
+
+import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup
+
+from ._errors import ClosedError, ConfigError
+from ._native import Node, PublicKey
+from ._types import ConfigDiff, NodeConfig, NodeStats, PeerChange
+from .clock import Alarm, BootClock, Clock, LoopClock, alarm_for
+from .config import InterfaceConfig
+from .events import EventStream
+from .links import DEFAULT_MTU, LinkState, change_link, link_state, warn_of_default_routes
+from .memory import MemoryHost, MemoryTun, MemoryUdp
+from .resolver import Endpoint, Resolver, is_literal
+from .tun import TunEnd, open_tun
+from .udp import Sockets, UdpEnd, open_udp
+
+__all__ = [
+    "BootClock",
+    "Clock",
+    "EventStream",
+    "Interface",
+    "InterfaceStats",
+    "LoopClock",
+    "MemoryHost",
+    "MemoryTun",
+    "MemoryUdp",
+    "open_interface",
+]
+
+_log = logging.getLogger("connlib")
+# Without a handler of the application, a library is silent.
+_log.addHandler(logging.NullHandler())
+
+BUDGET = 64
+"""Packets or datagrams that one turn of a task moves before others have theirs."""
+
+EVENT_CAPACITY = 1024
+"""Events that a subscriber may be behind."""
+
+_CLOCK_STEP = 1.0
+"""Seconds by which the wall clock has to be off to count as set. Slewing stays far below."""
+
+_FUTILE_WAKES = 4
+_FUTILE_PAUSE = 0.05
+"""A descriptor that says it is ready and is not, so many times in a row, is left alone for so many seconds: some errors
+never go away, and must not cost a core."""
+
+_DRAIN_PAUSE = 0.001
+"""Seconds between two attempts to send what waits for a descriptor."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class InterfaceStats(NodeStats):
+    """The counters of an interface: those of its node, and those of its ends."""
+
+    tun: Mapping[str, int]
+    """Packets and bytes in each direction; errors by the name of their errno."""
+    udp: Mapping[str, int]
+    """Datagrams and bytes in each direction, system calls, buffers granted; errors by the name of their errno."""
+    timer_wakes: int
+    """How often the driver woke for a deadline."""
+
+
+@asynccontextmanager
+async def open_interface(
+    config: InterfaceConfig,
+    *,
+    tun: int | MemoryTun | None = None,
+    udp: Sockets | MemoryUdp | MemoryHost | None = None,
+    clock: Clock | None = None,
+) -> AsyncIterator[Interface]:
+    """Bring a WireGuard interface up, and take it down at the end of the block, whatever ends it.
+
+    tun: None makes a TUN device `config.name` with the MTU, the addresses and the routes of the configuration (default
+    routes excepted, see `connlib.links`), which needs CAP_NET_ADMIN. The descriptor of a device that the caller has
+    made (IFF_TUN | IFF_NO_PI), or a packet-preserving socket pair, is used as it is: its addresses and routes are the
+    caller's, and so is closing it. A `MemoryTun` needs no device.
+
+    udp: None binds `config.listen_port` on all IPv4 and IPv6 addresses. A bound UDP socket, or a pair of one for each
+    family, is used as it is, made non-blocking, and left open. A `MemoryUdp`, or a host of one, needs no network.
+
+    clock: None is the system's clock that runs during suspend too, or the event loop's if both ends are in memory.
+
+    A peer's endpoint may be a host name: it is looked up while the interface is up already, and again until that works.
+
+    Raises `DeviceError` if the device or the sockets cannot be had, or if the device is deleted later, and
+    `ConfigError` if the configuration is wrong: one line each, and nothing is left behind.
+    """
+    if clock is None:
+        in_memory = isinstance(tun, MemoryTun) and isinstance(udp, MemoryUdp | MemoryHost)
+        clock = LoopClock() if in_memory else BootClock()
+    # First, because this finds out what is wrong with the configuration before anything outside is touched.
+    now, unix_time = clock.now(), clock.unix_time()
+    node = Node(node_config(config), now=now, unix_time=unix_time)
+    with ExitStack() as stack:
+        udp_end = open_udp(udp, config.listen_port)
+        stack.callback(udp_end.close)
+        tun_end = open_tun(tun, config.name)
+        stack.callback(tun_end.close)
+        alarm = alarm_for(clock)
+        stack.callback(alarm.close)
+        interface = Interface(
+            config, node, tun_end, udp_end, clock, alarm, unix_time - now, manages_link=tun is None
+        )
+        stack.callback(interface._closed)
+        await interface._set_link(config)
+        with _WithoutGroup():
+            async with anyio.create_task_group() as tasks:
+                interface._start(tasks)
+                try:
+                    yield interface
+                finally:
+                    tasks.cancel_scope.cancel()
+
+
+class _WithoutGroup:
+    """Raise what is alone in an exception group by itself: callers of this module have no tasks in it."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        # By its attribute, because Python 3.10 has no class for it.
+        inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+        if len(inner) == 1:
+            raise inner[0] from inner[0].__cause__
+
+
+class Interface:
+    """A running WireGuard interface, as `open_interface` gives it. For one event loop; not for other threads."""
+
+    def __init__(
+        self,
+        config: InterfaceConfig,
+        node: Node,
+        tun: TunEnd,
+        udp: UdpEnd,
+        clock: Clock,
+        alarm: Alarm,
+        unix_epoch: float,
+        *,
+        manages_link: bool,
+    ) -> None:
+        self._config = config
+        self._node = node
+        self._tun = tun
+        self._udp = udp
+        self._clock = clock
+        self._alarm = alarm
+        self._manages_link = manages_link
+        self._link = LinkState()
+        # What the wall clock showed when the engine's clock was at zero, as the node knows it.
+        self._unix_epoch = unix_epoch
+        self._applying = anyio.Lock()
+        self._streams: WeakSet[EventStream] = WeakSet()
+        self._draining: set[int] = set()
+        self._timer_wakes = 0
+        self._open = True
+        self._tasks: TaskGroup
+        self._resolver: Resolver
+
+    @property
+    def name(self) -> str:
+        """The name of the device."""
+        return self._tun.name
+
+    @property
+    def listen_port(self) -> int:
+        """The UDP port."""
+        return self._udp.port
+
+    @property
+    def public_key(self) -> PublicKey:
+        """Our static public key."""
+        return self._config.private_key.public_key()
+
+    @property
+    def config(self) -> InterfaceConfig:
+        """The configuration that was given last."""
+        return self._config
+
+    def events(self) -> EventStream:
+        """What happens from now on: an asynchronous iterator of `PeerEvent(peer, event)`, another one for each call.
+
+        Raises `ClosedError` after the interface was closed.
+        """
+        self._check_open()
+        stream = EventStream(EVENT_CAPACITY)
+        self._streams.add(stream)
+        return stream
+
+    def stats(self) -> InterfaceStats:
+        """The counters now, or, after the interface was closed, as they were then."""
+        if not self._open:
+            return self._last_stats
+        stats = self._node.stats(self._clock.now())
+        return InterfaceStats(
+            peers=stats.peers,
+            drops=stats.drops,
+            tun=self._tun.stats(),
+            udp=self._udp.stats(),
+            timer_wakes=self._timer_wakes,
+        )
+
+    def initiate_handshake(self, peer: PublicKey) -> None:
+        """Start a session with a peer now, or nothing while a handshake is under way.
+
+        Raises `KeyError` for an unknown peer, `ValueError` where the role forbids it or no endpoint is known, and
+        `ClosedError` after the interface was closed.
+        """
+        self._check_open()
+        self._node.initiate_handshake(peer, self._clock.now())
+        self._settle()
+
+    async def apply(self, config: InterfaceConfig) -> ConfigDiff:
+        """Change to another configuration: all of it, or, if this raises, nothing. Sessions go on where they can.
+
+        Addresses, routes and the MTU of a device that was made here change along. `name` and `listen_port` cannot
+        change while the interface is up; None and 0 leave them as they are.
+
+        Raises `ConfigError` if the configuration is wrong, `DeviceError` if an address or a route cannot be had, and
+        `ClosedError` after the interface was closed. Cancelled, it has done all or nothing.
+        """
+        async with self._applying:
+            self._check_open()
+            self._check_unchangeable(config)
+            new = node_config(config)
+            # A rehearsal: what is wrong with it is known before anything is touched.
+            Node(new, now=self._clock.now(), unix_time=self._clock.unix_time())
+            old_link = self._link
+            await self._set_link(config)
+            # From here on there is no await, so that nothing can come between.
+            self._check_open()
+            try:
+                diff = self._node.apply(new, self._clock.now())
+            except ConfigError:
+                await self._revert_link(old_link)
+                raise
+            before, self._config = self._config, config
+            self._resolver.update(config.peers)
+            self._settle()
+            return with_renamed_endpoints(diff, before, config)
+
+    async def _set_link(self, config: InterfaceConfig) -> None:
+        if self._manages_link:
+            want = link_state(config)
+            await change_link(self.name, self._link, want)
+            if want != self._link:
+                warn_of_default_routes(config, self.name)
+            self._link = want
+
+    async def _revert_link(self, to: LinkState) -> None:
+        if self._manages_link:
+            await change_link(self.name, self._link, to)
+            self._link = to
+
+    def _check_unchangeable(self, config: InterfaceConfig) -> None:
+        for field, new, old in (
+            ("name", config.name or self.name, self._config.name or self.name),
+            (
+                "listen port",
+                config.listen_port or self.listen_port,
+                self._config.listen_port or self.listen_port,
+            ),
+        ):
+            if new != old:
+                raise ConfigError(
+                    f"the {field} cannot change from {old} to {new} while the interface is up",
+                    hint="stop the interface and start it again",
+                )
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise ClosedError(f"the interface {self.name} is closed")
+
+    def _start(self, tasks: TaskGroup) -> None:
+        self._tasks = tasks
+        self._resolver = Resolver(self._found, self._udp.can_reach, tasks)
+        self._resolver.update(self._config.peers)
+        tasks.start_soon(self._keep_time)
+        tasks.start_soon(self._read_tun)
+        for family in self._udp.families:
+            tasks.start_soon(self._receive, family)
+        self._settle()
+
+    def _closed(self) -> None:
+        self._last_stats = self.stats()
+        self._open = False
+        for stream in self._streams:
+            stream.end()
+
+    def _found(self, peer: PublicKey, endpoint: Endpoint) -> None:
+        self._node.set_endpoint(peer, endpoint, self._clock.now())
+        self._settle()
+
+    async def _keep_time(self) -> None:
+        while True:
+            await self._alarm.wait()
+            self._timer_wakes += 1
+            self._node.handle_timeout(self._clock.now())
+            self._settle()
+            self._tun.check()
+
+    async def _read_tun(self) -> None:
+        def turn() -> int:
+            count = self._tun.read(self._node, self._clock.now(), BUDGET)
+            self._settle()
+            self._tun.check()
+            return count
+
+        await _serve(self._tun.wait_readable, turn)
+
+    async def _receive(self, family: int) -> None:
+        def turn() -> int:
+            count = self._udp.receive(self._node, self._clock.now(), BUDGET, family)
+            self._settle()
+            self._tun.check()
+            return count
+
+        async def wait_readable() -> None:
+            await self._udp.wait_readable(family)
+
+        await _serve(wait_readable, turn)
+
+    def _settle(self) -> None:
+        """Take out everything that the node was caused to say, and learn when it wants to be called next."""
+        self._udp.send(self._node)
+        self._tun.write(self._node)
+        output = self._node.drain()
+        # Real ends have taken their part; what comes as Python objects is for ends in memory.
+        self._udp.deliver(output.transmits)
+        self._tun.deliver(output.packets)
+        for event in output.events:
+            for stream in self._streams:
+                stream.publish(event)
+        self._watch_wall_clock()
+        deadline = self._node.next_timeout()
+        self._alarm.set(None if deadline is None else deadline.at)
+        for descriptor in self._blocked():
+            if descriptor not in self._draining:
+                self._draining.add(descriptor)
+                self._tasks.start_soon(self._drain, descriptor)
+
+    def _blocked(self) -> tuple[int, ...]:
+        return (*self._udp.blocked(), *self._tun.blocked())
+
+    async def _drain(self, descriptor: int) -> None:
+        """Send what a descriptor did not take at once."""
+        try:
+            while descriptor in self._blocked():
+                await anyio.wait_writable(descriptor)
+                self._settle()
+                # Something is taken, but the next buffer full of it will take a while to leave.
+                await anyio.sleep(_DRAIN_PAUSE)
+        finally:
+            self._draining.discard(descriptor)
+
+    def _watch_wall_clock(self) -> None:
+        now, unix_time = self._clock.now(), self._clock.unix_time()
+        step = unix_time - now - self._unix_epoch
+        if abs(step) > _CLOCK_STEP:
+            _log.info("%s: the system's clock was set by %+.0f s", self.name, step)
+            self._unix_epoch = unix_time - now
+            self._node.set_unix_time(unix_time, now)
+
+
+async def _serve(wait: Callable[[], Awaitable[None]], turn: Callable[[], int]) -> None:
+    """Take turns for as long as there is something: `turn` returns how much it moved, at most about `BUDGET`."""
+    futile = 0
+    while True:
+        await wait()
+        while (count := turn()) >= BUDGET:
+            futile = 0
+            await anyio.lowlevel.checkpoint()
+        futile = 0 if count else futile + 1
+        if futile >= _FUTILE_WAKES:
+            await anyio.sleep(_FUTILE_PAUSE)
+
+
+def node_config(config: InterfaceConfig) -> NodeConfig:
+    """What the node is told of a configuration: everything but the host names, which are looked up later."""
+    return NodeConfig(
+        private_key=config.private_key,
+        peers=tuple(
+            peer
+            if peer.endpoint is None or is_literal(peer.endpoint[0])
+            else dataclasses.replace(peer, endpoint=None)
+            for peer in config.peers
+        ),
+        mtu=config.mtu or DEFAULT_MTU,
+        timers=config.timers,
+        limits=config.limits,
+    )
+
+
+def with_renamed_endpoints(diff: ConfigDiff, old: InterfaceConfig, new: InterfaceConfig) -> ConfigDiff:
+    """Add the endpoints that changed from one host name to another, which the node does not see."""
+    endpoints = {peer.public_key: peer.endpoint for peer in old.peers}
+    fields = {change.public_key: set(change.fields) for change in diff.changed}
+    for peer in new.peers:
+        if endpoints.get(peer.public_key, peer.endpoint) != peer.endpoint:
+            fields.setdefault(peer.public_key, set()).add("endpoint")
+    changed = tuple(
+        PeerChange(peer.public_key, tuple(sorted(fields[peer.public_key])))
+        for peer in new.peers
+        if peer.public_key in fields
+    )
+    return dataclasses.replace(diff, changed=changed)

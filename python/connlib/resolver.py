@@ -1,0 +1,98 @@
+"""Host names of peers.
+
+The node knows addresses only. What is written as a name in a configuration is looked up here, and again and again
+while that fails, so that a name server which is not up yet is no reason not to start.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Iterable
+from ipaddress import ip_address
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ._native import PublicKey
+from ._types import PeerConfig
+from .config import describe_peer
+
+_log = logging.getLogger("connlib")
+
+Endpoint = tuple[str, int]
+
+FIRST_PAUSE = 1.0
+LONGEST_PAUSE = 60.0
+"""Seconds between two attempts; each pause is twice the one before."""
+
+
+def is_literal(host: str) -> bool:
+    """Whether this is an address already."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+class Resolver:
+    """Looks up the endpoints that are host names.
+
+    found: called with a peer and its address once there is one.
+    can_reach: whether there is a socket for the family of an address.
+    """
+
+    def __init__(
+        self, found: Callable[[PublicKey, Endpoint], None], can_reach: Callable[[str], bool], tasks: TaskGroup
+    ) -> None:
+        self._found = found
+        self._can_reach = can_reach
+        self._tasks = tasks
+        self._names: dict[PublicKey, tuple[Endpoint, anyio.CancelScope]] = {}
+
+    def update(self, peers: Iterable[PeerConfig]) -> None:
+        """Look up the names that are new, and forget those that are gone."""
+        wanted = {
+            peer.public_key: peer
+            for peer in peers
+            if peer.endpoint is not None and not is_literal(peer.endpoint[0])
+        }
+        for key, (endpoint, scope) in list(self._names.items()):
+            if key not in wanted or wanted[key].endpoint != endpoint:
+                scope.cancel()
+                del self._names[key]
+        for key, peer in wanted.items():
+            if key not in self._names and peer.endpoint is not None:
+                scope = anyio.CancelScope()
+                self._names[key] = (peer.endpoint, scope)
+                self._tasks.start_soon(self._look_up, peer, peer.endpoint, scope)
+
+    async def _look_up(self, peer: PeerConfig, endpoint: Endpoint, scope: anyio.CancelScope) -> None:
+        with scope:
+            pause = FIRST_PAUSE
+            while True:
+                try:
+                    address = await self._address(*endpoint)
+                except (OSError, UnicodeError) as error:
+                    _log.warning(
+                        "%s: cannot look up %s: %s; next attempt in %g s",
+                        describe_peer(peer),
+                        endpoint[0],
+                        (error.strerror if isinstance(error, OSError) else None) or error,
+                        pause,
+                    )
+                    await anyio.sleep(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE)
+                else:
+                    _log.info("%s: %s is %s", describe_peer(peer), endpoint[0], address)
+                    self._found(peer.public_key, (address, endpoint[1]))
+                    return
+
+    async def _address(self, host: str, port: int) -> str:
+        """The first address that there is a socket for. Raises `OSError`."""
+        answers = await anyio.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        for *_, address in answers:
+            if self._can_reach(str(address[0])):
+                return str(address[0])
+        raise OSError("it has no address of a family that this system has")

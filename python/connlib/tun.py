@@ -1,0 +1,226 @@
+"""TUN devices: making one, and the driver's end of it.
+
+The device lives as long as its descriptor: closing it removes the device, and with it its addresses and routes. So
+nothing has to be cleaned up one by one, not even after SIGKILL.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import struct
+from typing import Protocol
+
+import anyio
+
+from ._errors import ConfigError, DeviceError
+from ._native import Node, TunIo
+from .config import check_interface_name
+from .memory import MemoryTun, MemoryTunEnd
+
+_log = logging.getLogger("connlib")
+
+_CLONE_DEVICE = "/dev/net/tun"
+
+# linux/if_tun.h
+_TUNSETIFF = 0x4004_54CA
+_TUNGETIFF = 0x8004_54D2
+_IFF_TUN = 0x0001
+_IFF_TAP = 0x0002
+_IFF_NO_PI = 0x1000
+_IFF_VNET_HDR = 0x4000
+# Fail if there is such a device, instead of taking over one that somebody else has made persistent.
+_IFF_TUN_EXCL = 0x8000
+# struct ifreq: 16 bytes of name, then a union of which the flags are the first 16 bits.
+_IFREQ = struct.Struct("16sH22x")
+
+
+class TunEnd(Protocol):
+    """What the driver needs of a TUN device, real or in memory."""
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+
+    async def wait_readable(self) -> None:
+        """Until there is a packet."""
+
+    def read(self, node: Node, now: float, budget: int) -> int:
+        """Hand up to `budget` packets to the node; how many they were."""
+
+    def write(self, node: Node) -> None:
+        """Write what waits in the node, where that is possible without Python objects."""
+
+    def deliver(self, packets: list[bytes]) -> None:
+        """Write what `write` left."""
+
+    def check(self) -> None:
+        """Raise `DeviceError` if the device is gone."""
+
+    def blocked(self) -> tuple[int, ...]:
+        """Descriptors that have to become writable before what waits for them can be written."""
+
+    def stats(self) -> dict[str, int]:
+        """Counters, and errors by the name of their errno."""
+
+    def close(self) -> None:
+        """Close what was opened here; a device that was made here is gone then."""
+
+
+def open_tun(tun: int | MemoryTun | None, name: str | None) -> TunEnd:
+    """Open the device of an interface.
+
+    tun: None makes a device called `name` (None: the kernel chooses connlib0 or the like); a descriptor of a TUN
+    device that the caller has made (IFF_TUN | IFF_NO_PI) is used as it is and left open; or a `MemoryTun`.
+
+    Raises `DeviceError` with one line if that cannot be done; nothing is left open then.
+    """
+    if isinstance(tun, MemoryTun):
+        return MemoryTunEnd(tun)
+    if tun is not None:
+        return _DeviceEnd(tun, _name_of(tun) or name or f"descriptor {tun}", owned=False)
+    fd, made = make_device(name)
+    return _DeviceEnd(fd, made, owned=True)
+
+
+def make_device(name: str | None) -> tuple[int, str]:
+    """Make a TUN device; its descriptor and its name. The device is down and has no address.
+
+    name: 1 to 15 letters, digits and _=+.- ; None lets the kernel choose.
+
+    Raises `DeviceError`: bad name, name taken, no permission, no TUN in this kernel.
+    """
+    import fcntl
+
+    if name is not None:
+        try:
+            check_interface_name(name)
+        except ConfigError as error:
+            raise DeviceError(error.problem, hint=error.hint) from None
+    try:
+        fd = os.open(_CLONE_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise _open_error(error) from error
+    try:
+        flags = _IFF_TUN | _IFF_NO_PI | _IFF_TUN_EXCL
+        # "%d" is for the kernel to fill in; a name that a caller chose never gets there with one.
+        request = _IFREQ.pack(b"connlib%d" if name is None else name.encode("ascii"), flags)
+        answer = fcntl.ioctl(fd, _TUNSETIFF, request)
+        return fd, _IFREQ.unpack(answer)[0].rstrip(b"\0").decode()
+    except OSError as error:
+        os.close(fd)
+        raise _make_error(name, error) from error
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _open_error(error: OSError) -> DeviceError:
+    if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+        return DeviceError(
+            f"there is no {_CLONE_DEVICE}", hint="load it (modprobe tun), or give it to the container"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return DeviceError(f"no permission to open {_CLONE_DEVICE}", hint="run as root or with CAP_NET_ADMIN")
+    return DeviceError(
+        f"cannot open {_CLONE_DEVICE}: {error.strerror}", hint="see what the kernel logged: dmesg"
+    )
+
+
+def _make_error(name: str | None, error: OSError) -> DeviceError:
+    device = "a TUN device" if name is None else f"the TUN device {name!r}"
+    if error.errno in (errno.EBUSY, errno.EEXIST, errno.EINVAL) and name is not None:
+        return DeviceError(
+            f"there is a network device {name!r} already",
+            hint=f"choose another name, or remove it: ip link del {name}",
+        )
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return DeviceError(f"no permission to make {device}", hint="run as root or with CAP_NET_ADMIN")
+    return DeviceError(f"cannot make {device}: {error.strerror}", hint="see what the kernel logged: dmesg")
+
+
+def _name_of(fd: int) -> str | None:
+    """The name of the device behind a descriptor, or None if it is something else that keeps packet boundaries.
+
+    Raises `DeviceError` if the device is set up in a way that packets would not come as they are.
+    """
+    import fcntl
+
+    try:
+        mode = os.fstat(fd).st_mode
+    except OSError:
+        raise DeviceError(f"{fd} is not an open descriptor", hint="give one of a TUN device") from None
+    if not (stat.S_ISCHR(mode) or stat.S_ISSOCK(mode)):
+        raise DeviceError(f"the descriptor {fd} is not a TUN device", hint="give one of a TUN device")
+    try:
+        name, flags = _IFREQ.unpack(fcntl.ioctl(fd, _TUNGETIFF, bytes(_IFREQ.size)))
+    except OSError:
+        return None
+    if flags & (_IFF_TAP | _IFF_VNET_HDR) or not flags & _IFF_NO_PI:
+        raise DeviceError(
+            "the device of this descriptor does not carry bare IP packets",
+            hint="make it with IFF_TUN | IFF_NO_PI",
+        )
+    return str(name.rstrip(b"\0").decode())
+
+
+class _DeviceEnd:
+    """A device behind a descriptor."""
+
+    def __init__(self, fd: int, name: str, *, owned: bool) -> None:
+        self.name = name
+        self._fd = fd
+        self._owned = owned
+        self._was_down = False
+        try:
+            self._io = TunIo(fd)
+        except BaseException as error:
+            self._close_descriptor()
+            if isinstance(error, OSError):
+                raise DeviceError(
+                    f"cannot use the descriptor of {name}: {os.strerror(error.errno or 0)}",
+                    hint="see how many files are open: ulimit -n",
+                ) from error
+            raise
+
+    async def wait_readable(self) -> None:
+        await anyio.wait_readable(self._fd)
+
+    def read(self, node: Node, now: float, budget: int) -> int:
+        return self._io.read(node, now, budget)
+
+    def write(self, node: Node) -> None:
+        self._io.write(node)
+
+    def deliver(self, packets: list[bytes]) -> None:
+        assert not packets, "write() takes everything"
+
+    def check(self) -> None:
+        state = self._io.state
+        if state == "gone":
+            raise DeviceError(
+                f"the TUN device {self.name} was deleted", hint="start the interface again to make it anew"
+            )
+        if (state == "down") != self._was_down:
+            self._was_down = state == "down"
+            if self._was_down:
+                _log.warning("%s is down, packets to it are lost; ip link set %s up", self.name, self.name)
+            else:
+                _log.info("%s is up again", self.name)
+
+    def blocked(self) -> tuple[int, ...]:
+        return (self._fd,) if self._io.blocked else ()
+
+    def stats(self) -> dict[str, int]:
+        return self._io.stats()
+
+    def close(self) -> None:
+        self._io.close()
+        self._close_descriptor()
+
+    def _close_descriptor(self) -> None:
+        if self._owned and self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

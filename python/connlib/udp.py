@@ -1,0 +1,223 @@
+"""UDP sockets: binding one port on IPv4 and IPv6, and the driver's end of them."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+from ipaddress import ip_address
+from typing import Protocol
+
+import anyio
+
+from ._errors import DeviceError
+from ._native import Node, UdpIo
+from ._types import Transmit
+from .memory import MemoryHost, MemoryUdp
+
+_log = logging.getLogger("connlib")
+
+Sockets = socket.socket | tuple[socket.socket, socket.socket]
+"""One socket, or an IPv4 and an IPv6 socket (in any order)."""
+
+# The chance that a port which is free on IPv4 is taken on IPv6 is small, and nil to happen so often in a row.
+_ATTEMPTS = 32
+
+
+class UdpEnd(Protocol):
+    """What the driver needs of a socket, real or in memory."""
+
+    @property
+    def port(self) -> int:
+        """The local port."""
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        """The address families; each is waited for and received from on its own."""
+
+    async def wait_readable(self, family: int) -> None:
+        """Until there is something to receive."""
+
+    def receive(self, node: Node, now: float, budget: int, family: int) -> int:
+        """Hand about `budget` datagrams to the node; how many they were."""
+
+    def send(self, node: Node) -> None:
+        """Send what waits in the node, where that is possible without Python objects."""
+
+    def deliver(self, transmits: list[Transmit]) -> None:
+        """Send what `send` left."""
+
+    def blocked(self) -> tuple[int, ...]:
+        """Descriptors that have to become writable before what waits for them can be sent."""
+
+    def can_reach(self, address: str) -> bool:
+        """Whether there is a socket for the family of this literal address."""
+
+    def stats(self) -> dict[str, int]:
+        """Counters, and errors by the name of their errno."""
+
+    def close(self) -> None:
+        """Close what was opened here. What the caller brought stays open."""
+
+
+def open_udp(udp: Sockets | MemoryUdp | MemoryHost | None, port: int) -> UdpEnd:
+    """Open the network side of an interface.
+
+    udp: None binds sockets to `port` (0: the system chooses) on all addresses; sockets that the caller has bound are
+    used as they are and left open afterwards; a network or host in memory opens `port` there.
+
+    Raises `DeviceError` with one line if that cannot be done; nothing is left open then.
+    """
+    if isinstance(udp, MemoryUdp):
+        return udp.next_host().open(port)
+    if isinstance(udp, MemoryHost):
+        return udp.open(port)
+    if udp is None:
+        return _SocketEnd(bind_pair(port), owned=True)
+    sockets = udp if isinstance(udp, tuple) else (udp,)
+    return _SocketEnd(_by_family(sockets), owned=False)
+
+
+def bind_pair(port: int) -> dict[int, socket.socket]:
+    """Bind an IPv4 and an IPv6 socket to the same port of all addresses; address family -> socket.
+
+    port: 0 lets the system choose one that is free on both. A family that the system does not have is left out.
+
+    Raises `DeviceError` if the port is in use or not allowed, or if there is neither family.
+    """
+    for attempt in range(_ATTEMPTS):
+        sockets: dict[int, socket.socket] = {}
+        try:
+            return _bind_pair(port, sockets)
+        except OSError as error:
+            for bound in sockets.values():
+                bound.close()
+            if port == 0 and error.errno == errno.EADDRINUSE and attempt < _ATTEMPTS - 1:
+                continue
+            raise _bind_error(port, error) from error
+        except BaseException:
+            for bound in sockets.values():
+                bound.close()
+            raise
+    raise AssertionError("unreachable")
+
+
+def _bind_pair(port: int, sockets: dict[int, socket.socket]) -> dict[int, socket.socket]:
+    absent: OSError | None = None
+    for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        try:
+            made = sockets[family] = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            if family == socket.AF_INET6:
+                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            made.bind((address, port))
+        except OSError as error:
+            if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                raise
+            absent = error
+            if (half := sockets.pop(family, None)) is not None:
+                half.close()
+            _log.info(
+                "no %s on this system: %s", "IPv6" if family == socket.AF_INET6 else "IPv4", error.strerror
+            )
+        else:
+            port = made.getsockname()[1]
+    if absent is not None and not sockets:
+        raise absent
+    return sockets
+
+
+def _bind_error(port: int, error: OSError) -> DeviceError:
+    what = f"UDP port {port}" if port else "a UDP port"
+    if error.errno == errno.EADDRINUSE:
+        return DeviceError(
+            f"{what} is in use",
+            hint=f"choose another ListenPort, or see who has it: ss -ulpn 'sport = :{port}'",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return DeviceError(
+            f"no permission to bind {what}", hint="choose a ListenPort of 1024 or more, or run as root"
+        )
+    return DeviceError(
+        f"cannot bind {what}: {error.strerror or error}",
+        hint="see whether the system has IPv4 or IPv6 at all",
+    )
+
+
+def _by_family(sockets: tuple[socket.socket, ...]) -> dict[int, socket.socket]:
+    by_family: dict[int, socket.socket] = {}
+    for given in sockets:
+        if given.type != socket.SOCK_DGRAM or given.family not in (socket.AF_INET, socket.AF_INET6):
+            raise DeviceError(
+                "the socket is not a UDP socket", hint="make it with AF_INET or AF_INET6 and SOCK_DGRAM"
+            )
+        if given.getsockname()[1] == 0:
+            raise DeviceError("the UDP socket is not bound", hint="bind it to an address and a port first")
+        if given.family in by_family:
+            raise DeviceError(
+                "both UDP sockets are of one family", hint="give one of AF_INET and one of AF_INET6"
+            )
+        by_family[given.family] = given
+    return by_family
+
+
+class _SocketEnd:
+    """Real sockets."""
+
+    def __init__(self, sockets: dict[int, socket.socket], *, owned: bool) -> None:
+        self._sockets = sockets
+        self._owned = owned
+        self.port = int(next(iter(sockets.values())).getsockname()[1])
+        try:
+            descriptors = {family: made.fileno() for family, made in sockets.items()}
+            self._io = UdpIo(descriptors.get(socket.AF_INET), descriptors.get(socket.AF_INET6))
+        except BaseException as error:
+            self._close_sockets()
+            if isinstance(error, OSError):
+                raise DeviceError(
+                    f"cannot set the UDP socket up: {os.strerror(error.errno or 0)}",
+                    hint="is it an open UDP socket, and not a wrapper of one?",
+                ) from error
+            raise
+
+        self._buffer_sizes: dict[str, int] = {}
+        for family, name in ((socket.AF_INET, "ipv4"), (socket.AF_INET6, "ipv6")):
+            if (sizes := self._io.buffer_sizes(family)) is not None:
+                self._buffer_sizes[f"receive_buffer_{name}"], self._buffer_sizes[f"send_buffer_{name}"] = (
+                    sizes
+                )
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        return tuple(self._sockets)
+
+    async def wait_readable(self, family: int) -> None:
+        await anyio.wait_readable(self._sockets[family])
+
+    def receive(self, node: Node, now: float, budget: int, family: int) -> int:
+        return self._io.receive(node, now, budget, family)
+
+    def send(self, node: Node) -> None:
+        self._io.send(node)
+
+    def deliver(self, transmits: list[Transmit]) -> None:
+        assert not transmits, "send() takes everything"
+
+    def blocked(self) -> tuple[int, ...]:
+        return tuple(made.fileno() for family, made in self._sockets.items() if self._io.blocked(family))
+
+    def can_reach(self, address: str) -> bool:
+        family = socket.AF_INET if ip_address(address).version == 4 else socket.AF_INET6
+        return family in self._sockets
+
+    def stats(self) -> dict[str, int]:
+        return self._io.stats() | self._buffer_sizes
+
+    def close(self) -> None:
+        self._io.close()
+        self._close_sockets()
+
+    def _close_sockets(self) -> None:
+        if self._owned:
+            for made in self._sockets.values():
+                made.close()

@@ -1,0 +1,526 @@
+"""wg-quick files: read them into `InterfaceConfig`, and write them back.
+
+What connlib does with each key (names are case-insensitive, as in wg-quick; `#` starts a comment):
+
+    [Interface]
+    PrivateKey           required
+    ListenPort           0 to 65535; 0, the default, lets the system choose
+    Address              one or more, separated by commas or repeated; without a prefix length it is a single host
+    MTU                  576 to 65472; default 1420
+    Table                auto: the allowed IPs become routes; off: they do not. A number is an error
+    FwMark               off or 0; anything else is an error, because sockets are not marked
+    DNS                  a warning: the resolver is left alone
+    SaveConfig           false; true is a warning, because the file is never written
+    PreUp, PostUp,       an error: a configuration file never makes connlib run a command
+    PreDown, PostDown
+
+    [Peer]
+    PublicKey            required
+    PresharedKey
+    AllowedIPs           prefixes, separated by commas or repeated; bits beyond the prefix are cleared, as wg does.
+                         The same prefix for two peers is an error (wg would move it to the later one in silence)
+    Endpoint             host:port, a.b.c.d:port or [v6]:port; a host name is kept as it is
+    PersistentKeepalive  seconds, 1 to 65535; 0 or off switches it off
+
+Settings that wg-quick has no word for are comments to it, `# connlib: key = value`, inside a section:
+
+    [Interface]
+    role                 either, initiator or responder: for the peers that do not say themselves
+    interface            the device's name
+    rekey-after-time, reject-after-time, rekey-attempt-time, rekey-timeout, keepalive-timeout       seconds
+    rekey-after-messages, reject-after-messages, queue-packets                                      counts
+    [Peer]
+    role                 initiator or responder (either only if the interface does not say otherwise)
+    name                 what logs call the peer
+
+Every error is a `ConfigError` of one line, `FILE:LINE: what is wrong; what to do`. No message holds a value that may
+be a private or preshared key, also not where a key was put in the wrong place or after a mistyped name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import os
+import re
+import stat
+from collections.abc import Iterable
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from typing import NoReturn
+
+from . import _wgvalues as values
+from ._errors import ConfigError
+from ._native import PresharedKey, PrivateKey, PublicKey
+from ._types import Limits, PeerConfig, Role, Timers
+from ._wgvalues import BadValue
+from .config import MAX_MTU, MIN_MTU, InterfaceConfig, check_interface_name, shown
+
+log = logging.getLogger("connlib.config")
+
+MAX_FILE_BYTES = 16 * 1024 * 1024
+MAX_PROBLEMS = 20
+
+_INTERFACE_KEYS = {
+    key.lower(): key
+    for key in (
+        *("PrivateKey", "ListenPort", "Address", "MTU", "Table", "FwMark", "DNS", "SaveConfig"),
+        *("PreUp", "PostUp", "PreDown", "PostDown"),
+    )
+}
+_PEER_KEYS = {
+    key.lower(): key for key in ("PublicKey", "PresharedKey", "AllowedIPs", "Endpoint", "PersistentKeepalive")
+}
+_REPEATABLE = {"address", "dns", "allowedips", "preup", "postup", "predown", "postdown"}
+_TIMERS = {field.name.replace("_", "-"): field.name for field in dataclasses.fields(Timers)}
+_LIMITS = {field.name.replace("_", "-"): field.name for field in dataclasses.fields(Limits)}
+_INTERFACE_EXTENSIONS = {key: key for key in ("role", "interface", *_TIMERS, *_LIMITS)}
+_PEER_EXTENSIONS = {key: key for key in ("role", "name")}
+_EXTENSION = re.compile(r"\s*connlib\s*:(.*)", re.IGNORECASE | re.DOTALL)
+
+
+class ConfigFileError(ConfigError):
+    """What is wrong with a wg-quick file: as a `ConfigError` the first of its problems, and all of them in `problems`.
+
+    After twenty problems, the rest of the file is not read.
+    """
+
+    def __init__(self, problems: tuple[ConfigError, ...]) -> None:
+        first = problems[0]
+        super().__init__(first.problem, path=first.path, line=first.line, hint=first.hint)
+        self.problems = problems
+        """One or more, in the order of their lines."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.problems,))
+
+
+def load_config(path: str | os.PathLike[str], *, allow_world_readable: bool = False) -> InterfaceConfig:
+    """Read a wg-quick file of at most 16 MiB.
+
+    A file that every user of the machine can read or change is refused, because it holds a private key, unless
+    `allow_world_readable`. Raises `ConfigError` for that, for a file that cannot be read, and for what
+    `parse_config` refuses.
+    """
+    data = _read(os.fspath(path), allow_world_readable)
+    name = _display(os.fspath(path))
+    nul = data.find(b"\0")
+    if nul >= 0:
+        raise ConfigError(
+            "there is a NUL byte", hint="save the file as plain UTF-8 text", path=name, line=_line(data, nul)
+        )
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = _line(data, error.start)
+        raise ConfigError(
+            "this is not UTF-8", hint="save the file as plain UTF-8 text", path=name, line=line
+        ) from None
+    return parse_config(text, name)
+
+
+def parse_config(text: str, path: str = "<string>") -> InterfaceConfig:
+    """Read the text of a wg-quick file; `path` is only what messages call it.
+
+    Raises `ConfigFileError`, which is a `ConfigError`. Warnings go to the logger `connlib.config`.
+    """
+    return _Parser(path).parse(text)
+
+
+def format_config(config: InterfaceConfig) -> str:
+    """The text of a wg-quick file that `parse_config` reads as an equal configuration.
+
+    The text holds the private key and the preshared keys: write it to a file that only its owner can read.
+    Raises `ConfigError` for a persistent keepalive that is not a whole number of seconds from 1 to 65535.
+    """
+    lines = ["[Interface]"]
+    lines += _extension("interface", config.name)
+    lines += _extension("role", config.role.name.lower() if config.role is not Role.EITHER else None)
+    for name, seconds in _changed(config.timers, Timers(), _TIMERS):
+        lines += _extension(name, seconds)
+    for name, count in _changed(config.limits, Limits(), _LIMITS):
+        lines += _extension(name, count)
+    lines.append(f"PrivateKey = {config.private_key.to_base64()}")
+    if config.listen_port:
+        lines.append(f"ListenPort = {config.listen_port}")
+    lines += [f"Address = {address}" for address in config.addresses]
+    if config.mtu is not None:
+        lines.append(f"MTU = {config.mtu}")
+    if not config.routes:
+        lines.append("Table = off")
+    for peer in config.peers:
+        lines += ["", "[Peer]"]
+        lines += _extension("name", peer.name)
+        lines += _extension("role", peer.role.name.lower() if peer.role is not config.role else None)
+        lines.append(f"PublicKey = {peer.public_key.to_base64()}")
+        if peer.preshared_key is not None:
+            lines.append(f"PresharedKey = {peer.preshared_key.to_base64()}")
+        lines += [f"AllowedIPs = {prefix}" for prefix in peer.allowed_ips]
+        if peer.endpoint is not None:
+            host, port = peer.endpoint
+            lines.append(f"Endpoint = [{host}]:{port}" if ":" in host else f"Endpoint = {host}:{port}")
+        if peer.persistent_keepalive is not None:
+            seconds = peer.persistent_keepalive
+            if seconds != int(seconds) or not 1 <= seconds <= 65535:
+                raise ConfigError(
+                    f"a wg-quick file cannot say a persistent keepalive of {seconds} s",
+                    hint="use a whole number of seconds from 1 to 65535",
+                )
+            lines.append(f"PersistentKeepalive = {int(seconds)}")
+    return "\n".join(lines) + "\n"
+
+
+def _extension(key: str, value: object) -> list[str]:
+    return [] if value is None else [f"# connlib: {key} = {value}"]
+
+
+def _changed(values: object, defaults: object, names: dict[str, str]) -> list[tuple[str, object]]:
+    pairs = [(name, getattr(values, field), getattr(defaults, field)) for name, field in names.items()]
+    return [(name, value) for name, value, default in pairs if value != default]
+
+
+def _read(path: str, allow_world_readable: bool) -> bytes:
+    if "\0" in path:
+        raise ConfigError("this is not a path", hint="name a wg-quick file", path=_display(path))
+    try:
+        with open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise ConfigError(
+            f"cannot read it: {reason}", hint="name a wg-quick file", path=_display(path)
+        ) from None
+    if stat.S_ISREG(mode) and mode & (stat.S_IROTH | stat.S_IWOTH) and not allow_world_readable:
+        raise ConfigError(
+            f"every user of this machine can read or change it (mode {stat.S_IMODE(mode):04o}), "
+            "and it holds a private key",
+            hint="chmod 600 it, or pass --allow-world-readable",
+            path=_display(path),
+        )
+    if len(data) > MAX_FILE_BYTES:
+        size = f"{MAX_FILE_BYTES // 1024 // 1024} MiB"
+        raise ConfigError(
+            f"this file is larger than {size}", hint="is it a wg-quick file?", path=_display(path)
+        )
+    return data
+
+
+def _display(path: str) -> str:
+    return path if path.isprintable() else ascii(path)
+
+
+def _line(data: bytes, offset: int) -> int:
+    return data.count(b"\n", 0, offset) + 1
+
+
+@dataclasses.dataclass
+class _InterfaceDraft:
+    """What the lines of an [Interface] section have said so far."""
+
+    line: int
+    seen: dict[str, int] = dataclasses.field(default_factory=dict)
+    private_key: PrivateKey | None = None
+    listen_port: int = 0
+    addresses: list[IPv4Interface | IPv6Interface] = dataclasses.field(default_factory=list)
+    mtu: int | None = None
+    routes: bool = True
+    name: str | None = None
+    role: Role = Role.EITHER
+    timers: dict[str, float] = dataclasses.field(default_factory=dict)
+    limits: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    keys = _INTERFACE_KEYS
+    extensions = _INTERFACE_EXTENSIONS
+    title = "[Interface]"
+
+    def set(self, key: str, value: str, line: int) -> str | None:
+        """Take one line. Returns a warning, or None; raises `BadValue`."""
+        match key:
+            case "privatekey":
+                self.private_key = values.key(PrivateKey, "PrivateKey", value)
+            case "listenport":
+                self.listen_port = values.whole("ListenPort", value, 0, 65535)
+            case "address":
+                self.addresses += values.addresses("Address", value)
+            case "mtu":
+                self.mtu = values.whole("MTU", value, MIN_MTU, MAX_MTU)
+            case "table":
+                self.routes = values.table(value)
+            case "fwmark":
+                values.no_fwmark(value)
+            case "dns":
+                return "DNS is ignored: connlib leaves the resolver alone"
+            case "saveconfig":
+                if values.flag("SaveConfig", value):
+                    return "SaveConfig is ignored: connlib never writes to this file"
+            case _:
+                name = _INTERFACE_KEYS[key]
+                raise BadValue(
+                    f"{name}: connlib runs no hooks",
+                    "remove the line, and run the command yourself if needed",
+                )
+        return None
+
+    def extend(self, key: str, value: str) -> None:
+        """Take one `# connlib:` line. Raises `BadValue`."""
+        if key == "role":
+            self.role = values.role(value)
+        elif key == "interface":
+            try:
+                self.name = check_interface_name(value)
+            except ConfigError as error:
+                raise BadValue(error.problem, error.hint or "use another name") from None
+        elif key in _TIMERS:
+            self.timers[_TIMERS[key]] = values.seconds(key, value)
+        else:
+            self.limits[_LIMITS[key]] = values.whole(key, value, 1, 2**64 - 1)
+
+
+@dataclasses.dataclass
+class _PeerDraft:
+    """What the lines of one [Peer] section have said so far."""
+
+    line: int
+    seen: dict[str, int] = dataclasses.field(default_factory=dict)
+    public_key: PublicKey | None = None
+    preshared_key: PresharedKey | None = None
+    allowed_ips: dict[IPv4Network | IPv6Network, int] = dataclasses.field(default_factory=dict)
+    endpoint: tuple[str, int] | None = None
+    persistent_keepalive: float | None = None
+    name: str | None = None
+    role: Role | None = None
+
+    keys = _PEER_KEYS
+    extensions = _PEER_EXTENSIONS
+    title = "[Peer]"
+
+    def set(self, key: str, value: str, line: int) -> str | None:
+        """Take one line. Returns a warning, or None; raises `BadValue`."""
+        match key:
+            case "publickey":
+                self.public_key = values.public_key(value)
+            case "presharedkey":
+                self.preshared_key = values.key(PresharedKey, "PresharedKey", value)
+            case "allowedips":
+                for prefix in values.prefixes("AllowedIPs", value):
+                    self.allowed_ips.setdefault(prefix, line)
+            case "endpoint":
+                self.endpoint = values.endpoint(value)
+            case _:
+                self.persistent_keepalive = values.keepalive(value)
+        return None
+
+    def extend(self, key: str, value: str) -> None:
+        """Take one `# connlib:` line. Raises `BadValue`."""
+        if key == "role":
+            self.role = values.role(value)
+        else:
+            self.name = values.display_name(value)
+
+
+class _Parser:
+    """Reads the lines one by one, notes what is wrong with each, and looks at the whole only if no line is wrong."""
+
+    def __init__(self, path: str) -> None:
+        self.path = _display(path)
+        self.problems: list[ConfigError] = []
+        self.interface: _InterfaceDraft | None = None
+        self.peers: list[_PeerDraft] = []
+        self.section: _InterfaceDraft | _PeerDraft | None = None
+        self.unknown_section = False
+
+    def parse(self, text: str) -> InterfaceConfig:
+        line = 0
+        for line, content in enumerate(text.split("\n"), 1):
+            try:
+                self._read(content, line)
+            except BadValue as bad:
+                self._note(line, bad)
+        if not self.problems:
+            self._check(line)
+        if self.problems:
+            self._give_up()
+        return self._build()
+
+    def _note(self, line: int, bad: BadValue) -> None:
+        self.problems.append(ConfigError(bad.problem, hint=bad.hint, path=self.path, line=line))
+        if len(self.problems) >= MAX_PROBLEMS:
+            self._give_up()
+
+    def _give_up(self) -> NoReturn:
+        raise ConfigFileError(tuple(sorted(self.problems, key=lambda problem: problem.line or 0)))
+
+    def _read(self, content: str, line: int) -> None:
+        if "\0" in content:
+            raise BadValue("there is a NUL byte", "save the file as plain UTF-8 text")
+        setting, hash_, comment = content.partition("#")
+        setting = setting.strip()
+        if setting.startswith("["):
+            self._open_section(setting, line)
+        elif setting:
+            self._set(setting, line)
+        extension = _EXTENSION.fullmatch(comment) if hash_ else None
+        if extension is not None:
+            self._extend(extension[1], line)
+
+    def _open_section(self, header: str, line: int) -> None:
+        self.section, self.unknown_section = None, False
+        match header.lower():
+            case "[interface]":
+                self.section = _InterfaceDraft(line)
+                if self.interface is not None:
+                    raise BadValue(
+                        f"[Interface] is already at line {self.interface.line}", "keep one of the two"
+                    )
+                self.interface = self.section
+            case "[peer]":
+                self.section = _PeerDraft(line)
+                self.peers.append(self.section)
+            case _:
+                self.unknown_section = True
+                raise BadValue(f"{shown(header)} is not a section", "use [Interface] or [Peer]")
+
+    def _set(self, setting: str, line: int) -> None:
+        name, equals, value = (part.strip() for part in setting.partition("="))
+        section = self.section
+        if section is None:
+            if self.unknown_section:
+                return  # its header is reported already
+            raise BadValue("this line is in no section", "begin the file with [Interface]")
+        key = name.lower()
+        if not equals or key not in section.keys:
+            raise _unknown(name, value, section) if equals else _no_equals(section)
+        if key not in _REPEATABLE:
+            first = section.seen.setdefault(key, line)
+            if first != line:
+                raise BadValue(f"{section.keys[key]} is already set at line {first}", "keep one of the two")
+        warning = section.set(key, value, line)
+        if warning is not None:
+            log.warning("%s:%d: %s", self.path, line, warning)
+
+    def _extend(self, text: str, line: int) -> None:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        section = self.section
+        if section is None:
+            raise BadValue("this connlib setting is in no section", "move it below [Interface] or a [Peer]")
+        key = name.lower()
+        if not equals or key not in section.extensions:
+            known = ", ".join(section.extensions)
+            guess = _guess(key, section.extensions)
+            hint = f"did you mean {guess}?" if guess else f"write # connlib: key = value with one of {known}"
+            raise BadValue(f"this is not a connlib setting of {section.title}", hint)
+        first = section.seen.setdefault("# " + key, line)
+        if first != line:
+            raise BadValue(f"{key} is already set at line {first}", "keep one of the two")
+        section.extend(key, value)
+
+    def _check(self, last_line: int) -> None:
+        """Note what is wrong with the file as a whole, when no single line is wrong."""
+        interface = self.interface
+        if interface is None:
+            self._note(
+                last_line, BadValue("the file has no [Interface] section", "add one, with a PrivateKey")
+            )
+            return
+        if interface.private_key is None:
+            hint = "add one; `connlib genkey` makes a key"
+            self._note(interface.line, BadValue("[Interface] has no PrivateKey", hint))
+        own = interface.private_key.public_key() if interface.private_key is not None else None
+        keys: dict[PublicKey, int] = {}
+        owners: dict[IPv4Network | IPv6Network, tuple[_PeerDraft, int]] = {}
+        for peer in self.peers:
+            if peer.public_key is None:
+                self._note(peer.line, BadValue("this [Peer] has no PublicKey", "add the peer's public key"))
+            else:
+                line = peer.seen["publickey"]
+                if peer.public_key == own:
+                    hint = "give the peer's key: this one belongs to the PrivateKey of this file"
+                    self._note(line, BadValue("PublicKey is the interface's own", hint))
+                first = keys.setdefault(peer.public_key, line)
+                if first != line:
+                    self._note(
+                        line,
+                        BadValue(f"the peer of line {first} has the same PublicKey", "merge the two peers"),
+                    )
+            if peer.role is Role.EITHER and interface.role is not Role.EITHER:
+                hint = "set it to either there, and give each peer its own role"
+                problem = f"role = either contradicts the interface's role = {interface.role.name.lower()}"
+                self._note(peer.seen["# role"], BadValue(problem, hint))
+            for prefix, line in peer.allowed_ips.items():
+                owner, owned_at = owners.setdefault(prefix, (peer, line))
+                if owner is not peer:
+                    problem = f"AllowedIPs: {prefix} already belongs to another peer, at line {owned_at}"
+                    self._note(line, BadValue(problem, "remove it from one of the two"))
+            role = interface.role if peer.role is None else peer.role
+            if role is Role.INITIATOR and peer.endpoint is None:
+                log.warning(
+                    "%s:%d: this peer can never be reached: connlib is its initiator, and it has no Endpoint",
+                    self.path,
+                    peer.line,
+                )
+
+    def _build(self) -> InterfaceConfig:
+        interface = self.interface
+        assert interface is not None and interface.private_key is not None  # _check noted it otherwise
+        try:
+            return InterfaceConfig(
+                private_key=interface.private_key,
+                listen_port=interface.listen_port,
+                addresses=tuple(interface.addresses),
+                mtu=interface.mtu,
+                peers=tuple(_peer(draft) for draft in self.peers),
+                name=interface.name,
+                role=interface.role,
+                routes=interface.routes,
+                timers=Timers(**interface.timers),
+                limits=Limits(**interface.limits),
+            )
+        except ConfigError as error:
+            hint = error.hint
+            raise ConfigError(error.problem, hint=hint, path=self.path, line=interface.line) from None
+        except ValueError as error:  # timers or limits that contradict each other
+            hint = "correct the # connlib: lines of [Interface]"
+            raise ConfigError(str(error), hint=hint, path=self.path, line=interface.line) from None
+
+
+def _peer(draft: _PeerDraft) -> PeerConfig:
+    assert draft.public_key is not None  # _check noted it otherwise
+    return PeerConfig(
+        public_key=draft.public_key,
+        preshared_key=draft.preshared_key,
+        allowed_ips=tuple(draft.allowed_ips),
+        endpoint=draft.endpoint,
+        persistent_keepalive=draft.persistent_keepalive,
+        role=Role.EITHER if draft.role is None else draft.role,
+        name=draft.name,
+    )
+
+
+def _guess(key: str, known: Iterable[str]) -> str | None:
+    if len(key) > 32:
+        return None  # no slip of the finger, and slow to compare
+    return next(iter(difflib.get_close_matches(key, list(known), n=1)), None)
+
+
+def _no_equals(section: _InterfaceDraft | _PeerDraft) -> BadValue:
+    return BadValue(
+        f"this line of {section.title} has no =", "write Key = value, or put a # before a comment"
+    )
+
+
+def _unknown(name: str, value: str, section: _InterfaceDraft | _PeerDraft) -> BadValue:
+    # On a broken line, what stands before the = may be part of a key: quote it only if it has the shape of a name.
+    has_shape = re.fullmatch("[A-Za-z]{1,20}", name) and value.strip("=")
+    quoted = f"{name} is" if has_shape else "this is"
+    other = _PEER_KEYS if section.keys is _INTERFACE_KEYS else _INTERFACE_KEYS
+    title = "[Peer]" if other is _PEER_KEYS else "[Interface]"
+    if name.lower() in other:
+        return BadValue(f"{other[name.lower()]} does not belong in {section.title}", f"move it to {title}")
+    if guess := _guess(name.lower(), section.keys):
+        hint = f"did you mean {section.keys[guess]}?"
+    elif guess := _guess(name.lower(), other):
+        hint = f"did you mean {other[guess]}? That belongs in {title}"
+    else:
+        hint = f"use one of {', '.join(section.keys.values())}"
+    return BadValue(f"{quoted} not a key of {section.title}", hint)
