@@ -1,0 +1,120 @@
+"""docs/benchmarks.md: what was measured, on what, as a table of medians and a table of ratios."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# One measurement: (nanoseconds a packet of sealing, of opening).
+Sample = tuple[float, float]
+Results = Mapping[tuple[str, int], Sequence[Sample]]
+
+SEAL, OPEN = 0, 1
+PHASES = {SEAL: "sealing", OPEN: "opening"}
+
+# (what, name of the engine, name of the engine that it is compared with, goal at 1,420 bytes)
+RATIOS = [
+    ("Rust `Tunn`, in place / ring", "in-place", "ring", 0.95),
+    ("Rust `Tunn` / ring", "tunn", "ring", 0.95),
+    ("Rust `Node` / ring", "node", "ring", 0.95),
+    ("Rust `Tunn` / boringtun 0.7.1", "tunn", "boringtun", None),
+    ("Python `Tunn`, batches of 64 / Rust `Tunn`", "python-batch", "tunn", 0.90),
+    ("Python `Tunn`, one packet a call / Rust `Tunn`", "python-single", "tunn", None),
+    ("Python `Node`, batches of 64 / Rust `Node`", "python-node", "node", None),
+]
+ENGINES = {
+    "ring": "ring, ChaCha20-Poly1305 alone",
+    "boringtun": "boringtun, pristine",
+    "in-place": "connlib, Rust: `Tunn` in place",
+    "tunn": "connlib, Rust: `Tunn`",
+    "node": "connlib, Rust: `Node`",
+    "python-batch": "connlib, Python: `Tunn`, batches of 64",
+    "python-single": "connlib, Python: `Tunn`, one packet a call",
+    "python-node": "connlib, Python: `Node`, batches of 64, packets as `bytes`",
+}
+
+
+def ratio(results: Results, engine: str, other: str, size: int, phase: int) -> tuple[float, float, float]:
+    """(median, lowest, highest) of the speed of `engine` over that of `other`, repetition by repetition.
+
+    The two were measured one after the other in each repetition, so that a drift of the machine cancels.
+    """
+    pairs = zip(results[engine, size], results[other, size], strict=True)
+    ratios = sorted(theirs[phase] / ours[phase] for ours, theirs in pairs)
+    return statistics.median(ratios), ratios[0], ratios[-1]
+
+
+def gbits(results: Results, engine: str, size: int, phase: int) -> float:
+    """The median rate in Gbit/s of IP packets."""
+    return size * 8 / statistics.median(sample[phase] for sample in results[engine, size])
+
+
+def render(results: Results, sizes: Sequence[int], repetitions: int, seconds: float) -> str:
+    """The whole document."""
+    known = [name for name in ENGINES if (name, sizes[0]) in results]
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench`; do not edit. Ratios say more than rates: every engine is measured in turn, "
+        f"{repetitions} times,",
+        f"{seconds * 1000:.0f} ms each time and size, on one core, and a ratio compares neighbours in time. "
+        "Shown are medians.",
+        "",
+        f"- date: {datetime.date.today().isoformat()}",
+        *(f"- {key}: {value}" for key, value in machine().items()),
+        "",
+        "Both ends of a tunnel are in the same process; 64 packets are sealed, then opened; only the calls are timed.",
+        '"In place" seals and opens packets where they lie, as ring does; `Tunn` and `Node` copy from the caller',
+        "into a contiguous buffer; `Node` also routes, checks addresses and counts. boringtun is the release, with the",
+        "virtual clock of `connlib.upstream`.",
+    ]
+    for phase, title in PHASES.items():
+        lines += ["", f"## {title.capitalize()}, Gbit/s on one core", ""]
+        lines += _header("engine", sizes)
+        for name in known:
+            cells = [f"{gbits(results, name, size, phase):.2f}" for size in sizes]
+            lines.append(f"| {ENGINES[name]} | {' | '.join(cells)} |")
+    for phase, title in PHASES.items():
+        lines += ["", f"## {title.capitalize()}, ratios (lowest and highest of {repetitions})", ""]
+        lines += _header("of", sizes, "goal at 1,420 B")
+        for what, engine, other, goal in RATIOS:
+            if engine in known and other in known:
+                values = [ratio(results, engine, other, size, phase) for size in sizes]
+                cells = [f"{middle:.2f} ({low:.2f}-{high:.2f})" for middle, low, high in values]
+                lines.append(f"| {what} | {' | '.join(cells)} | {goal or '-'} |")
+    return "\n".join(lines) + "\n"
+
+
+def _header(first: str, sizes: Sequence[int], *last: str) -> list[str]:
+    titles = [first, *(f"{size:,} B" for size in sizes), *last]
+    return [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+
+
+def machine() -> dict[str, str]:
+    """What the numbers depend on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    flags = set(" ".join(re.findall(r"^flags\s*:\s*(.+)$", text, re.MULTILINE)).split())
+    vectors = [name for name in ("avx2", "avx512f") if name in flags]
+    rustc = subprocess.run(["rustc", "--version"], capture_output=True, text=True).stdout.split()
+    return {
+        "processor": f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores, {' '.join(vectors)}",
+        "system": f"{platform.system()} {platform.release().split('-')[0]}, {platform.machine()}",
+        "versions": f"CPython {platform.python_version()}, rustc {rustc[1] if len(rustc) > 1 else 'unknown'}, "
+        f"ring {locked('ring')}, boringtun {locked('boringtun')}, pyo3 {locked('pyo3')}",
+    }
+
+
+def locked(crate: str) -> str:
+    """The version of a crate in Cargo.lock."""
+    found = re.search(rf'name = "{crate}"\nversion = "([^"]+)"', (ROOT / "Cargo.lock").read_text())
+    return found[1] if found else "unknown"

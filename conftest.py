@@ -1,0 +1,36 @@
+"""What holds for every test: in CI nothing is skipped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+_IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """A skip is a courtesy to a machine that lacks something; where the checks count, it would hide a failure."""
+    report: pytest.TestReport = yield
+    if _IN_CI and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but CI must skip nothing: {_reason(report.longrepr)}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
+    """The same for a module that skips itself while it is imported."""
+    report: pytest.CollectReport = yield
+    if _IN_CI and report.outcome == "skipped":
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but CI must skip nothing: {_reason(report.longrepr)}"
+    return report
+
+
+def _reason(longrepr: object) -> str:
+    """The reason in what pytest keeps of a skip: (path, line, reason), or something that says it."""
+    return str(longrepr[-1]) if isinstance(longrepr, tuple) else str(longrepr)

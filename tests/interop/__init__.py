@@ -1,0 +1,1 @@
+"""Tests against other people's WireGuard: real TUN devices and real sockets in network namespaces."""

@@ -1,0 +1,55 @@
+"""What this machine has for the interop tests, and how they start a peer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from interop.build import missing_tool
+from interop.peers import BoringtunCli, Peer, WireguardGo
+
+__all__ = ["FOREIGN", "Launcher", "missing", "require"]
+
+# By the name in peers.ini.
+FOREIGN: dict[str, type[WireguardGo | BoringtunCli]] = {
+    "wireguard-go": WireguardGo,
+    "boringtun-cli": BoringtunCli,
+}
+
+
+def missing() -> str | None:
+    """What this machine lacks for real tunnels, None if it has everything."""
+    if os.geteuid() != 0:
+        return "needs root, for network namespaces and TUN devices"
+    if not Path("/dev/net/tun").exists():
+        return "needs /dev/net/tun"
+    absent = [program for program in ("ip", "wg", "ping") if not shutil.which(program)]
+    return f"needs {', '.join(absent)} (Debian: iproute2, wireguard-tools, iputils-ping)" if absent else None
+
+
+def require(name: str) -> type[WireguardGo | BoringtunCli]:
+    """The class of a foreign peer, or a skip that says what is missing."""
+    if reason := missing_tool(name):
+        pytest.skip(reason)
+    return FOREIGN[name]
+
+
+class Launcher(ExitStack):
+    """Starts peers, and stops them when it is closed; then their output is printed, which pytest shows on a failure.
+
+    What else is entered into it (namespaces, sniffers) must be entered before the peers that use it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def start(self, peer: Peer) -> None:
+        """Start a peer and wait until it is up."""
+        self.callback(lambda: print(f"--- {type(peer).__name__} {peer.device}\n{peer.output()}"))
+        self.callback(peer.close)
+        peer.start()

@@ -1,0 +1,471 @@
+"""wg-quick files: what they mean, and what is said about the wrong ones (faults 37 and 38)."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import os
+import time
+from ipaddress import ip_interface, ip_network
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from connlib._errors import ConfigError
+from connlib._native import PresharedKey, PrivateKey, PublicKey
+from connlib._types import Limits, PeerConfig, Role, Timers
+from connlib.config import InterfaceConfig
+from connlib.wgquick import ConfigFileError, format_config, load_config, parse_config
+
+OWN = PrivateKey.from_bytes(bytes(range(8, 40)))
+ALICE = PrivateKey.from_bytes(bytes(range(40, 72))).public_key()
+BOB = PrivateKey.from_bytes(bytes(range(80, 112))).public_key()
+SHARED = PresharedKey.from_bytes(bytes(range(100, 132)))
+
+FULL = f"""\
+# the office
+[Interface]
+# connlib: interface = office0
+# connlib: role = responder
+# connlib: rekey-timeout = 2.5
+# connlib: queue-packets = 16
+PrivateKey = {OWN.to_base64()}
+ListenPort = 51820
+Address = 10.7.0.1/24, fd07::1/64
+address = 10.8.0.1
+MTU = 1380   # for the DSL line
+Table = off
+FwMark = off
+SaveConfig = false
+
+[Peer]
+# connlib: name = alice
+PublicKey = {ALICE.to_base64()}
+PresharedKey = {SHARED.to_base64()}
+AllowedIPs = 10.7.0.2/32, 192.168.7.1/24
+AllowedIPs = fd07::2/128
+Endpoint = [2001:db8::7]:51820
+PersistentKeepalive = 25
+
+[peer]
+publickey={BOB.to_base64()}
+ENDPOINT = vpn.example.org:51821
+# connlib: role = initiator
+PersistentKeepalive = off
+"""
+
+MINIMAL = f"[Interface]\nPrivateKey = {OWN.to_base64()}\n"
+
+
+def peer(extra: str, key: PublicKey = ALICE) -> str:
+    return f"{MINIMAL}[Peer]\nPublicKey = {key.to_base64()}\n{extra}\n"
+
+
+def test_every_key_of_a_file_arrives() -> None:
+    assert parse_config(FULL) == InterfaceConfig(
+        private_key=OWN,
+        listen_port=51820,
+        addresses=(ip_interface("10.7.0.1/24"), ip_interface("fd07::1/64"), ip_interface("10.8.0.1/32")),
+        mtu=1380,
+        name="office0",
+        role=Role.RESPONDER,
+        routes=False,
+        timers=Timers(rekey_timeout=2.5),
+        limits=Limits(queue_packets=16),
+        peers=(
+            PeerConfig(
+                public_key=ALICE,
+                preshared_key=SHARED,
+                allowed_ips=(
+                    ip_network("10.7.0.2/32"),
+                    ip_network("192.168.7.0/24"),
+                    ip_network("fd07::2/128"),
+                ),
+                endpoint=("2001:db8::7", 51820),
+                persistent_keepalive=25.0,
+                role=Role.RESPONDER,
+                name="alice",
+            ),
+            PeerConfig(public_key=BOB, endpoint=("vpn.example.org", 51821), role=Role.INITIATOR),
+        ),
+    )
+
+
+def test_a_minimal_file_has_the_defaults() -> None:
+    assert parse_config(MINIMAL) == InterfaceConfig(private_key=OWN)
+    assert parse_config(MINIMAL).routes
+
+
+def test_line_ends_and_a_byte_order_mark_of_windows_are_fine(tmp_path: Path) -> None:
+    file = tmp_path / "wg0.conf"
+    file.write_bytes(b"\xef\xbb\xbf" + FULL.replace("\n", "\r\n").encode())
+    file.chmod(0o600)
+    assert load_config(file) == parse_config(FULL)
+
+
+BAD_LINES = [
+    # text, line, part of the problem, part of the hint
+    ("", 1, "no [Interface] section", "add one"),
+    ("PrivateKey = x", 1, "in no section", "[Interface]"),
+    ("[Interface]\n", 1, "no PrivateKey", "genkey"),
+    ("[Interface]\nPrivateKey = abc\n", 2, "PrivateKey is not a key: it has 3 characters", "base64"),
+    (f"[Interface]\nPrivateKey = {'*' * 44}\n", 2, "it is not base64", "44 characters"),
+    (
+        f"[Interface]\nPrivatKey = {OWN.to_base64()}\n",
+        2,
+        "PrivatKey is not a key of [Interface]",
+        "mean PrivateKey?",
+    ),
+    (f"[Interface]\n{OWN.to_base64()}\n", 2, "this is not a key of [Interface]", "use one of"),
+    ("[Interface]\nPrivateKey\n", 2, "has no =", "Key = value"),
+    ("[Interfaces]\n", 1, "'[Interfaces]' is not a section", "[Interface] or [Peer]"),
+    (MINIMAL + "[Interface]\n", 3, "already at line 1", "keep one"),
+    (MINIMAL + "ListenPort = 1\nListenPort = 1\n", 4, "ListenPort is already set at line 3", "keep one"),
+    (MINIMAL + "ListenPort = 65536\n", 3, "ListenPort: 65536 is out of range", "0 to 65535"),
+    (MINIMAL + "ListenPort = -1\n", 3, "'-1' is not a whole number", "0 to 65535"),
+    (MINIMAL + "ListenPort = ٣\n", 3, "is not a whole number", "0 to 65535"),
+    (MINIMAL + f"ListenPort = {'9' * 5000}\n", 3, "is not a whole number", "0 to 65535"),
+    (MINIMAL + "MTU = 100\n", 3, "MTU: 100 is out of range", "576 to"),
+    (MINIMAL + "Address = 10.0.0.256/24\n", 3, "'10.0.0.256/24' is not an IP address", "10.0.0.1/24"),
+    (MINIMAL + "Address = 10.0.0.1/33\n", 3, "is not an IP address", "10.0.0.1/24"),
+    (MINIMAL + "Address = 10.0.0.1,,10.0.0.2\n", 3, "nothing between two commas", "comma"),
+    (MINIMAL + "Address = fe80::1%eth0/64\n", 3, "is not an IP address", "fd00::1/64"),
+    (MINIMAL + "Table = 1234\n", 3, "table '1234'", "off"),
+    (MINIMAL + "FwMark = 0x10\n", 3, "FwMark", "remove the line"),
+    (MINIMAL + "SaveConfig = maybe\n", 3, "neither true nor false", "use one"),
+    (MINIMAL + "PostUp = rm -rf /\n", 3, "PostUp: connlib runs no hooks", "remove the line"),
+    (MINIMAL + "# connlib: interface = a/b\n", 3, "'a/b' cannot name a network device", "1 to 15"),
+    (MINIMAL + "# connlib: role = server\n", 3, "'server' is not a role", "initiator"),
+    (MINIMAL + "# connlib: rol = initiator\n", 3, "not a connlib setting of [Interface]", "mean role?"),
+    (MINIMAL + "# connlib: rekey-timeout = 0\n", 3, "not a positive number of seconds", "0.5"),
+    (MINIMAL + "# connlib: role\n", 3, "not a connlib setting", "role"),
+    ("# connlib: role = either\n", 1, "in no section", "[Interface]"),
+    (MINIMAL + "[Peer]\n", 3, "has no PublicKey", "public key"),
+    (MINIMAL + "PublicKey = x\n", 3, "PublicKey does not belong in [Interface]", "move it to [Peer]"),
+    (peer("", OWN.public_key()), 4, "PublicKey is the interface's own", "PrivateKey of this file"),
+    (peer(f"[Peer]\nPublicKey = {ALICE.to_base64()}"), 6, "line 4 has the same PublicKey", "merge"),
+    (peer("PresharedKey = abc"), 5, "PresharedKey is not a key", "base64"),
+    (peer("Endpoint = example.org"), 5, "'example.org' has no host or no port", "host:port"),
+    (peer("Endpoint = fe80::1:51820"), 5, "IPv6 address without brackets", "[2001:db8::1]:51820"),
+    (peer("Endpoint = [fe80::g]:51820"), 5, "'fe80::g' is not an IPv6 address", "[2001:db8::1]:51820"),
+    (peer("Endpoint = 300.1.1.1:51820"), 5, "'300.1.1.1' is not an IPv4 address", "192.0.2.1:51820"),
+    (peer("Endpoint = a b:51820"), 5, "neither an address nor a host name", "host:port"),
+    (peer("Endpoint = example.org:0"), 5, "port: 0 is out of range", "1 to 65535"),
+    (peer("PersistentKeepalive = 65536"), 5, "65536 is out of range", "0 to 65535"),
+    (peer("# connlib: name ="), 5, "the name is empty", "short name"),
+    (
+        peer(
+            f"AllowedIPs = 10.0.0.0/8, 10.1.0.0/16\n[Peer]\nPublicKey = {BOB.to_base64()}\nAllowedIPs = 10.1.2.3/16"
+        ),
+        8,
+        "10.1.0.0/16 already belongs to another peer, at line 5",
+        "remove it",
+    ),
+    (
+        peer("# connlib: role = either").replace("[Peer]", "# connlib: role = responder\n[Peer]"),
+        6,
+        "contradicts the interface's role = responder",
+        "its own role",
+    ),
+    (MINIMAL + "MTU = 14\x0000\n", 3, "NUL byte", "UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "problem", "hint"), BAD_LINES)
+def test_a_wrong_line_is_named(text: str, line: int, problem: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, "wg0.conf")
+    error = caught.value
+    assert (error.path, error.line) == ("wg0.conf", line)
+    assert problem in error.problem
+    assert error.hint is not None and hint in error.hint
+    assert str(error) == f"wg0.conf:{line}: {error.problem}; {error.hint}"
+    assert str(error).isprintable(), "one line"
+
+
+@pytest.mark.parametrize("order", [0, 1, 2**255 - 20, 2**255 - 19, 2**255 - 18])
+def test_a_public_key_of_low_order_is_refused(order: int) -> None:
+    key = PublicKey.from_bytes(order.to_bytes(32, "little"))
+    with pytest.raises(ConfigError, match=r"^wg0.conf:4: PublicKey is a point of low order"):
+        parse_config(peer("", key), "wg0.conf")
+
+
+def test_all_problems_of_a_file_are_listed_in_the_order_of_the_lines() -> None:
+    text = "[Interface]\nMTU = x\nPostUp = x\n[Peer]\nEndpoint = x\nAllowedIPs = x\n"
+    with pytest.raises(ConfigFileError) as caught:
+        parse_config(text)
+    assert [problem.line for problem in caught.value.problems] == [2, 3, 5, 6]
+    assert str(caught.value) == str(caught.value.problems[0])
+
+
+def test_the_same_prefix_twice_for_one_peer_is_harmless() -> None:
+    config = parse_config(peer("AllowedIPs = 10.0.0.1/8\nAllowedIPs = 10.0.0.0/8"))
+    assert config.peers[0].allowed_ips == (ip_network("10.0.0.0/8"),)
+
+
+def test_what_is_not_done_but_does_no_harm_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    parse_config(MINIMAL + "DNS = 9.9.9.9\nSaveConfig = true\n", "wg0.conf")
+    parse_config(peer("# connlib: role = initiator"), "wg1.conf")
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
+    assert caplog.messages[0].startswith("wg0.conf:3: DNS is ignored")
+    assert caplog.messages[1].startswith("wg0.conf:4: SaveConfig is ignored")
+    assert caplog.messages[2].startswith("wg1.conf:3: this peer can never be reached")
+
+
+# Files
+
+
+def test_a_file_that_everybody_can_read_is_refused_unless_overridden(tmp_path: Path) -> None:
+    file = tmp_path / "wg0.conf"
+    file.write_text(MINIMAL)
+    file.chmod(0o644)
+    with pytest.raises(ConfigError, match=r"mode 0644.*holds a private key; chmod 600"):
+        load_config(file)
+    assert load_config(file, allow_world_readable=True) == InterfaceConfig(private_key=OWN)
+    file.chmod(0o640)
+    assert load_config(file) == InterfaceConfig(private_key=OWN)
+
+
+def test_a_file_that_is_missing_or_a_directory_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none.conf: cannot read it: no such file"):
+        load_config(tmp_path / "none.conf")
+    with pytest.raises(ConfigError, match=r"cannot read it: is a directory"):
+        load_config(tmp_path)
+    with pytest.raises(ConfigError, match=r"not a path"):
+        load_config("a\0b")
+
+
+def test_a_pipe_is_as_good_as_a_file() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, MINIMAL.encode())
+    os.close(writer)
+    try:
+        assert load_config(f"/dev/fd/{reader}").private_key == OWN
+    finally:
+        os.close(reader)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (MINIMAL.encode() + b"#" * 100 * 1024 * 1024, r"wg0.conf: this file is larger than 16 MiB"),
+        (MINIMAL.encode() + b"MTU = \0\n", r"wg0.conf:3: there is a NUL byte"),
+        (bytes(15 * 1024 * 1024), r"wg0.conf:1: there is a NUL byte"),
+        (MINIMAL.encode("utf-16"), r"wg0.conf:1: there is a NUL byte"),
+        (MINIMAL.encode() + b"\n# caf\xe9\n", r"wg0.conf:4: this is not UTF-8"),
+        (MINIMAL.encode() + b"?=" * 7 * 1024 * 1024, r"wg0.conf:3: this is not a key"),
+        (MINIMAL.encode() + b"MTU = 5\n" * 1024 * 1024, r"wg0.conf:3: MTU: 5 is out of range"),
+        (b"[Interface]\nPrivateKey = " + b"A" * 15 * 1024 * 1024, r"wg0.conf:2: PrivateKey is not a key"),
+        (MINIMAL.encode() + b"Address = " + b"1/" * 7 * 1024 * 1024, r"wg0.conf:3: Address"),
+        (peer("Endpoint = ").strip().encode() + b"a:" * 7 * 1024 * 1024, r"wg0.conf:5: Endpoint"),
+    ],
+    ids=["100MB", "nul", "nuls", "utf16", "latin1", "name", "lines", "key", "address", "endpoint"],
+)
+def test_a_corrupt_file_is_refused_within_a_second(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "wg0.conf"
+    file.write_bytes(content)
+    file.chmod(0o600)
+    start = time.process_time()
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(file)
+    assert time.process_time() - start < 1.0
+    assert len(str(caught.value)) < 300 + len(str(file))
+
+
+def test_a_gateway_with_very_many_allowed_ips_is_read() -> None:
+    """WireGuard's own test gives 130,560 at once (netns.sh)."""
+    prefixes = ", ".join(f"10.{i}.{j}.0/24, fd00:{i:x}:{j:x}::/48" for i in range(255) for j in range(256))
+    assert len(parse_config(peer(f"AllowedIPs = {prefixes}")).peers[0].allowed_ips) == 130_560
+
+
+# Secrets
+
+
+def fragments(secret: str, length: int = 12) -> list[str]:
+    return [secret[start : start + length] for start in range(len(secret) - length)]
+
+
+@given(data=st.data())
+def test_no_message_shows_a_secret_however_the_file_is_damaged(data: st.DataObject) -> None:
+    secret = base64.b64encode(data.draw(st.binary(min_size=32, max_size=32))).decode()
+    text = MINIMAL.replace(OWN.to_base64(), secret) + FULL.partition("\n\n")[2].replace(
+        SHARED.to_base64(), secret
+    )
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(text)))
+        length = data.draw(st.sampled_from([0, 0, 1, 1, 2, 10]))
+        text = (
+            text[:place]
+            + data.draw(st.sampled_from(["", "=", "\n", " ", "[", "#", "x", ":"]))
+            + text[place + length :]
+        )
+    try:
+        parse_config(text)
+    except ConfigFileError as error:
+        said = "\n".join(str(problem) for problem in error.problems)
+        assert not [part for part in fragments(secret) if part in said]
+
+
+@pytest.mark.parametrize(
+    "name", ["Address", "Endpoint", "AllowedIPs", "MTU", "Table", "PublicKy", "Nonsense", "[", ""]
+)
+@pytest.mark.parametrize("section", ["[Interface]", "[Peer]", "", "[Nowhere]"])
+@pytest.mark.parametrize("separator", [" = ", " ", "", ":"])
+def test_a_secret_in_the_wrong_place_is_not_shown(name: str, section: str, separator: str) -> None:
+    secret = OWN.to_base64()
+    with pytest.raises(ConfigFileError) as caught:
+        parse_config(f"{section}\n{name}{separator}{secret}\n# connlib: {name}{separator}{secret}\n")
+    said = "\n".join(str(problem) for problem in caught.value.problems)
+    assert not [part for part in fragments(secret) if part in said]
+
+
+@given(st.text() | st.binary().map(lambda data: data.decode("latin1")))
+def test_garbage_raises_nothing_but_config_errors(text: str) -> None:
+    for start in ("", MINIMAL, peer("")):
+        try:
+            parse_config(start + text)
+        except ConfigFileError as error:
+            assert all(str(problem).isprintable() for problem in error.problems)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                [
+                    "[Interface]",
+                    "[Peer]",
+                    "Endpoint",
+                    "AllowedIPs",
+                    "Address",
+                    "MTU",
+                    "# connlib: role",
+                    "Table",
+                ]
+            ),
+            st.sampled_from(["=", " = ", "", " "]),
+            st.text(alphabet="0123456789abcdef.:/[],=-# \tE", max_size=30),
+        ),
+        max_size=8,
+    )
+)
+def test_garbage_of_the_right_shape_raises_nothing_but_config_errors(
+    lines: list[tuple[str, str, str]],
+) -> None:
+    try:
+        parse_config(MINIMAL + "\n".join("".join(line) for line in lines))
+    except ConfigFileError:
+        pass
+
+
+# Round trip
+
+PREFIX = st.tuples(st.ip_addresses(v=4), st.integers(0, 32)) | st.tuples(
+    st.ip_addresses(v=6), st.integers(0, 128)
+)
+NAME = st.text(alphabet="abcdefghijklmnopqrstuvwxyz äßЖ-_.1", min_size=1, max_size=20).filter(
+    lambda name: name == name.strip()
+)
+ROLE = st.sampled_from(Role)
+SECONDS = st.floats(min_value=1e-3, max_value=1e6)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> InterfaceConfig:
+    count = draw(st.integers(0, 4))
+    owned = draw(
+        st.lists(PREFIX.map(lambda item: ip_network(item, strict=False)), unique=True, max_size=3 * count)
+    )
+    peers = tuple(
+        PeerConfig(
+            public_key=PrivateKey.from_bytes(bytes([number + 1]) * 32).public_key(),
+            preshared_key=draw(st.none() | st.just(SHARED)),
+            allowed_ips=tuple(owned[number::count]),
+            endpoint=draw(
+                st.none()
+                | st.tuples(
+                    st.ip_addresses().map(str) | st.sampled_from(["vpn.example.org", "localhost"]),
+                    st.integers(1, 65535),
+                )
+            ),
+            persistent_keepalive=draw(st.none() | st.integers(1, 65535).map(float)),
+            role=draw(ROLE),
+            name=draw(st.none() | NAME),
+        )
+        for number in range(count)
+    )
+    return InterfaceConfig(
+        private_key=OWN,
+        listen_port=draw(st.integers(0, 65535)),
+        addresses=tuple(draw(st.lists(PREFIX.map(ip_interface), max_size=3))),
+        mtu=draw(st.none() | st.integers(576, 65472)),
+        peers=peers,
+        name=draw(st.none() | st.sampled_from(["wg0", "a.b", "x" * 15])),
+        role=draw(ROLE),
+        routes=draw(st.booleans()),
+        timers=dataclasses.replace(Timers(), rekey_timeout=draw(SECONDS), keepalive_timeout=draw(SECONDS)),
+        limits=draw(st.just(Limits()) | st.integers(1, 10**6).map(lambda size: Limits(queue_packets=size))),
+    )
+
+
+@given(configs())
+@settings(deadline=None)
+def test_a_configuration_that_is_written_and_read_is_the_same(config: InterfaceConfig) -> None:
+    assert parse_config(format_config(config)) == config
+
+
+def test_a_keepalive_that_the_format_cannot_say_is_refused() -> None:
+    config = InterfaceConfig(private_key=OWN, peers=(PeerConfig(public_key=ALICE, persistent_keepalive=0.5),))
+    with pytest.raises(ConfigError, match=r"0\.5 s; use a whole number"):
+        format_config(config)
+
+
+# InterfaceConfig
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"listen_port": 65536}, "listen port 65536 is out of range; use 0 to 65535"),
+        ({"mtu": 100}, "MTU 100 is out of range"),
+        (
+            {"peers": (PeerConfig(public_key=OWN.public_key(), name="me"),)},
+            "me has the interface's own public key",
+        ),
+        ({"peers": (PeerConfig(public_key=ALICE), PeerConfig(public_key=ALICE))}, "is there twice; merge"),
+        (
+            {
+                "peers": (
+                    PeerConfig(public_key=ALICE, name="alice", allowed_ips=(ip_network("10.0.0.0/8"),)),
+                    PeerConfig(public_key=BOB, name="bob", allowed_ips=(ip_network("10.0.0.0/8"),)),
+                )
+            },
+            "10.0.0.0/8 is allowed for two peers, alice and bob",
+        ),
+    ],
+)
+def test_an_interface_that_cannot_be_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(InterfaceConfig(private_key=OWN), **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "a/b", "x" * 16, "%d", "a b", "wg0:1", "ä", "a\0b", "a\n"]
+)
+def test_a_name_that_no_device_can_have_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot name a network device"):
+        InterfaceConfig(private_key=OWN, name=name)
+
+
+def test_the_interface_gives_its_role_to_peers_that_have_none() -> None:
+    peers = (PeerConfig(public_key=ALICE), PeerConfig(public_key=BOB, role=Role.INITIATOR))
+    config = InterfaceConfig(private_key=OWN, role=Role.RESPONDER, peers=peers)
+    assert [each.role for each in config.peers] == [Role.RESPONDER, Role.INITIATOR]
+
+
+def test_a_configuration_shows_no_key(tmp_path: Path) -> None:
+    shown = repr(parse_config(FULL))
+    assert OWN.to_base64() not in shown and SHARED.to_base64() not in shown
+    assert repr(OWN.to_bytes()) not in shown and OWN.to_bytes().hex() not in shown

@@ -1,0 +1,90 @@
+"""Every public symbol is exported once, sorted, and documented."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import connlib
+import connlib._errors
+import connlib._native
+import connlib._types
+import connlib.upstream
+
+
+def test_all_is_sorted_without_repetition_and_complete() -> None:
+    assert connlib.__all__ == sorted(connlib.__all__)
+    assert len(connlib.__all__) == len(set(connlib.__all__))
+    modules = {name for _, name, _ in pkgutil.iter_modules(connlib.__path__)}
+    public = {name for name in vars(connlib) if not name.startswith("_")} - modules
+    assert public | {"__version__"} == set(connlib.__all__)
+
+
+def test_every_name_is_one_object_of_one_module() -> None:
+    seen: dict[int, str] = {}
+    for name in connlib.__all__:
+        value = getattr(connlib, name)
+        assert id(value) not in seen, f"{name} is {seen[id(value)]} again"
+        seen[id(value)] = name
+
+
+@pytest.mark.parametrize("module", [connlib._errors, connlib._types])
+def test_every_public_class_of_a_private_module_is_exported(module: object) -> None:
+    own = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__  # type: ignore[attr-defined]
+    }
+    assert own <= set(connlib.__all__)
+
+
+def test_the_extension_exports_what_its_stub_lists() -> None:
+    classes = {name for name, value in vars(connlib._native).items() if isinstance(value, type)}
+    assert classes == set(connlib._native.__all__)
+    # Seeds, descriptors and the pristine engine are not of the public interface.
+    internal = {"BootTimer", "LabNode", "LabTunn", "TunIo", "UdpIo", "UpstreamTunn"}
+    assert classes - internal <= set(connlib.__all__)
+    assert not internal & set(connlib.__all__)
+
+
+def test_upstream_exports_its_tunnel() -> None:
+    assert connlib.upstream.__all__ == ["Tunn"]
+    assert connlib.upstream.Tunn is connlib._native.UpstreamTunn
+
+
+def test_upstream_has_every_method_of_our_tunnel() -> None:
+    def methods(kind: type) -> set[str]:
+        return {name for name in vars(kind) if not name.startswith("_")}
+
+    assert methods(connlib.upstream.Tunn) == methods(connlib.Tunn)
+
+
+def test_everything_exported_has_a_docstring_or_is_a_constant() -> None:
+    for name in connlib.__all__:
+        value = getattr(connlib, name)
+        if isinstance(value, type) and value.__module__ != "connlib._native":
+            assert value.__doc__, name
+
+
+def test_drop_reasons_and_timeout_reasons_have_distinct_readable_values() -> None:
+    for members in (connlib.DropReason, connlib.TimeoutReason, connlib.Role):
+        values = [member.value for member in members]
+        assert len(set(values)) == len(values)
+        for member in members:
+            assert member.name == member.name.upper()
+            assert member.value == member.value.lower()
+
+
+def test_the_version_is_that_of_the_installed_distribution() -> None:
+    assert connlib.__version__ == importlib.metadata.version("connlib")
+
+
+def test_every_module_can_be_imported_first() -> None:
+    for name in ("connlib._native", "connlib._types", "connlib._errors", "connlib.upstream"):
+        importlib.import_module(name)
+        subprocess.run([sys.executable, "-c", f"import {name}"], check=True)

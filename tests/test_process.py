@@ -1,0 +1,217 @@
+"""Sessions do not survive `fork()` (fault 24), and keys do not survive the objects that held them (fault 26)."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+def run(script: str) -> str:
+    """Run a script in a process of its own, without threads, and return what it printed."""
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_after_a_fork_the_child_can_use_no_object_of_its_parent() -> None:
+    output = run(
+        """
+        import os, sys
+        from connlib import *
+        from connlib._native import LabNode, LabTunn, UpstreamTunn
+        from two_tunnels import *
+
+        alice, bob = connected()
+        node = Node(NodeConfig(private_key=ALICE, peers=()), now=START, unix_time=UNIX_TIME)
+        lab = LabTunn(ALICE, BOB.public_key(), now=START, unix_time=UNIX_TIME, seed=1)
+        upstream = UpstreamTunn(ALICE, BOB.public_key(), now=START, unix_time=UNIX_TIME)
+        table, limiter = IndexTable(), RateLimiter(ALICE.public_key(), 1, START)
+        calls = [
+            lambda: alice.encapsulate(ipv4(), START),
+            lambda: alice.encapsulate(b"", START),
+            lambda: alice.decapsulate(b"", START),
+            lambda: alice.encapsulate_batch(ipv4(), [20], START),
+            lambda: alice.decapsulate_batch(b"", [], START),
+            lambda: alice.handle_timeout(START),
+            lambda: alice.initiate_handshake(START),
+            lambda: alice.next_timeout(),
+            lambda: alice.stats(START),
+            lambda: alice.set_persistent_keepalive(25, START),
+            lambda: alice.set_preshared_key(None, START),
+            lambda: alice.set_unix_time(0, START),
+            lambda: lab.encapsulate(ipv4(), START),
+            lambda: upstream.encapsulate(ipv4(), START),
+            lambda: node.handle_packets(ipv4(), [20], START),
+            lambda: node.handle_datagrams(b"", [], [], START),
+            lambda: node.handle_timeout(START),
+            lambda: node.apply(NodeConfig(private_key=ALICE), START),
+            lambda: node.drain(),
+            lambda: node.stats(START),
+            lambda: node.pending(),
+            lambda: len(table),
+            lambda: tunnel(indices=table),
+            lambda: tunnel(rate_limiter=limiter),
+        ]
+        if os.fork() == 0:
+            refused = 0
+            for call in calls:
+                try:
+                    call()
+                except ForkedError as error:
+                    assert "fork()" in str(error) and chr(10) not in str(error)
+                    refused += 1
+            # Keys have no state that could be repeated, and new objects are the child's own.
+            assert ALICE.public_key() == ALICE.public_key()
+            one, two = connected()
+            assert two.decapsulate(only(one.encapsulate(ipv4(), START).datagrams), START).packets == [ipv4()]
+            print("refused", refused, "of", len(calls), flush=True)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+        # The parent goes on.
+        assert bob.decapsulate(only(alice.encapsulate(ipv4(), START).datagrams), START).packets == [ipv4()]
+        print("parent ok")
+        """
+    )
+    assert output.split("\n")[:2] == ["refused 24 of 24", "parent ok"]
+
+
+def test_a_thousand_forks_repeat_no_nonce() -> None:
+    """Each child tries to send on the session of its parent, and each is refused: 0 repeated pairs of key and counter."""
+    output = run(
+        """
+        import os
+        from connlib import ForkedError
+        from two_tunnels import *
+
+        alice, bob = connected()
+        sealed, read = [], []
+        for n in range(1000):
+            out, into = os.pipe()
+            if os.fork() == 0:
+                try:
+                    os.write(into, only(alice.encapsulate(ipv4(), START).datagrams)[:16])
+                except ForkedError:
+                    pass
+                os._exit(0)
+            os.close(into)
+            read.append(os.read(out, 100))
+            os.close(out)
+            os.wait()
+            sealed.append(only(alice.encapsulate(ipv4(), START).datagrams)[:16])
+        assert not any(read)
+        print(len(set(sealed)))
+        """
+    )
+    assert output == "1000\n"
+
+
+def test_a_grandchild_is_refused_too_and_a_child_of_multiprocessing() -> None:
+    output = run(
+        """
+        import multiprocessing, os
+        from connlib import ForkedError
+        from two_tunnels import *
+
+        alice, _ = connected()
+
+        def work():
+            try:
+                alice.stats(START)
+            except ForkedError:
+                print("refused", flush=True)
+
+        child = multiprocessing.get_context("fork").Process(target=work)
+        child.start()
+        child.join()
+        if os.fork() == 0:
+            if os.fork() == 0:
+                work()
+                os._exit(0)
+            os.wait()
+            own = tunnel()
+            if os.fork() == 0:
+                alice = own
+                work()
+                os._exit(0)
+            os.wait()
+            os._exit(0)
+        os.wait()
+        """
+    )
+    assert output == "refused\n" * 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/PID/mem")
+def test_no_key_is_left_in_memory_after_its_objects_are_gone() -> None:
+    """Another process looks for the bytes, which never were in Python: only their base64 was."""
+    script = """
+        import gc, sys
+        from connlib import *
+
+        def work():
+            own = PrivateKey.from_base64("QUJD" * 10 + "QUE=")
+            shared = PresharedKey.from_base64("eHl6" * 10 + "eHg=")
+            peer = PrivateKey.from_bytes(bytes([2] * 32)).public_key()
+            tunn = Tunn(own, peer, now=0, unix_time=0, preshared_key=shared)
+            tunn.initiate_handshake(0)
+            config = NodeConfig(private_key=own, peers=(PeerConfig(public_key=peer, preshared_key=shared),))
+            node = Node(config, now=0, unix_time=0)
+            print("made", flush=True)
+            sys.stdin.readline()
+
+        work()
+        gc.collect()
+        print("gone", flush=True)
+        sys.stdin.readline()
+        """
+    # The keys are XORed here, so that a parent's memory that a child inherits could not be what is found.
+    own, shared = (re.compile(re.escape(piece)) for piece in (b"ABC" * 10 + b"AA", b"xyz" * 10 + b"xx"))
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdin is not None and child.stdout is not None
+        counts = []
+        for state in ("made\n", "gone\n"):
+            assert child.stdout.readline() == state
+            memory = memory_of(child.pid)
+            counts.append((len(own.findall(memory)), len(shared.findall(memory))))
+            child.stdin.write("\n")
+            child.stdin.flush()
+    made, gone = counts
+    assert made[0] > 0 and made[1] > 0
+    assert gone == (0, 0)
+
+
+def memory_of(pid: int) -> bytes:
+    """Everything that a process can write to."""
+    pieces = []
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in maps.splitlines():
+            match = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw", line)
+            if match is None or "[vvar" in line:
+                continue
+            start, end = (int(bound, 16) for bound in match.groups())
+            memory.seek(start)
+            try:
+                pieces.append(memory.read(end - start))
+            except OSError:  # device memory
+                continue
+    return b"\0".join(pieces)
