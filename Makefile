@@ -69,7 +69,7 @@ $(VENV)/.installed: requirements.lock
 $(VENV)/.extension: $(VENV)/.installed $(EXTENSION_SOURCES)
 	@command -v cargo >/dev/null || { echo "connlib is built with Rust: install cargo 1.88 or newer" >&2; exit 1; }
 	@echo "building the extension in $(CARGO_TARGET_DIR)"
-	@$(BIN)/maturin develop --quiet --locked --profile $(PROFILE)
+	@PIP_QUIET=1 PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/maturin develop --quiet --locked --profile $(PROFILE)
 	@touch $@
 
 ## make clean           remove what was made in the tree (the cache outside it stays)

@@ -416,10 +416,31 @@ def test_a_configuration_that_is_written_and_read_is_the_same(config: InterfaceC
     assert parse_config(format_config(config)) == config
 
 
-def test_a_keepalive_that_the_format_cannot_say_is_refused() -> None:
-    config = InterfaceConfig(private_key=OWN, peers=(PeerConfig(public_key=ALICE, persistent_keepalive=0.5),))
-    with pytest.raises(ConfigError, match=r"0\.5 s; use a whole number"):
-        format_config(config)
+@pytest.mark.parametrize(
+    ("peer", "message"),
+    [
+        (
+            PeerConfig(public_key=ALICE, persistent_keepalive=0.5),
+            r"this persistent keepalive of a peer: '0\.5'; use 0 to",
+        ),
+        (
+            PeerConfig(public_key=ALICE, name="a\n[Peer]"),
+            r"this name of a peer: 'a\\n\[Peer\]'; use a short name",
+        ),
+        (
+            PeerConfig(public_key=ALICE, name=" a"),
+            "this name of a peer: ' a'; it would be read as another one",
+        ),
+        (PeerConfig(public_key=ALICE, endpoint=("a\nPostUp = x", 1)), "this endpoint of a peer"),
+        (
+            PeerConfig(public_key=ALICE, endpoint=("host", 0)),
+            "this endpoint of a peer: 'host:0'; use 1 to 65535",
+        ),
+    ],
+)
+def test_what_the_format_cannot_say_is_not_written(peer: PeerConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        format_config(InterfaceConfig(private_key=OWN, peers=(peer,)))
 
 
 # InterfaceConfig

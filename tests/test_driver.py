@@ -313,7 +313,7 @@ async def test_a_bad_configuration_changes_nothing(change: dict[str, Any]) -> No
 
 @in_virtual_time
 async def test_an_engine_that_refuses_a_configuration_refuses_it_before_anything_changes() -> None:
-    # Allowed IPs are compared after their host bits are cut off, which only the engine does for every input.
+    # A key of low order, which only the engine can tell from others.
     low_order = dataclasses.replace(
         gateway_config().peers[0], public_key=type(CLIENT_KEY.public_key()).from_bytes(bytes(32))
     )
@@ -479,5 +479,17 @@ def test_it_runs_on_asyncio_too() -> None:
         with pytest.raises(ZeroDivisionError):
             async with open_pair():
                 1 / 0  # noqa: B018
+
+    anyio.run(main, backend="asyncio")
+
+
+def test_deadlines_are_kept_on_asyncio_too() -> None:
+    async def main() -> None:
+        async with open_pair(client_config(persistent_keepalive=1.0)) as pair:
+            await pair.exchange()
+            before = pair.client.stats().peers[0].tunnel.keepalives_sent
+            await anyio.sleep(2.5)
+            assert pair.client.stats().peers[0].tunnel.keepalives_sent - before == 2
+            assert pair.client.stats().timer_wakes < 10
 
     anyio.run(main, backend="asyncio")

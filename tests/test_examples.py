@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from interop.netns import Background, Namespace, unique_name, wait_for
 
 from connlib import PrivateKey
+from interop.netns import Background, Namespace, unique_name, wait_for
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RUN_HERE = {"tunn.py", "roles.py"}

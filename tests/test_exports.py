@@ -20,9 +20,18 @@ import connlib.upstream
 def test_all_is_sorted_without_repetition_and_complete() -> None:
     assert connlib.__all__ == sorted(connlib.__all__)
     assert len(connlib.__all__) == len(set(connlib.__all__))
+    assert dir(connlib) == connlib.__all__
     modules = {name for _, name, _ in pkgutil.iter_modules(connlib.__path__)}
     public = {name for name in vars(connlib) if not name.startswith("_")} - modules
-    assert public | {"__version__"} == set(connlib.__all__)
+    # The driver is imported when it is first asked for.
+    assert set(connlib.__all__) - public == {"Interface", "InterfaceStats", "__version__", "open_interface"}
+    assert public <= set(connlib.__all__)
+
+
+def test_what_is_not_exported_is_an_attribute_error() -> None:
+    assert connlib.open_interface is importlib.import_module("connlib.driver").open_interface
+    with pytest.raises(AttributeError, match="nothing_of_this_name"):
+        _ = connlib.nothing_of_this_name  # type: ignore[attr-defined]
 
 
 def test_every_name_is_one_object_of_one_module() -> None:

@@ -90,7 +90,7 @@ def test_after_a_fork_the_child_can_use_no_object_of_its_parent() -> None:
 
 
 def test_a_thousand_forks_repeat_no_nonce() -> None:
-    """Each child tries to send on the session of its parent, and each is refused: 0 repeated pairs of key and counter."""
+    """Each child tries to send on its parent's session, and is refused: 0 repeated pairs of key and counter."""
     output = run(
         """
         import os

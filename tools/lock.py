@@ -20,7 +20,7 @@ def main() -> None:
         python = str(Path(folder) / "bin" / "python")
         subprocess.run([python, "-m", "pip", "install", "--quiet", "uv"], check=True)
         command = [python, "-m", "uv", "pip", "compile", "--quiet", "--no-python-downloads", "--universal"]
-        command += ["--python-version", "3.10", "--group", "dev", "--no-header", "--no-annotate"]
+        command += ["--python-version", "3.10", "--extra", "dev", "--no-header", "--no-annotate"]
         command += ["--no-emit-index-url", "pyproject.toml"]
         lines = subprocess.run(command, cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE).stdout
     (ROOT / "requirements.lock").write_text(HEADER + lines)

@@ -1,5 +1,7 @@
 """WireGuard tunnels for Python: a patched boringtun engine to import, drive, simulate and run as a gateway."""
 
+import typing as _typing
+
 from connlib._errors import (
     ClosedError,
     ConfigError,
@@ -46,7 +48,10 @@ from connlib._types import (
     TunnStats,
 )
 from connlib.config import InterfaceConfig
-from connlib.wgquick import load_config, parse_config
+from connlib.wgquick import ConfigFileError, format_config, load_config, parse_config
+
+if _typing.TYPE_CHECKING:
+    from connlib.driver import Interface, InterfaceStats, open_interface
 
 __version__ = "0.1.0"
 
@@ -55,6 +60,7 @@ __all__ = [
     "ClosedError",
     "ConfigDiff",
     "ConfigError",
+    "ConfigFileError",
     "ConnlibError",
     "DeviceError",
     "DropReason",
@@ -65,7 +71,9 @@ __all__ = [
     "GaveUp",
     "HandshakeStarted",
     "IndexTable",
+    "Interface",
     "InterfaceConfig",
+    "InterfaceStats",
     "KeyFormatError",
     "Limits",
     "Node",
@@ -92,6 +100,23 @@ __all__ = [
     "Tunn",
     "TunnStats",
     "__version__",
+    "format_config",
     "load_config",
+    "open_interface",
     "parse_config",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+if not _typing.TYPE_CHECKING:
+
+    def __getattr__(name):
+        # The driver brings an event loop along, which a program that only drives the engine does not need.
+        if name in ("Interface", "InterfaceStats", "open_interface"):
+            import connlib.driver as driver
+
+            return getattr(driver, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

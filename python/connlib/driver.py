@@ -231,7 +231,7 @@ class Interface:
         `ClosedError` after the interface was closed.
         """
         self._check_open()
-        self._node.initiate_handshake(peer, self._clock.now())
+        self._node.initiate_handshake(peer, self._now())
         self._settle()
 
     async def apply(self, config: InterfaceConfig) -> ConfigDiff:
@@ -254,7 +254,7 @@ class Interface:
             # From here on there is no await, so that nothing can come between.
             self._check_open()
             try:
-                diff = self._node.apply(new, self._clock.now())
+                diff = self._node.apply(new, self._now())
             except ConfigError:
                 await self._revert_link(old_link)
                 raise
@@ -312,20 +312,20 @@ class Interface:
             stream.end()
 
     def _found(self, peer: PublicKey, endpoint: Endpoint) -> None:
-        self._node.set_endpoint(peer, endpoint, self._clock.now())
+        self._node.set_endpoint(peer, endpoint, self._now())
         self._settle()
 
     async def _keep_time(self) -> None:
         while True:
             await self._alarm.wait()
             self._timer_wakes += 1
-            self._node.handle_timeout(self._clock.now())
+            self._node.handle_timeout(self._now())
             self._settle()
             self._tun.check()
 
     async def _read_tun(self) -> None:
         def turn() -> int:
-            count = self._tun.read(self._node, self._clock.now(), BUDGET)
+            count = self._tun.read(self._node, self._now(), BUDGET)
             self._settle()
             self._tun.check()
             return count
@@ -334,7 +334,7 @@ class Interface:
 
     async def _receive(self, family: int) -> None:
         def turn() -> int:
-            count = self._udp.receive(self._node, self._clock.now(), BUDGET, family)
+            count = self._udp.receive(self._node, self._now(), BUDGET, family)
             self._settle()
             self._tun.check()
             return count
@@ -355,7 +355,6 @@ class Interface:
         for event in output.events:
             for stream in self._streams:
                 stream.publish(event)
-        self._watch_wall_clock()
         deadline = self._node.next_timeout()
         self._alarm.set(None if deadline is None else deadline.at)
         for descriptor in self._blocked():
@@ -377,13 +376,15 @@ class Interface:
         finally:
             self._draining.discard(descriptor)
 
-    def _watch_wall_clock(self) -> None:
+    def _now(self) -> float:
+        """The time for the next call of the node, which learns first if the wall clock was set."""
         now, unix_time = self._clock.now(), self._clock.unix_time()
         step = unix_time - now - self._unix_epoch
         if abs(step) > _CLOCK_STEP:
             _log.info("%s: the system's clock was set by %+.0f s", self.name, step)
             self._unix_epoch = unix_time - now
             self._node.set_unix_time(unix_time, now)
+        return now
 
 
 async def _serve(wait: Callable[[], Awaitable[None]], turn: Callable[[], int]) -> None:

@@ -85,6 +85,8 @@ class Resolver:
                     await anyio.sleep(pause)
                     pause = min(2 * pause, LONGEST_PAUSE)
                 else:
+                    if scope.cancel_called:
+                        return  # the peer has gone, or has another name, and the answer came at the same time
                     _log.info("%s: %s is %s", describe_peer(peer), endpoint[0], address)
                     self._found(peer.public_key, (address, endpoint[1]))
                     return

@@ -158,7 +158,8 @@ def _name_of(fd: int) -> str | None:
         name, flags = _IFREQ.unpack(fcntl.ioctl(fd, _TUNGETIFF, bytes(_IFREQ.size)))
     except OSError:
         return None
-    if flags & (_IFF_TAP | _IFF_VNET_HDR) or not flags & _IFF_NO_PI:
+    # Linux always reports IFF_NO_PI here, whether it was given or not; without it, every packet counts as "not ip".
+    if flags & (_IFF_TAP | _IFF_VNET_HDR):
         raise DeviceError(
             "the device of this descriptor does not carry bare IP packets",
             hint="make it with IFF_TUN | IFF_NO_PI",

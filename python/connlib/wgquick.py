@@ -45,7 +45,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import NoReturn
 
@@ -131,7 +131,7 @@ def format_config(config: InterfaceConfig) -> str:
     """The text of a wg-quick file that `parse_config` reads as an equal configuration.
 
     The text holds the private key and the preshared keys: write it to a file that only its owner can read.
-    Raises `ConfigError` for a persistent keepalive that is not a whole number of seconds from 1 to 65535.
+    Raises `ConfigError` for what the format cannot say: a keepalive of half a second, a line break in a name.
     """
     lines = ["[Interface]"]
     lines += _extension("interface", config.name)
@@ -149,25 +149,42 @@ def format_config(config: InterfaceConfig) -> str:
     if not config.routes:
         lines.append("Table = off")
     for peer in config.peers:
-        lines += ["", "[Peer]"]
-        lines += _extension("name", peer.name)
-        lines += _extension("role", peer.role.name.lower() if peer.role is not config.role else None)
-        lines.append(f"PublicKey = {peer.public_key.to_base64()}")
-        if peer.preshared_key is not None:
-            lines.append(f"PresharedKey = {peer.preshared_key.to_base64()}")
-        lines += [f"AllowedIPs = {prefix}" for prefix in peer.allowed_ips]
-        if peer.endpoint is not None:
-            host, port = peer.endpoint
-            lines.append(f"Endpoint = [{host}]:{port}" if ":" in host else f"Endpoint = {host}:{port}")
-        if peer.persistent_keepalive is not None:
-            seconds = peer.persistent_keepalive
-            if seconds != int(seconds) or not 1 <= seconds <= 65535:
-                raise ConfigError(
-                    f"a wg-quick file cannot say a persistent keepalive of {seconds} s",
-                    hint="use a whole number of seconds from 1 to 65535",
-                )
-            lines.append(f"PersistentKeepalive = {int(seconds)}")
+        lines += ["", "[Peer]", *_peer_lines(peer, config.role)]
     return "\n".join(lines) + "\n"
+
+
+def _peer_lines(peer: PeerConfig, default: Role) -> list[str]:
+    lines = []
+    if peer.name is not None:
+        # A line break in a name would be a line of the file.
+        _check_writable("name", peer.name, values.display_name, peer.name)
+        lines += _extension("name", peer.name)
+    lines += _extension("role", peer.role.name.lower() if peer.role is not default else None)
+    lines.append(f"PublicKey = {peer.public_key.to_base64()}")
+    if peer.preshared_key is not None:
+        lines.append(f"PresharedKey = {peer.preshared_key.to_base64()}")
+    lines += [f"AllowedIPs = {prefix}" for prefix in peer.allowed_ips]
+    if peer.endpoint is not None:
+        host, port = peer.endpoint
+        endpoint = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        _check_writable("endpoint", endpoint, values.endpoint, peer.endpoint)
+        lines.append(f"Endpoint = {endpoint}")
+    if peer.persistent_keepalive is not None:
+        seconds = f"{peer.persistent_keepalive:.9f}".rstrip("0").rstrip(".")
+        _check_writable("persistent keepalive", seconds, values.keepalive, peer.persistent_keepalive)
+        lines.append(f"PersistentKeepalive = {seconds}")
+    return lines
+
+
+def _check_writable(what: str, text: str, read: Callable[[str], object], value: object) -> None:
+    """Raise `ConfigError` unless `text`, on a line of a file, is read as `value`."""
+    try:
+        if text == text.strip() and read(text) == value:
+            return
+        hint = "it would be read as another one"
+    except BadValue as bad:
+        hint = bad.hint
+    raise ConfigError(f"a wg-quick file cannot say this {what} of a peer: {shown(text)}", hint=hint)
 
 
 def _extension(key: str, value: object) -> list[str]:

@@ -2,6 +2,7 @@
 
 mod allocator;
 mod arguments;
+mod batch;
 mod boot_timer;
 mod classes;
 mod descriptors;

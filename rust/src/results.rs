@@ -136,37 +136,26 @@ pub fn output_to_python<'py>(
     classes.named_tuple(&classes.output, items, py)
 }
 
-/// Which part of an `Output` is the main result of a batch.
-#[derive(Clone, Copy)]
-pub enum Main {
-    Datagrams,
-    Packets,
-}
-
-/// `connlib.Batch`.
+/// `connlib.Batch`: its main result, and what else the calls caused.
 pub fn batch_to_python<'py>(
-    output: Output,
-    main: Main,
+    (data, lengths): (Bound<'py, PyBytes>, Vec<usize>),
+    others: &Packets,
+    events: &[Event],
     errors: &[(usize, DropReason)],
     py: Python<'py>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let classes = classes(py)?;
-    let (data, others) = match main {
-        Main::Datagrams => (&output.datagrams, PyList::empty(py)),
-        Main::Packets => (&output.packets, packets_to_list(&output.datagrams, py)?),
-    };
     let error_list = PyList::empty(py);
     for (index, reason) in errors {
         error_list.append((*index, classes.drop_reason(*reason, py)))?;
     }
     let items = (
-        PyBytes::new(py, &data.bytes),
-        PyList::new(py, &data.lengths)?,
-        others,
-        events_to_list(&output.events, classes, py)?,
+        data,
+        PyList::new(py, lengths)?,
+        packets_to_list(others, py)?,
+        events_to_list(events, classes, py)?,
         error_list,
     );
-    return_scratch(output);
     classes.named_tuple(&classes.batch, items, py)
 }
 

@@ -1,10 +1,13 @@
 //! `Tunn`: one pair of peers.
 
+use std::net::SocketAddr;
+
 use connlib_core::{DropReason, Event, Output};
 use pyo3::prelude::*;
 use rand_core::OsRng;
 
 use crate::arguments::{self, Address, Data, Lengths, Now, UnixTime};
+use crate::batch::{self, Target, Writer};
 use crate::errors::value_error;
 use crate::guard::Guarded;
 use crate::index_table::IndexTable;
@@ -13,7 +16,7 @@ use crate::preshared_key::PresharedKey;
 use crate::private_key::PrivateKey;
 use crate::public_key::PublicKey;
 use crate::rate_limiter::RateLimiter;
-use crate::results::{self, Drops, Main};
+use crate::results::{self, Drops};
 use crate::tunn_options::TunnOptions;
 
 #[pyclass(module = "connlib._native", subclass, frozen)]
@@ -25,6 +28,7 @@ struct Engine {
     /// In one place from the start: it holds keys, and a move would leave a copy.
     tunn: Box<connlib_core::Tunn>,
     drops: Drops,
+    mtu: usize,
 }
 
 impl Engine {
@@ -44,17 +48,19 @@ impl Tunn {
         rng: connlib_core::Rng,
         py: Python<'_>,
     ) -> PyResult<Self> {
-        let tunn = without_a_trace(|| {
+        let (tunn, mtu) = without_a_trace(|| {
             let config = options.check(py)?;
-            let tunn = connlib_core::Tunn::new(config, now.0, rng);
-            tunn.map(Box::new).map_err(|_| {
+            let mtu = config.settings.mtu;
+            let tunn = connlib_core::Tunn::new(config, now.0, rng).map_err(|_| {
                 value_error("peer_public_key is of low order: no session with it can be secret")
-            })
+            })?;
+            PyResult::Ok((Box::new(tunn), mtu))
         })?;
         Ok(Tunn {
             engine: Guarded::new(Engine {
                 tunn,
                 drops: Drops::new(),
+                mtu,
             }),
         })
     }
@@ -74,29 +80,52 @@ impl Tunn {
         results::output_to_python(output, error, py)
     }
 
-    /// The same for many inputs, while other threads run.
+    /// The same for many inputs, while other threads run, with the main result in `target`.
     fn drain_batch<'py, 'a>(
         &self,
         py: Python<'py>,
         items: impl Iterator<Item = &'a [u8]> + Send,
-        main: Main,
-        call: impl Fn(&mut connlib_core::Tunn, &[u8], &mut Output) -> Option<DropReason> + Send,
+        mut target: Target<'py>,
+        call: impl Fn(&mut Engine, &[u8], &mut Writer<'_>, &mut Output) -> Option<DropReason> + Send,
     ) -> PyResult<Bound<'py, PyAny>> {
         let mut output = results::take_scratch();
         let output_ref = &mut output;
-        let errors = self.engine.call_detached(py, move |engine| {
+        let mut writer = target.writer();
+        let (written, errors) = self.engine.call_detached(py, move |engine| {
             let mut errors = Vec::new();
             for (index, item) in items.enumerate() {
-                if let Some(reason) = call(&mut engine.tunn, item, output_ref) {
+                if let Some(reason) = call(engine, item, &mut writer, output_ref) {
                     engine.drops.add(reason, 1);
                     errors.push((index, reason));
                 }
             }
             engine.drops.add_events(&output_ref.events);
-            errors
+            (writer.finish(), errors)
         })?;
-        results::batch_to_python(output, main, &errors, py)
+        let main = target.finish(written);
+        // The main part of the output was moved to the target, and the other one is what is left.
+        let others = match output.packets.is_empty() {
+            true => &output.datagrams,
+            false => &output.packets,
+        };
+        let batch = results::batch_to_python(main, others, &output.events, &errors, py);
+        results::return_scratch(output);
+        batch
     }
+}
+
+/// Hand a datagram to a tunnel and leave no trace of the static key on the stack.
+fn decapsulate(
+    tunn: &mut connlib_core::Tunn,
+    datagram: &[u8],
+    source: Option<SocketAddr>,
+    now: Now,
+    output: &mut Output,
+) -> Option<DropReason> {
+    if is_handshake(datagram) {
+        return without_a_trace(|| tunn.decapsulate(datagram, source, now.0, output));
+    }
+    tunn.decapsulate(datagram, source, now.0, output)
 }
 
 #[pymethods]
@@ -162,10 +191,7 @@ impl Tunn {
         let datagram = datagram.packet()?;
         let source = source.map(|address| address.0);
         self.drain(py, |tunn, output| {
-            if is_handshake(datagram) {
-                return without_a_trace(|| tunn.decapsulate(datagram, source, now.0, output));
-            }
-            tunn.decapsulate(datagram, source, now.0, output)
+            decapsulate(tunn, datagram, source, now, output)
         })
     }
 
@@ -234,9 +260,15 @@ impl Tunn {
         lengths: Lengths,
         now: Now,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let items = lengths.cut(packets.bytes())?;
-        self.drain_batch(py, items, Main::Datagrams, |tunn, packet, output| {
-            tunn.encapsulate(packet, now.0, output)
+        let packets = packets.bytes();
+        let items = lengths.cut(packets)?;
+        let mtu = self.engine.call(py, |engine| engine.mtu)?;
+        let sizes = lengths
+            .cut(packets)?
+            .map(|packet| batch::sealed_len(packet.len(), mtu));
+        let target = Target::new(py, sizes.sum())?;
+        self.drain_batch(py, items, target, |engine, packet, writer, output| {
+            batch::encapsulate(&mut engine.tunn, packet, mtu, now.0, writer, output)
         })
     }
 
@@ -249,13 +281,16 @@ impl Tunn {
         now: Now,
         source: Option<Address>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let items = lengths.cut(datagrams.bytes())?;
+        let datagrams = datagrams.bytes();
+        let items = lengths.cut(datagrams)?;
+        let sizes = lengths.cut(datagrams)?.map(batch::opened_len);
+        let target = Target::new(py, sizes.sum())?;
         let source = source.map(|address| address.0);
-        self.drain_batch(py, items, Main::Packets, |tunn, datagram, output| {
-            if is_handshake(datagram) {
-                return without_a_trace(|| tunn.decapsulate(datagram, source, now.0, output));
-            }
-            tunn.decapsulate(datagram, source, now.0, output)
+        self.drain_batch(py, items, target, |engine, datagram, writer, output| {
+            let tunn = &mut engine.tunn;
+            batch::decapsulate(tunn, datagram, now.0, writer, output, |tunn, output| {
+                decapsulate(tunn, datagram, source, now, output)
+            })
         })
     }
 }

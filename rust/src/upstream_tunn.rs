@@ -1,8 +1,9 @@
 //! `UpstreamTunn`: pristine boringtun with the interface of `Tunn`.
 
-use connlib_core::{DropReason, Limits, Output, Role, TimerConfig, TunnConfig};
+use connlib_core::{DropReason, Limits, Output, Packets, Role, TimerConfig, TunnConfig};
 use pyo3::exceptions::PyNotImplementedError;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 use rand_core::{OsRng, RngCore};
 
 use crate::arguments::{Address, Data, Lengths, Now, UnixTime};
@@ -16,7 +17,7 @@ use crate::preshared_key::PresharedKey;
 use crate::private_key::PrivateKey;
 use crate::public_key::PublicKey;
 use crate::rate_limiter::RateLimiter;
-use crate::results::{self, Drops, Main};
+use crate::results::{self, Drops};
 use crate::time;
 use crate::tunn_options::TunnOptions;
 use crate::upstream_engine::UpstreamEngine;
@@ -52,9 +53,8 @@ impl UpstreamTunn {
         &self,
         py: Python<'py>,
         items: impl Iterator<Item = &'a [u8]> + Send,
-        main: Main,
         call: impl Fn(&mut UpstreamEngine, &[u8], &mut Output) -> Option<DropReason> + Send,
-    ) -> PyResult<Bound<'py, PyAny>> {
+    ) -> PyResult<(Output, Vec<(usize, DropReason)>)> {
         let mut output = results::take_scratch();
         let output_ref = &mut output;
         let errors = self.engine.call_detached(py, move |engine| {
@@ -67,8 +67,13 @@ impl UpstreamTunn {
             }
             errors
         })?;
-        results::batch_to_python(output, main, &errors, py)
+        Ok((output, errors))
     }
+}
+
+/// The main result of a batch, copied.
+fn copied<'py>(packets: &Packets, py: Python<'py>) -> (Bound<'py, PyBytes>, Vec<usize>) {
+    (PyBytes::new(py, &packets.bytes), packets.lengths.clone())
 }
 
 /// Refuse what upstream has no means for, rather than ignore it.
@@ -233,9 +238,13 @@ impl UpstreamTunn {
         now: Now,
     ) -> PyResult<Bound<'py, PyAny>> {
         let items = lengths.cut(packets.bytes())?;
-        self.drain_batch(py, items, Main::Datagrams, |upstream, packet, output| {
+        let (output, errors) = self.drain_batch(py, items, |upstream, packet, output| {
             upstream.encapsulate(packet, now.0, output)
-        })
+        })?;
+        let main = copied(&output.datagrams, py);
+        let batch = results::batch_to_python(main, &output.packets, &output.events, &errors, py);
+        results::return_scratch(output);
+        batch
     }
 
     #[pyo3(signature = (datagrams, lengths, now, source=None))]
@@ -249,8 +258,12 @@ impl UpstreamTunn {
     ) -> PyResult<Bound<'py, PyAny>> {
         let items = lengths.cut(datagrams.bytes())?;
         let source = source.map(|address| address.0);
-        self.drain_batch(py, items, Main::Packets, |upstream, datagram, output| {
+        let (output, errors) = self.drain_batch(py, items, |upstream, datagram, output| {
             upstream.decapsulate(datagram, source, now.0, output)
-        })
+        })?;
+        let main = copied(&output.packets, py);
+        let batch = results::batch_to_python(main, &output.datagrams, &output.events, &errors, py);
+        results::return_scratch(output);
+        batch
     }
 }

@@ -1,6 +1,6 @@
 """Two tunnels, a line between them, and a clock that the test moves: the ground of the scenarios.
 
-Times are seconds since A's first session was made, as in the scenarios; the clock that the engines see starts elsewhere.
+Times are seconds since A's first session was made, as in the scenarios; the engines' clock starts elsewhere.
 Every call is made at an instant that a tunnel announced, at which a datagram arrives, or at which the test acts.
 """
 
@@ -109,14 +109,13 @@ class Pair:
         self._order = itertools.count()
         self.drop: Callable[[Host, Sent], bool] = lambda host, sent: False
         self.copies: Callable[[Host, Sent], int] = lambda host, sent: 1
-        a_settings = {"private_key": a_key, "peer_public_key": b_key.public_key()}
-        expected = (b_expects or a_key).public_key()
-        b_settings = {"private_key": b_key, "peer_public_key": expected}
+        expected_by_b = (b_expects or a_key).public_key()
         self.a, self.b = (
             Host(
                 name,
                 LabTunn(
-                    **own,
+                    own_key,
+                    peer_key,
                     now=self.clock(),
                     unix_time=UNIX_ORIGIN,
                     role=role,
@@ -126,8 +125,16 @@ class Pair:
                     **settings,
                 ),
             )
-            for place, (name, own, role, key, interval) in enumerate(
-                zip("AB", (a_settings, b_settings), roles, psk, keepalive, strict=True)
+            for place, (name, own_key, peer_key, role, key, interval) in enumerate(
+                zip(
+                    "AB",
+                    (a_key, b_key),
+                    (b_key.public_key(), expected_by_b),
+                    roles,
+                    psk,
+                    keepalive,
+                    strict=True,
+                )
             )
         )
 
@@ -162,7 +169,9 @@ class Pair:
         if output.error is not None:
             host.errors.append((round(self.now, 6), output.error))
         timeout = host.tunn.next_timeout()
-        assert timeout is None or timeout.at >= self.clock() - 1e-6, "an instant that has passed was announced"
+        assert timeout is None or timeout.at >= self.clock() - 1e-6, (
+            "an instant that has passed was announced"
+        )
 
     def deliver(self, when: float, host: Host, datagram: bytes) -> None:
         """Have a datagram reach a host at an instant."""

@@ -1,9 +1,9 @@
 """Clocks that stand, jump and go back (scenario 38)."""
 
+import pytest
+
 from connlib import Role
 from spec.pair import BOTH_ROLES, LATENCY, ORIGIN, Pair, kind_of, packet
-
-import pytest
 
 L = LATENCY
 HOURS = 3_600.0

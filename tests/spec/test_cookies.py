@@ -13,9 +13,7 @@ def sides(limit: int) -> tuple[LabTunn, LabTunn]:
     """A client and a gateway with a handshake limit of its own, at time 0."""
     limiter = RateLimiter(LARGER.public_key(), limit, 0.0)
     a = LabTunn(SMALLER, LARGER.public_key(), now=0.0, unix_time=UNIX_ORIGIN, seed=1)
-    b = LabTunn(
-        LARGER, SMALLER.public_key(), now=0.0, unix_time=UNIX_ORIGIN, seed=2, rate_limiter=limiter
-    )
+    b = LabTunn(LARGER, SMALLER.public_key(), now=0.0, unix_time=UNIX_ORIGIN, seed=2, rate_limiter=limiter)
     return a, b
 
 
@@ -49,9 +47,7 @@ def test_of_eleven_initiations_in_a_second_ten_are_answered_and_the_next_second_
     _, b = sides(10)
     kinds = []
     for k in range(11):
-        client = LabTunn(
-            SMALLER, LARGER.public_key(), now=0.0, unix_time=UNIX_ORIGIN + 1 + k, seed=10 + k
-        )
+        client = LabTunn(SMALLER, LARGER.public_key(), now=0.0, unix_time=UNIX_ORIGIN + 1 + k, seed=10 + k)
         (initiation,) = client.initiate_handshake(0.0).datagrams
         (answer,) = b.decapsulate(initiation, k * 0.05, SOURCE).datagrams
         kinds.append(kind_of(answer))

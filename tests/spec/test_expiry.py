@@ -112,7 +112,9 @@ def test_packets_at_119_and_121_renew_once_at_121_without_loss(roles: tuple[Role
 
 
 @pytest.mark.parametrize("roles", BOTH_ROLES)
-def test_an_hour_of_traffic_both_ways_takes_29_initiations_and_loses_nothing(roles: tuple[Role, Role]) -> None:
+def test_an_hour_of_traffic_both_ways_takes_29_initiations_and_loses_nothing(
+    roles: tuple[Role, Role],
+) -> None:
     pair = Pair(roles).connect()
     for k in range(36_000):
         pair.send(k / 10 + 0.1, pair.a, k)

@@ -24,19 +24,22 @@ def main() -> int:
 
         # Not "standalone": usage errors come here, to become one line like every other error.
         code = app(sys.argv[1:] or ["--help"], prog_name="connlib", standalone_mode=False) or 0
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-    except KeyboardInterrupt:
-        code = 130
-    except Exception as error:
+    except BaseException as error:  # groups of exceptions may hold SystemExit and KeyboardInterrupt
         code = _report(error)
     return _flush(code)
 
 
-def _report(error: Exception) -> int:
+def _report(error: BaseException) -> int:
+    """Say what went wrong; the exit code."""
+    cause = _cause(error)
+    if isinstance(cause, SystemExit):
+        return cause.code if isinstance(cause.code, int) else 0 if cause.code is None else 1
+    if (
+        isinstance(cause, KeyboardInterrupt) or type(cause).__name__ == "Abort"
+    ):  # what older typers make of it
+        return 130
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exception(error)
-    cause = _cause(error)
     if hasattr(cause, "format_message"):  # a usage error of typer
         context = getattr(cause, "ctx", None)
         command = context.command_path if context is not None else "connlib"
@@ -62,7 +65,7 @@ def _report(error: Exception) -> int:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The exception that says most: the first one of connlib's own within groups of exceptions, else the first."""
+    """The exception that says most: within groups of exceptions the first one of connlib's own, else the first."""
     inner = getattr(error, "exceptions", None)
     if not inner:
         return error

@@ -20,10 +20,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import IPv4Interface, ip_network
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from connlib._errors import ConnlibError
 from connlib._native import PrivateKey
@@ -32,14 +32,14 @@ from connlib.config import InterfaceConfig
 from connlib.wgquick import format_config
 
 from . import _packets
+from ._namespace import Namespace
 from ._show import Show, rate
-
-T = TypeVar("T")
 
 GATEWAY = IPv4Interface("10.77.0.1/24")
 CLIENT = IPv4Interface("10.77.0.2/24")
 # TEST-NET-1 (RFC 5737): the veth pair exists in the two namespaces only.
 OUTER = {"gateway": "192.0.2.1", "client": "192.0.2.2"}
+DEVICE = "outer"
 PORT = 51820
 PINGS = 5
 PING_SIZE = 56
@@ -55,20 +55,20 @@ def run() -> None:
     show = Show("connlib demo --tun: a gateway and a client, two namespaces, two TUN devices")
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="connlib-")))
-        names = stack.enter_context(_namespaces())
+        spaces = stack.enter_context(_namespaces())
         show.step("Two connlib up processes")
         sides = {
-            side: stack.enter_context(_Tunnel(names[side], folder / f"{side}.conf", config))
+            side: stack.enter_context(_Tunnel(spaces[side], folder / f"{side}.conf", config))
             for side, config in _configs().items()
         }
         for side, tunnel in sides.items():
             show.line(f"{side:8} {tunnel.wait_for(' is up: ').partition(', public key')[0]}")
         show.step("Handshake and pings")
-        show.pings(str(GATEWAY.ip), _ping(names["client"]), PINGS, PING_SIZE + _packets.ICMP_HEADER)
+        show.pings(str(GATEWAY.ip), _ping(spaces["client"]), PINGS, PING_SIZE + _packets.ICMP_HEADER)
         sides["client"].wait_for("session established, started by us")
         show.line("the first one waited for the handshake, which the client started")
         show.step("Bulk transfer over TCP, client to gateway")
-        _transfer(show, names)
+        _transfer(show, spaces)
         show.step("Stop")
         summaries = {side: tunnel.stop() for side, tunnel in sides.items()}
         show.check(
@@ -135,65 +135,46 @@ def _configs() -> dict[str, InterfaceConfig]:
 
 
 @contextlib.contextmanager
-def _namespaces() -> Iterator[dict[str, str]]:
-    """Two namespaces with unique names, joined by a veth pair; side -> name."""
-    from pyroute2 import NetNS, netns
-
-    tag = secrets.token_hex(4)
-    names = {side: f"connlib-{tag}-{side}" for side in OUTER}
+def _namespaces() -> Iterator[dict[str, Namespace]]:
+    """Two namespaces joined by a veth pair; side -> namespace."""
     with contextlib.ExitStack() as stack:
         try:
-            for name in names.values():
-                netns.create(name)
-                stack.callback(netns.remove, name)
-            with NetNS(names["gateway"]) as gateway, NetNS(names["client"]) as client:
-                # Made inside: the pair never shows up in the namespace that this command runs in.
-                peer: dict[str, Any] = {"ifname": "outer", "net_ns_fd": names["client"]}
-                gateway.link("add", ifname="outer", kind="veth", peer=peer)
-                for side, link in (("gateway", gateway), ("client", client)):
-                    index = link.link_lookup(ifname="outer")[0]
-                    link.addr("add", index=index, address=OUTER[side], prefixlen=30)
-                    link.link("set", index=index, state="up")
-                    link.link("set", index=link.link_lookup(ifname="lo")[0], state="up")
+            spaces = {side: stack.enter_context(contextlib.closing(Namespace())) for side in OUTER}
+            # Made inside: the pair never shows up in the namespace that this command runs in.
+            peer = {"ifname": DEVICE, "net_ns_fd": spaces["client"].fileno()}
+            spaces["gateway"].call(lambda: _netlink("link", "add", ifname=DEVICE, kind="veth", peer=peer))
+            for side, space in spaces.items():
+                space.call(lambda address=OUTER[side]: _set_up(address))  # type: ignore[misc]
         except OSError as error:
             raise ConnlibError(f"cannot make network namespaces: {error.strerror or error}") from None
-        yield names
+        yield spaces
 
 
-def in_namespace(name: str, function: Callable[[], T]) -> T:
-    """Call `function` inside a network namespace.
+def _set_up(address: str) -> None:
+    index = socket.if_nametoindex(DEVICE)
+    _netlink("addr", "add", index=index, address=address, prefixlen=30)
+    for device in (index, socket.if_nametoindex("lo")):
+        _netlink("link", "set", index=device, state="up")
 
-    Namespaces belong to threads: what a thread opens or starts there stays there after it has ended.
-    """
-    from pyroute2 import netns
 
-    results: list[T] = []
-    errors: list[BaseException] = []
+def _netlink(command: str, verb: str, **arguments: Any) -> None:
+    from pyroute2 import IPRoute, NetlinkError
 
-    def call() -> None:
+    with IPRoute() as route_socket:
         try:
-            netns.setns(name)
-            results.append(function())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=call)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
+            getattr(route_socket, command)(verb, **arguments)
+        except NetlinkError as error:
+            raise OSError(error.code, os.strerror(error.code)) from None
 
 
 class _Tunnel:
     """A `connlib up` process in a namespace, and its log. Gone at the end of the `with` block."""
 
-    def __init__(self, namespace: str, file: Path, config: InterfaceConfig) -> None:
+    def __init__(self, namespace: Namespace, file: Path, config: InterfaceConfig) -> None:
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
             out.write(format_config(config))
         command = [sys.executable, "-m", "connlib", "up", str(file)]
-        self.process = in_namespace(
-            namespace,
+        self.process = namespace.call(
             # A session of its own: Ctrl-C stops the demonstration, which then stops its children in order.
             lambda: subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -254,12 +235,10 @@ class _Tunnel:
         return summary | {"drops": ", ".join(drops) or "none"}
 
 
-def _ping(namespace: str) -> list[float]:
+def _ping(namespace: Namespace) -> list[float]:
     """Round-trip times in milliseconds of the pings that were answered."""
     times = []
-    sender = in_namespace(
-        namespace, lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-    )
+    sender = namespace.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP))
     with sender:
         identifier = secrets.randbelow(1 << 16)
         for sequence in range(1, PINGS + 1):
@@ -286,9 +265,9 @@ def _await_reply(sender: socket.socket, echo: _packets.Echo, until: float) -> bo
     return False
 
 
-def _transfer(show: Show, names: dict[str, str]) -> None:
-    listener = in_namespace(names["gateway"], lambda: socket.create_server((str(GATEWAY.ip), 0)))
-    sender = in_namespace(names["client"], lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+def _transfer(show: Show, spaces: dict[str, Namespace]) -> None:
+    listener = spaces["gateway"].call(lambda: socket.create_server((str(GATEWAY.ip), 0)))
+    sender = spaces["client"].call(lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM))
     block = os.urandom(1024 * 1024)
     expected = hashlib.sha256()
     with listener, sender, show.progress() as progress:
