@@ -18,7 +18,7 @@ def run(script: str) -> str:
     """Run a script in a process of its own, without threads, and return what it printed."""
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
         capture_output=True,
         text=True,
         timeout=120,

@@ -17,10 +17,11 @@ def sides(limit: int) -> tuple[LabTunn, LabTunn]:
     return a, b
 
 
-def test_under_load_the_retry_carries_the_cookie_and_is_answered() -> None:
+@pytest.mark.parametrize("source", [SOURCE, ("2001:db8::1", 40_000)])
+def test_under_load_the_retry_carries_the_cookie_and_is_answered(source: tuple[str, int]) -> None:
     a, b = sides(0)
     (first,) = a.initiate_handshake(0.0).datagrams
-    reply = b.decapsulate(first, 0.02, SOURCE)
+    reply = b.decapsulate(first, 0.02, source)
     assert reply.error is DropReason.COOKIE_REPLY_SENT
     (cookie,) = reply.datagrams
     assert (kind_of(cookie), len(cookie)) == ("C", 64)
@@ -28,7 +29,7 @@ def test_under_load_the_retry_carries_the_cookie_and_is_answered() -> None:
     retry = a.next_timeout()
     assert retry is not None and 5 <= retry.at <= 5.333
     (second,) = a.handle_timeout(retry.at).datagrams
-    (response,) = b.decapsulate(second, retry.at + 0.02, SOURCE).datagrams
+    (response,) = b.decapsulate(second, retry.at + 0.02, source).datagrams
     assert kind_of(response) == "R"
 
 
