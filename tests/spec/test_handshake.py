@@ -348,3 +348,14 @@ def test_while_an_initiation_is_pending_no_second_one_is_sent_on_any_path() -> N
     pair.run(4.9, also_every=0.01)
     assert pair.a.times("I") == [0]
     assert pair.a.tunn.encapsulate(packet(1), pair.clock()).datagrams == []
+
+
+def test_what_the_peer_sends_on_a_session_that_ours_replaced_before_it_was_confirmed_arrives() -> None:
+    pair = Pair()
+    pair.drop = lambda host, sent: host is pair.b and sent.kind == "K"
+    pair.initiate(0, pair.b)
+    pair.initiate(0.03, pair.a)
+    pair.send(0.065, pair.b, 1)
+    pair.run(0.1)
+    assert pair.a.happened(SessionEstablished) == [0.07]
+    assert pair.a.received == [(0.085, 1)]

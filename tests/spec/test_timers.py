@@ -104,6 +104,18 @@ def test_after_giving_up_a_keepalive_tries_again_one_interval_later() -> None:
     assert [round(at, 6) for at in initiations if at >= 100] == [115]
 
 
+def test_a_side_that_did_not_initiate_last_waits_fifteen_seconds_more_for_a_session_to_keep() -> None:
+    pair = Pair().connect()
+    pair.at(1, lambda: pair.feed(pair.b, pair.b.tunn.set_persistent_keepalive(25, pair.clock())))
+    pair.cut(100)
+    pair.run(220)
+    assert pair.b.times("K") == [1, 26, 51, 76, 101, 126, 151, 176]
+    # The next one was due at 201, without a session by then.
+    (at, *_) = pair.b.times("I")
+    assert 216 <= at <= 216.333 + 1e-6
+    assert pair.a.times("I") == []
+
+
 def test_with_keepalives_on_both_sides_one_side_renews_and_the_other_never() -> None:
     pair = Pair(keepalive=(25, 25))
     pair.run(3600)
