@@ -44,10 +44,9 @@ def interpreters() -> dict[str, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, epilog="Other arguments go to pytest.")
     parser.add_argument("--profile", default="dev", help="cargo profile")
-    parser.add_argument("pytest", nargs="*", help="arguments for pytest")
-    options = parser.parse_args()
+    options, for_pytest = parser.parse_known_args()
     results: list[tuple[str, str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "maturin", "build", "--locked", "--profile", options.profile]
@@ -56,7 +55,7 @@ def main() -> int:
         for version, python in interpreters().items():
             print(f"\n==> CPython {version}: {python}", flush=True)
             start = time.monotonic()
-            result = test(version, python, wheel, options.pytest)
+            result = test(version, python, wheel, for_pytest)
             results.append((version, result, time.monotonic() - start))
     print()
     for version, result, seconds in results:

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use connlib_core::{
-    Instant, Limits, Node, NodeConfig, Output, PeerConfig, Prefix, PublicKey, Rng, Role,
+    Instant, Limits, Node, NodeConfig, Output, PeerConfig, Prefix, PublicKey, Rng, Role, Settings,
     StaticSecret, TimerConfig, Tunn, TunnConfig,
 };
 use rand_chacha::ChaCha20Rng;
@@ -39,12 +39,14 @@ fn tunnel(own: u8, other: u8, size: usize) -> Result<Tunn, Failure> {
         private_key: Zeroizing::new([own; 32]),
         peer_public_key: public_key([other; 32]),
         preshared_key: None,
-        role: Role::Either,
         persistent_keepalive: None,
         unix_time: UNIX_TIME,
-        mtu: mtu(size),
-        timers: TimerConfig::default(),
-        limits: Limits::default(),
+        settings: Settings {
+            role: Role::Either,
+            timers: TimerConfig::default(),
+            limits: Limits::default(),
+            mtu: mtu(size),
+        },
         indices: None,
         rate_limiter: None,
     };
