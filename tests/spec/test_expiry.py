@@ -133,3 +133,11 @@ def test_a_packet_that_arrives_at_166_is_renewed_by_the_initiator_alone(roles: t
     pair.run(170)
     assert pair.a.times("I") == [166]
     assert pair.b.times("I") == []
+
+
+def test_statistics_show_no_session_that_is_too_old_also_if_nobody_polled() -> None:
+    pair = Pair().connect()
+    pair.a.polled = pair.b.polled = False
+    assert pair.a.tunn.stats(pair.clock() + 179.999).sessions == 1
+    stats = pair.a.tunn.stats(pair.clock() + 180)
+    assert (stats.sessions, stats.session_age) == (0, None)

@@ -5,7 +5,16 @@ import random
 
 import pytest
 
-from connlib import DropReason, GaveUp, PresharedKey, PrivateKey, Role, SessionEstablished, TimeoutReason
+from connlib import (
+    DropReason,
+    GaveUp,
+    Limits,
+    PresharedKey,
+    PrivateKey,
+    Role,
+    SessionEstablished,
+    TimeoutReason,
+)
 from spec.pair import BOTH_ROLES, LARGER, LATENCY, SMALLER, Host, Pair, Sent, packet
 
 L = LATENCY
@@ -359,3 +368,22 @@ def test_what_the_peer_sends_on_a_session_that_ours_replaced_before_it_was_confi
     pair.run(0.1)
     assert pair.a.happened(SessionEstablished) == [0.07]
     assert pair.a.received == [(0.085, 1)]
+
+
+def test_the_crossing_rule_ends_with_the_first_retry_also_if_nobody_polled() -> None:
+    pair = Pair(a_key=LARGER, b_key=SMALLER)
+    pair.drop = lambda host, sent: host is pair.a
+    pair.a.polled = False
+    pair.initiate(0, pair.a)
+    pair.initiate(60, pair.b)
+    pair.run(60.03)
+    assert pair.a.times("R") == [60 + L]
+
+
+def test_without_a_queue_a_side_still_waits_for_its_answer_to_be_confirmed() -> None:
+    pair = Pair(limits=Limits(queue_packets=0))
+    pair.initiate(0, pair.a)
+    pair.send(0.03, pair.b, 1)
+    pair.run(1)
+    assert pair.b.times("I") == []
+    assert [reason for _, reason in pair.b.errors] == [DropReason.QUEUE_FULL]

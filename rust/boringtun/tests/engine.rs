@@ -269,7 +269,7 @@ fn a_tunnel_that_becomes_a_responder_withdraws_its_initiation_and_keeps_its_sess
     let (_, initiation) = a.call(|tunn, env, out| tunn.initiate_handshake(env, out));
     let (_, response) = b.receive(&initiation.datagrams.bytes);
     let responder = settings(Role::Responder, Limits::default());
-    a.tunn.reconfigure(responder, &mut a.table);
+    let _ = a.call(|tunn, env, out| tunn.reconfigure(responder, env, out));
     assert!(!a.tunn.stats(a.now).handshake_pending);
     assert_eq!(
         a.receive(&response.datagrams.bytes).0,

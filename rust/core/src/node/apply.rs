@@ -201,6 +201,10 @@ impl Node {
                     table: &mut self.indices,
                     owner: slot,
                 });
+                // What was counted for it, and what waited for it, is counted for the node from here on: no total falls.
+                self.drops.add_all(&peer.drops);
+                self.drops
+                    .add_many(DropReason::NoSession, peer.tunn.stats(now).queued);
             }
             self.deadlines.set(slot, None);
         }
@@ -236,16 +240,19 @@ impl Node {
                 }
                 let settings_of_tunnel = self.common.settings(settings.role);
                 peer.settings = settings;
-                let mut indices = Owned {
-                    table: &mut self.indices,
-                    owner: slot,
-                };
-                peer.tunn.reconfigure(settings_of_tunnel, &mut indices);
                 if let Some(tunn) = tunn {
-                    peer.tunn.release_indices(&mut indices);
+                    peer.tunn.release_indices(&mut Owned {
+                        table: &mut self.indices,
+                        owner: slot,
+                    });
                     peer.drops
                         .add_many(DropReason::NoSession, peer.tunn.stats(now).queued);
                     peer.tunn = tunn.with_persistent_keepalive(peer.keepalive());
+                } else {
+                    self.drive(slot, now, |tunn, env, out| {
+                        tunn.reconfigure(settings_of_tunnel, env, out);
+                    });
+                    self.settle(slot, None);
                 }
             }
             (None, Some(tunn)) => {

@@ -119,7 +119,7 @@ pub enum ConfigError {
     },
     /// A persistent keepalive of more than a century.
     Keepalive { public_key: [u8; 32] },
-    /// A timer of more than a century; which one.
+    /// A timer of more than a century, or a reject-after time that leaves no time between renewals; which one.
     Timer { name: &'static str },
 }
 
@@ -264,6 +264,14 @@ pub(crate) fn check_timers(timers: &TimerConfig) -> Result<(), ConfigError> {
         ("rekey_attempt_time", timers.rekey_attempt_time > LONGEST),
         ("rekey_timeout", timers.rekey_timeout > LONGEST),
         ("keepalive_timeout", timers.keepalive_timeout > LONGEST),
+        // A session would be renewed with every packet from its first moment on.
+        (
+            "reject_after_time",
+            timers.reject_after_time
+                <= timers
+                    .keepalive_timeout
+                    .saturating_add(timers.rekey_timeout),
+        ),
     ]);
     match too_long.first() {
         Some(name) => Err(ConfigError::Timer { name }),

@@ -36,6 +36,12 @@ impl DropCounts {
         self.add_many(reason, 1);
     }
 
+    pub(crate) fn add_all(&mut self, others: &DropCounts) {
+        for (counter, other) in self.0.iter_mut().zip(others.0) {
+            *counter = counter.saturating_add(other);
+        }
+    }
+
     pub(crate) fn add_many(&mut self, reason: DropReason, count: usize) {
         if let Some(counter) = self.0.get_mut(reason as usize) {
             *counter = counter.saturating_add(count as u64);
@@ -58,6 +64,6 @@ pub struct PeerStats {
 pub struct NodeStats {
     /// In the order of the public keys.
     pub peers: Vec<PeerStats>,
-    /// What could not be put down to a peer.
+    /// What could not be put down to a peer, and what was counted for peers that were removed.
     pub drops: DropCounts,
 }

@@ -317,6 +317,34 @@ fn packets_that_wait_in_a_tunnel_made_anew_are_counted() {
 }
 
 #[test]
+fn packets_that_wait_leave_when_a_responder_may_initiate() {
+    let mut net = hub();
+    net.run_for(200.0);
+    let mut new = hub_config();
+    new.peers[0].role = Role::Responder;
+    apply(&mut net, new).unwrap();
+    net.send(1, &between(1, 2, b"waiting"));
+    net.run_for(1.0);
+    assert_eq!(net.peer_stats(1, 2).tunnel.queued, 1);
+    apply(&mut net, hub_config()).unwrap();
+    net.run_for(1.0);
+    assert_eq!(net.peer_stats(1, 2).tunnel.queued, 0);
+    assert_eq!(net.host(2).received, [between(1, 2, b"waiting")]);
+}
+
+#[test]
+fn what_waits_for_a_removed_peer_is_counted_for_the_node() {
+    let mut net = hub();
+    net.loses = |_| true;
+    net.run_for(200.0);
+    net.send(1, &between(1, 2, b"waiting"));
+    let mut new = hub_config();
+    new.peers.remove(0);
+    apply(&mut net, new).unwrap();
+    assert_eq!(net.stats(1).drops.get(DropReason::NoSession), 1);
+}
+
+#[test]
 fn a_wrong_configuration_is_refused_whole() {
     let (two, three) = (public_key(2), public_key(3));
     let with = |change: fn(&mut NodeConfig)| {

@@ -49,8 +49,9 @@ impl Sessions {
         previous.iter().chain(current).chain(next).map(|s| &**s)
     }
 
-    pub fn len(&self) -> usize {
-        self.iter().count()
+    /// How many sessions have not reached `limit`.
+    pub fn younger_than(&self, limit: Duration, now: Instant) -> usize {
+        self.iter().filter(|s| now < s.created + limit).count()
     }
 
     /// The session that receives on `index`.

@@ -325,18 +325,23 @@ impl Tunn {
         }
     }
 
-    /// Until when packets may wait for the peer to confirm its session, before we initiate one ourselves.
-    pub(super) fn unconfirmed_at(&self) -> Option<Instant> {
+    /// When packets have waited long enough for the peer to confirm its session.
+    fn unconfirmed_at(&self) -> Option<Instant> {
         let waiting = !self.queue.is_empty() && self.timers.attempt.is_none();
         if !waiting || self.role == Role::Responder {
             return None;
         }
+        self.unconfirmed_until()
+    }
+
+    /// Until when packets may wait for the peer to confirm its session, before we initiate one ourselves.
+    pub(super) fn unconfirmed_until(&self) -> Option<Instant> {
         let next = self.sessions.next()?;
         Some(next.created + self.timers.config.rekey_timeout + self.timers.jitter)
     }
 
     fn queue_timeout_at(&self) -> Option<Instant> {
-        // Every other role has an attempt under way for its queue, which ends by giving up.
+        // Every other role has an attempt under way for its queue, or waits for a session to be confirmed to begin one.
         if self.role != Role::Responder {
             return None;
         }

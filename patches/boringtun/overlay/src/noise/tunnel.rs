@@ -9,7 +9,7 @@ use super::handshake::Handshake;
 use super::session::Session;
 use super::sessions::Sessions;
 use super::settings::{Limits, Role, Settings, Stats, TunnParams};
-use super::timers::Timers;
+use super::timers::{Attempt, Timers};
 use super::{
     ip_length, Env, Event, Indices, Output, Packet, PacketData, Received, WireGuardError,
     DATA_HEADER_SZ, DATA_OVERHEAD_SZ, HANDSHAKE_INIT_SZ, HANDSHAKE_RESP_SZ,
@@ -206,16 +206,19 @@ impl Tunn {
     }
 
     /// Change settings while sessions go on. Deadlines that were set stay; a pending initiation that the new role forbids is
-    /// withdrawn.
-    pub fn reconfigure(&mut self, settings: Settings, indices: &mut dyn Indices) {
+    /// withdrawn; packets that wait leave, or a session is sought for them, if the new settings allow it.
+    pub fn reconfigure(&mut self, settings: Settings, env: &mut Env<'_>, out: &mut Output) {
+        self.settle(env, out);
         if settings.role == Role::Responder {
-            self.handshake.cancel(indices);
+            self.handshake.cancel(env.indices);
             self.timers.attempt = None;
         }
         self.role = settings.role;
         self.timers.config = settings.timers;
         self.limits = settings.limits;
         self.mtu = settings.mtu;
+        self.settle(env, out);
+        self.flush(env, out);
     }
 
     /// The wall clock was set: it shows `unix_time` at `now`.
@@ -233,13 +236,15 @@ impl Tunn {
 
     pub fn stats(&self, now: Instant) -> Stats {
         let now = self.clock.max(now);
+        let age_limit = self.timers.config.reject_after_time;
         let current = self.sessions.current();
+        let current = current.filter(|s| now < s.created + age_limit);
         let (expected, received) = current.map_or((0, 0), Session::current_packet_cnt);
         Stats {
             last_handshake: self.established.map(|at| now.duration_since(at)),
             session_age: current.map(|s| now.duration_since(s.created)),
             queued: self.queue.len(),
-            sessions: self.sessions.len(),
+            sessions: self.sessions.younger_than(age_limit, now),
             loss: match expected {
                 0 => 0.0,
                 _ => 1.0 - received as f32 / expected as f32,
@@ -381,7 +386,7 @@ impl Tunn {
             return;
         }
         // A session that the peer made and has not confirmed is given a moment to be confirmed.
-        if self.unconfirmed_at().is_none_or(|at| env.now >= at) {
+        if self.unconfirmed_until().is_none_or(|at| env.now >= at) {
             self.start_attempt(env, out);
         }
     }
@@ -424,7 +429,8 @@ impl Tunn {
         if earliest.is_some_and(|earliest| env.now < earliest) {
             return Err(WireGuardError::InitiationTooSoon);
         }
-        let crossing = self.timers.attempt.is_some_and(|a| a.is_first);
+        let before_retry = |a: Attempt| a.is_first && env.now < a.retry_at;
+        let crossing = self.timers.attempt.is_some_and(before_retry);
         if crossing && self.is_larger {
             return Err(WireGuardError::CrossedInitiation);
         }
