@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from connlib import DropReason, Limits, PublicKey, RateLimiter, Timers
+from connlib import DropReason, Limits, PrivateKey, PublicKey, RateLimiter, Timers
 from two_tunnels import ALICE, START, connected, ipv4, only, tunnel
 
 
@@ -60,6 +60,11 @@ def test_a_value_out_of_range_is_a_value_error_that_names_it(options: dict[str, 
     with pytest.raises(ValueError, match=named) as raised:
         tunnel(**options)
     assert "\n" not in str(raised.value)
+
+
+def test_a_rate_limiter_of_another_key_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match="rate_limiter was made for another public key"):
+        tunnel(rate_limiter=RateLimiter(PrivateKey.generate().public_key(), 10, 0.0))
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ async def open_interface(
         clock = LoopClock() if in_memory else BootClock()
     # First, because this finds out what is wrong with the configuration before anything outside is touched.
     now, unix_time = clock.now(), clock.unix_time()
-    node = Node(node_config(config), now=now, unix_time=unix_time)
+    node = _node(node_config(config), now, unix_time)
     with ExitStack() as stack:
         udp_end = open_udp(udp, config.listen_port)
         stack.callback(udp_end.close)
@@ -133,6 +133,16 @@ async def open_interface(
                     yield interface
                 finally:
                     tasks.cancel_scope.cancel()
+
+
+def _node(config: NodeConfig, now: float, unix_time: float) -> Node:
+    """A node, or `ConfigError` for every way in which its configuration is wrong."""
+    try:
+        return Node(config, now=now, unix_time=unix_time)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 class _WithoutGroup:
@@ -248,15 +258,16 @@ class Interface:
             self._check_unchangeable(config)
             new = node_config(config)
             # A rehearsal: what is wrong with it is known before anything is touched.
-            Node(new, now=self._clock.now(), unix_time=self._clock.unix_time())
+            _node(new, self._clock.now(), self._clock.unix_time())
             old_link = self._link
             await self._set_link(config)
             # From here on there is no await, so that nothing can come between.
             self._check_open()
             try:
                 diff = self._node.apply(new, self._now())
-            except ConfigError:
-                await self._revert_link(old_link)
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await self._revert_link(old_link)
                 raise
             before, self._config = self._config, config
             self._resolver.update(config.peers)
@@ -306,14 +317,19 @@ class Interface:
         self._settle()
 
     def _closed(self) -> None:
-        self._last_stats = self.stats()
-        self._open = False
-        for stream in self._streams:
-            stream.end()
+        try:
+            self._last_stats = self.stats()
+        finally:
+            self._open = False
+            for stream in self._streams:
+                stream.end()
 
-    def _found(self, peer: PublicKey, endpoint: Endpoint) -> None:
-        self._node.set_endpoint(peer, endpoint, self._now())
-        self._settle()
+    def _found(self, peer: PublicKey, endpoint: Endpoint, replace: bool) -> None:
+        # What an authenticated packet has taught is newer than a name server's answer to a question asked before it.
+        known = {p.public_key: p.endpoint for p in self._node.stats(self._now()).peers}
+        if replace or known.get(peer) is None:
+            self._node.set_endpoint(peer, endpoint, self._now())
+            self._settle()
 
     async def _keep_time(self) -> None:
         while True:

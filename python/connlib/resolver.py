@@ -28,28 +28,32 @@ LONGEST_PAUSE = 60.0
 
 
 def is_literal(host: str) -> bool:
-    """Whether this is an address already."""
+    """Whether this is an address already. One with a zone (`fe80::1%eth0`) is not: no node can use it."""
     try:
-        ip_address(host)
+        return ip_address(host) is not None and "%" not in host
     except ValueError:
         return False
-    return True
 
 
 class Resolver:
     """Looks up the endpoints that are host names.
 
-    found: called with a peer and its address once there is one.
+    found: called with a peer and its address once there is one, and whether it takes the place of an address that the
+        peer may have already: for a name that was new when the configuration changed.
     can_reach: whether there is a socket for the family of an address.
     """
 
     def __init__(
-        self, found: Callable[[PublicKey, Endpoint], None], can_reach: Callable[[str], bool], tasks: TaskGroup
+        self,
+        found: Callable[[PublicKey, Endpoint, bool], None],
+        can_reach: Callable[[str], bool],
+        tasks: TaskGroup,
     ) -> None:
         self._found = found
         self._can_reach = can_reach
         self._tasks = tasks
         self._names: dict[PublicKey, tuple[Endpoint, anyio.CancelScope]] = {}
+        self._first = True
 
     def update(self, peers: Iterable[PeerConfig]) -> None:
         """Look up the names that are new, and forget those that are gone."""
@@ -66,9 +70,12 @@ class Resolver:
             if key not in self._names and peer.endpoint is not None:
                 scope = anyio.CancelScope()
                 self._names[key] = (peer.endpoint, scope)
-                self._tasks.start_soon(self._look_up, peer, peer.endpoint, scope)
+                self._tasks.start_soon(self._look_up, peer, peer.endpoint, scope, not self._first)
+        self._first = False
 
-    async def _look_up(self, peer: PeerConfig, endpoint: Endpoint, scope: anyio.CancelScope) -> None:
+    async def _look_up(
+        self, peer: PeerConfig, endpoint: Endpoint, scope: anyio.CancelScope, replace: bool
+    ) -> None:
         with scope:
             pause = FIRST_PAUSE
             while True:
@@ -88,13 +95,13 @@ class Resolver:
                     if scope.cancel_called:
                         return  # the peer has gone, or has another name, and the answer came at the same time
                     _log.info("%s: %s is %s", describe_peer(peer), endpoint[0], address)
-                    self._found(peer.public_key, (address, endpoint[1]))
+                    self._found(peer.public_key, (address, endpoint[1]), replace)
                     return
 
     async def _address(self, host: str, port: int) -> str:
         """The first address that there is a socket for. Raises `OSError`."""
         answers = await anyio.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
         for *_, address in answers:
-            if self._can_reach(str(address[0])):
+            if is_literal(str(address[0])) and self._can_reach(str(address[0])):
                 return str(address[0])
         raise OSError("it has no address of a family that this system has")

@@ -60,19 +60,26 @@ impl<'py> Target<'py> {
         Ok(Target(bytes.cast_into()?))
     }
 
+    /// How many bytes there are, without looking at them: they may not be filled in yet.
+    fn len(&self) -> usize {
+        // SAFETY: this is bytes, and we hold it.
+        let length = unsafe { ffi::PyBytes_Size(self.0.as_ptr()) };
+        usize::try_from(length).unwrap_or(0)
+    }
+
     pub fn writer(&mut self) -> Writer<'_> {
-        let bytes = self.0.as_bytes();
-        let room = if bytes.is_empty() {
+        let length = self.len();
+        let room = if length == 0 {
             // Python has one object for all empty bytes.
             &mut []
         } else {
             // SAFETY: these bytes were made by `new` for us alone: no reference to them has left this object, so that
-            // writing to them is what Python's documentation allows. `MaybeUninit` does not care what they hold.
+            // writing to them is what Python's documentation allows. The pointer is the one that Python gives for it,
+            // derived from no shared reference, and it stays good while `self` is borrowed. `MaybeUninit` does not care
+            // what the bytes hold.
             unsafe {
-                std::slice::from_raw_parts_mut(
-                    bytes.as_ptr().cast_mut().cast::<MaybeUninit<u8>>(),
-                    bytes.len(),
-                )
+                let start = ffi::PyBytes_AsString(self.0.as_ptr()).cast::<MaybeUninit<u8>>();
+                std::slice::from_raw_parts_mut(start, length)
             }
         };
         Writer {
@@ -89,11 +96,14 @@ impl<'py> Target<'py> {
         if let Some(spill) = written.spill {
             return (PyBytes::new(py, &spill.bytes), spill.lengths);
         }
-        let bytes = self.0.as_bytes();
-        if bytes.len() == written.used {
+        if self.len() <= written.used {
             return (self.0, written.lengths);
         }
-        let used = bytes.get(..written.used).unwrap_or_default();
+        // SAFETY: a writer fills its room from the front, and `used` of it was filled in, which is less than there is.
+        let used = unsafe {
+            let start = ffi::PyBytes_AsString(self.0.as_ptr()).cast::<u8>();
+            std::slice::from_raw_parts(start, written.used)
+        };
         (PyBytes::new(py, used), written.lengths)
     }
 }

@@ -13,6 +13,15 @@ pub struct PrivateKey {
     pub secret: Secret,
 }
 
+impl PrivateKey {
+    pub fn own_public_key(&self) -> [u8; 32] {
+        without_a_trace(|| {
+            let private = connlib_core::StaticSecret::from(*self.secret.bytes());
+            connlib_core::PublicKey::from(&private).to_bytes()
+        })
+    }
+}
+
 #[pymethods]
 impl PrivateKey {
     #[staticmethod]
@@ -42,10 +51,7 @@ impl PrivateKey {
     }
 
     fn public_key(&self) -> PublicKey {
-        without_a_trace(|| {
-            let private = connlib_core::StaticSecret::from(*self.secret.bytes());
-            PublicKey::new(connlib_core::PublicKey::from(&private).to_bytes())
-        })
+        PublicKey::new(self.own_public_key())
     }
 
     fn __eq__(&self, other: &Self) -> bool {

@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use rand_core::OsRng;
 
 use crate::arguments::{self, Now};
+use crate::errors::value_error;
 use crate::fork::Origin;
 use crate::public_key::PublicKey;
 
@@ -15,12 +16,18 @@ use crate::public_key::PublicKey;
 pub struct RateLimiter {
     origin: Origin,
     limiter: SharedLimiter,
+    own_public_key: [u8; 32],
 }
 
 impl RateLimiter {
-    /// For a tunnel of the same process.
-    pub fn share(&self) -> PyResult<SharedLimiter> {
+    /// For a tunnel of the same process and the same static key: MAC1 of every handshake is made with that key.
+    pub fn share(&self, own_public_key: [u8; 32]) -> PyResult<SharedLimiter> {
         self.origin.check()?;
+        if own_public_key != self.own_public_key {
+            return Err(value_error(
+                "rate_limiter was made for another public key than that of private_key",
+            ));
+        }
         Ok(self.limiter.clone())
     }
 }
@@ -35,6 +42,7 @@ impl RateLimiter {
         Ok(RateLimiter {
             origin: Origin::here(),
             limiter: Arc::new(Mutex::new(limiter)),
+            own_public_key: own_public_key.bytes,
         })
     }
 }

@@ -55,7 +55,10 @@ impl TunnOptions<'_, '_> {
                 mtu: self.mtu.map_or(Ok(DEFAULT_MTU), arguments::mtu)?,
             },
             indices: self.indices.map(IndexTable::share).transpose()?,
-            rate_limiter: self.rate_limiter.map(RateLimiter::share).transpose()?,
+            rate_limiter: match self.rate_limiter {
+                Some(limiter) => Some(limiter.share(self.private_key.own_public_key())?),
+                None => None,
+            },
         })
     }
 }
