@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import math
 import os
+import shutil
+import subprocess
 import time
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
@@ -14,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connlib._errors import ConfigError
-from connlib._native import PresharedKey, PrivateKey, PublicKey
+from connlib._native import PresharedKey, PrivateKey, PublicKey, Tunn
 from connlib._types import Limits, PeerConfig, Role, Timers
 from connlib.config import InterfaceConfig
 from connlib.wgquick import ConfigFileError, format_config, load_config, parse_config
@@ -140,6 +143,59 @@ BAD_LINES = [
     (MINIMAL + "# connlib: role = server\n", 3, "'server' is not a role", "initiator"),
     (MINIMAL + "# connlib: rol = initiator\n", 3, "not a connlib setting of [Interface]", "mean role?"),
     (MINIMAL + "# connlib: rekey-timeout = 0\n", 3, "not a positive number of seconds", "0.5"),
+    (
+        MINIMAL + "# connlib: rekey-timeout = 0.000000001\n",
+        3,
+        "rekey-timeout: 1e-09 seconds is out",
+        "0.1 to",
+    ),
+    (
+        MINIMAL + "# connlib: keepalive-timeout = 1e-9\n",
+        3,
+        "keepalive-timeout: 1e-09 seconds is out",
+        "0.1 to",
+    ),
+    (
+        MINIMAL + "# connlib: rekey-attempt-time = 1e99\n",
+        3,
+        "rekey-attempt-time: 1e+99 seconds is out",
+        "0.1 to",
+    ),
+    (
+        MINIMAL + "# connlib: rekey-after-time = 200\n# connlib: rekey-timeout = 4\n",
+        3,
+        "rekey-after-time must be less than reject-after-time",
+        "correct it",
+    ),
+    (
+        MINIMAL + "# connlib: rekey-after-time = 5\n# connlib: reject-after-time = 12\n",
+        4,
+        "reject-after-time must be more than keepalive-timeout and rekey-timeout together",
+        "correct it",
+    ),
+    (
+        MINIMAL + "# connlib: rekey-after-messages = 18446744073709551615\n",
+        3,
+        "rekey-after-messages: 18446744073709551615 is out of range",
+        "use 2 to 18446744073709543423",
+    ),
+    (MINIMAL + "# connlib: queue-packets = 18446744073709551615\n", 3, "is out of range", "use 0 to 65536"),
+    (MINIMAL + "# connlib: queue-packets = 65537\n", 3, "65537 is out of range", "use 0 to 65536"),
+    (MINIMAL + "# connlib: interface = all\n", 3, "'all' cannot name a network device", "none of all"),
+    (MINIMAL + "# connlib: interface = default\n", 3, "'default' cannot name", "none of all"),
+    (
+        MINIMAL + "Address = 10.0.0.1/24\nAddress = fd00::1/64, 10.0.0.1/24\n",
+        4,
+        "10.0.0.1/24 is there twice, first at line 3",
+        "remove one",
+    ),
+    (MINIMAL + "Address = fd00::1/64 fd00:0::1/128\n", 3, "is there twice, first at line 3", "remove one"),
+    (
+        MINIMAL + "MTU = 1279\nAddress = 10.0.0.1/24\nAddress = fd00::1/64\n",
+        3,
+        "MTU: 1279 is too small for an IPv6 Address",
+        "use 1280 or more",
+    ),
     (MINIMAL + "# connlib: role\n", 3, "not a connlib setting", "role"),
     ("# connlib: role = either\n", 1, "in no section", "[Interface]"),
     (MINIMAL + "[Peer]\n", 3, "has no PublicKey", "public key"),
@@ -150,6 +206,7 @@ BAD_LINES = [
     (peer("Endpoint = example.org"), 5, "'example.org' has no host or no port", "host:port"),
     (peer("Endpoint = fe80::1:51820"), 5, "IPv6 address without brackets", "[2001:db8::1]:51820"),
     (peer("Endpoint = [fe80::g]:51820"), 5, "'fe80::g' is not an IPv6 address", "[2001:db8::1]:51820"),
+    (peer("Endpoint = [fe80::1%eth0]:51820"), 5, "'fe80::1%eth0' has a zone", "host name"),
     (peer("Endpoint = 300.1.1.1:51820"), 5, "'300.1.1.1' is not an IPv4 address", "192.0.2.1:51820"),
     (peer("Endpoint = a b:51820"), 5, "neither an address nor a host name", "host:port"),
     (peer("Endpoint = example.org:0"), 5, "port: 0 is out of range", "1 to 65535"),
@@ -185,9 +242,19 @@ def test_a_wrong_line_is_named(text: str, line: int, problem: str, hint: str) ->
     assert str(error).isprintable(), "one line"
 
 
-@pytest.mark.parametrize("order", [0, 1, 2**255 - 20, 2**255 - 19, 2**255 - 18])
-def test_a_public_key_of_low_order_is_refused(order: int) -> None:
-    key = PublicKey.from_bytes(order.to_bytes(32, "little"))
+# Of order 8, as listed at https://cr.yp.to/ecdh.html#validate.
+ORDER_8 = (
+    325606250916557431795983626356110631294008115727848805560023387167927233504,
+    39382357235489614581723060781553021112529911719440698176882885853963445705823,
+)
+
+
+@pytest.mark.parametrize("point", [0, 1, *ORDER_8, 2**255 - 20, 2**255 - 19, 2**255 - 18])
+@pytest.mark.parametrize("highest_bit", [0, 2**255])
+def test_a_public_key_of_low_order_is_refused_as_the_engine_refuses_it(point: int, highest_bit: int) -> None:
+    key = PublicKey.from_bytes((point | highest_bit).to_bytes(32, "little"))
+    with pytest.raises(ValueError, match="low order"):
+        Tunn(OWN, key, now=0.0, unix_time=0.0)
     with pytest.raises(ConfigError, match=r"^wg0.conf:4: PublicKey is a point of low order"):
         parse_config(peer("", key), "wg0.conf")
 
@@ -200,6 +267,38 @@ def test_all_problems_of_a_file_are_listed_in_the_order_of_the_lines() -> None:
     assert str(caught.value) == str(caught.value.problems[0])
 
 
+@pytest.mark.parametrize(
+    ("written", "plain"),
+    [
+        ("[ Interface ]", "[Interface]"),
+        ("[\tpeer ]", "[Peer]"),
+        ("Endpoint = 192.0.2.1 : 80", "Endpoint = 192.0.2.1:80"),
+        ("Endpoint = [ 2001:db8::1 ] : 80", "Endpoint = [2001:db8::1]:80"),
+        ("Endpoint = _vpn.example.org:80", None),
+        ("AllowedIPs = 10.0.0.1 /32, fd00:: / 64", "AllowedIPs = 10.0.0.1/32, fd00::/64"),
+    ],
+)
+def test_blanks_and_underscores_are_taken_where_wg_takes_them(
+    tmp_path: Path, written: str, plain: str | None
+) -> None:
+    base = peer("" if plain is None or plain.startswith("[") else plain)
+    text = base.replace(plain, written) if plain else base + written
+    config = parse_config(text)
+    if plain is not None:
+        assert config == parse_config(base)
+    else:
+        assert config.peers[0].endpoint == ("_vpn.example.org", 80)
+    if not shutil.which("wg"):
+        pytest.skip("needs wg to compare with (Debian: wireguard-tools)")
+    file = tmp_path / "wg0.conf"
+    # A name is looked up by wg, and not by connlib.
+    file.write_text(text if plain else base)
+    done = subprocess.run(
+        ["wg", "setconf", "nosuchdevice", str(file)], capture_output=True, text=True, timeout=10
+    )
+    assert "arsing" not in done.stderr and "nrecognized" not in done.stderr, done.stderr
+
+
 def test_the_same_prefix_twice_for_one_peer_is_harmless() -> None:
     config = parse_config(peer("AllowedIPs = 10.0.0.1/8\nAllowedIPs = 10.0.0.0/8"))
     assert config.peers[0].allowed_ips == (ip_network("10.0.0.0/8"),)
@@ -208,10 +307,15 @@ def test_the_same_prefix_twice_for_one_peer_is_harmless() -> None:
 def test_what_is_not_done_but_does_no_harm_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     parse_config(MINIMAL + "DNS = 9.9.9.9\nSaveConfig = true\n", "wg0.conf")
     parse_config(peer("# connlib: role = initiator"), "wg1.conf")
-    assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
+    parse_config(peer("# connlib role = responder\n# connlib runs role = x\n#Connlib ; Name=a"), "wg2.conf")
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 5
     assert caplog.messages[0].startswith("wg0.conf:3: DNS is ignored")
     assert caplog.messages[1].startswith("wg0.conf:4: SaveConfig is ignored")
     assert caplog.messages[2].startswith("wg1.conf:3: this peer can never be reached")
+    assert caplog.messages[3] == (
+        "wg2.conf:5: this is only a comment; if it is to be a setting, write # connlib: role = value"
+    )
+    assert caplog.messages[4].startswith("wg2.conf:7: this is only a comment")
 
 
 # Files
@@ -272,6 +376,16 @@ def test_a_corrupt_file_is_refused_within_a_second(tmp_path: Path, content: byte
         load_config(file)
     assert time.process_time() - start < 1.0
     assert len(str(caught.value)) < 300 + len(str(file))
+
+
+def test_a_mistake_at_the_end_of_60000_peers_is_found_soon() -> None:
+    """Fault 37: nothing that takes long is done for a file that is wrong anyway."""
+    keys = [base64.b64encode(number.to_bytes(32, "little")).decode() for number in range(2, 60_002)]
+    text = MINIMAL + "".join(f"[Peer]\nPublicKey = {key}\n" for key in keys) + "Endpoint = x\n"
+    start = time.process_time()
+    with pytest.raises(ConfigError, match=r":120003: Endpoint: 'x' has no host"):
+        parse_config(text)
+    assert time.process_time() - start < 1.5
 
 
 def test_a_gateway_with_very_many_allowed_ips_is_read() -> None:
@@ -369,7 +483,7 @@ NAME = st.text(alphabet="abcdefghijklmnopqrstuvwxyz äßЖ-_.1", min_size=1, max
     lambda name: name == name.strip()
 )
 ROLE = st.sampled_from(Role)
-SECONDS = st.floats(min_value=1e-3, max_value=1e6)
+SECONDS = st.floats(min_value=0.1, max_value=80.0)
 
 
 @st.composite
@@ -399,14 +513,14 @@ def configs(draw: st.DrawFn) -> InterfaceConfig:
     return InterfaceConfig(
         private_key=OWN,
         listen_port=draw(st.integers(0, 65535)),
-        addresses=tuple(draw(st.lists(PREFIX.map(ip_interface), max_size=3))),
-        mtu=draw(st.none() | st.integers(576, 65472)),
+        addresses=tuple(draw(st.lists(PREFIX.map(ip_interface), max_size=3, unique_by=lambda each: each.ip))),
+        mtu=draw(st.none() | st.integers(1280, 65472)),
         peers=peers,
         name=draw(st.none() | st.sampled_from(["wg0", "a.b", "x" * 15])),
         role=draw(ROLE),
         routes=draw(st.booleans()),
         timers=dataclasses.replace(Timers(), rekey_timeout=draw(SECONDS), keepalive_timeout=draw(SECONDS)),
-        limits=draw(st.just(Limits()) | st.integers(1, 10**6).map(lambda size: Limits(queue_packets=size))),
+        limits=draw(st.just(Limits()) | st.integers(0, 65_536).map(lambda size: Limits(queue_packets=size))),
     )
 
 
@@ -420,8 +534,8 @@ def test_a_configuration_that_is_written_and_read_is_the_same(config: InterfaceC
     ("peer", "message"),
     [
         (
-            PeerConfig(public_key=ALICE, persistent_keepalive=0.5),
-            r"this persistent keepalive of a peer: '0\.5'; use 0 to",
+            PeerConfig(public_key=ALICE, persistent_keepalive=1.5),
+            r"this persistent keepalive of a peer: '1\.5'; use 0 to",
         ),
         (
             PeerConfig(public_key=ALICE, name="a\n[Peer]"),
@@ -432,10 +546,6 @@ def test_a_configuration_that_is_written_and_read_is_the_same(config: InterfaceC
             "this name of a peer: ' a'; it would be read as another one",
         ),
         (PeerConfig(public_key=ALICE, endpoint=("a\nPostUp = x", 1)), "this endpoint of a peer"),
-        (
-            PeerConfig(public_key=ALICE, endpoint=("host", 0)),
-            "this endpoint of a peer: 'host:0'; use 1 to 65535",
-        ),
     ],
 )
 def test_what_the_format_cannot_say_is_not_written(peer: PeerConfig, message: str) -> None:
@@ -451,6 +561,30 @@ def test_what_the_format_cannot_say_is_not_written(peer: PeerConfig, message: st
     [
         ({"listen_port": 65536}, "listen port 65536 is out of range; use 0 to 65535"),
         ({"mtu": 100}, "MTU 100 is out of range"),
+        (
+            {"mtu": 1279, "addresses": (ip_interface("fd00::1/64"),)},
+            "MTU 1279 is too small for an IPv6 address; use 1280 or more",
+        ),
+        ({"addresses": (ip_interface("10.0.0.1/8"),) * 2}, "10.0.0.1/8 is there twice; remove"),
+        (
+            {"peers": (PeerConfig(public_key=ALICE, name="alice", endpoint=("192.0.2.1", 0)),)},
+            "the endpoint of alice has the port 0, which is out of range; use 1 to 65535",
+        ),
+        (
+            {"peers": (PeerConfig(public_key=ALICE, name="alice", endpoint=("fe80::1%eth0", 1)),)},
+            "the endpoint of alice has a zone",
+        ),
+        (
+            {"peers": (PeerConfig(public_key=ALICE, name="alice", endpoint=("", 1)),)},
+            "the endpoint of alice has no host",
+        ),
+        *(
+            (
+                {"peers": (PeerConfig(public_key=ALICE, name="alice", persistent_keepalive=seconds),)},
+                "the persistent keepalive of alice is .* seconds, which is out of range; use 1 to 65535",
+            )
+            for seconds in (1e9, 0.5, -1.0, math.nan)
+        ),
         (
             {"peers": (PeerConfig(public_key=OWN.public_key(), name="me"),)},
             "me has the interface's own public key",
@@ -473,7 +607,8 @@ def test_an_interface_that_cannot_be_is_refused(change: dict[str, object], messa
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "../x", "a/b", "x" * 16, "%d", "a b", "wg0:1", "ä", "a\0b", "a\n"]
+    "name",
+    ["", ".", "..", "../x", "a/b", "x" * 16, "%d", "a b", "wg0:1", "ä", "a\0b", "a\n", "all", "default"],
 )
 def test_a_name_that_no_device_can_have_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="cannot name a network device"):

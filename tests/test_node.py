@@ -16,7 +16,6 @@ from connlib import (
     ConfigError,
     DropReason,
     HandshakeStarted,
-    Limits,
     Node,
     NodeConfig,
     PeerChange,
@@ -28,7 +27,6 @@ from connlib import (
     Role,
     SessionEstablished,
     TimeoutReason,
-    Timers,
 )
 from connlib._native import LabNode, TunIo, UdpIo
 from two_tunnels import ALICE, BOB, START, UNIX_TIME, ipv4, ipv6
@@ -275,8 +273,6 @@ def test_a_configuration_that_cannot_be_is_refused_and_changes_nothing(
     ("options", "problem", "named"),
     [
         ({"mtu": 1}, ValueError, "mtu"),
-        ({"timers": Timers(rekey_timeout=-5)}, ValueError, "rekey_timeout"),
-        ({"limits": Limits(queue_packets=-5)}, ValueError, "queue_packets"),
         ({"handshake_limit": -1}, ValueError, "handshake_limit"),
         ({"handshake_limit": 1.5}, TypeError, "handshake_limit"),
         ({"private_key": "x"}, TypeError, "private_key"),

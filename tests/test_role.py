@@ -131,7 +131,7 @@ class ResponderTunn(Client):
             limits=Limits(rekey_after_messages=3, reject_after_messages=6, queue_packets=4)
             if scarce
             else Limits(),
-            timers=Timers(rekey_after_time=2, reject_after_time=4, rekey_timeout=0.5)
+            timers=Timers(rekey_after_time=2, reject_after_time=4, rekey_timeout=0.5, keepalive_timeout=1)
             if hurried
             else Timers(),
         )

@@ -47,18 +47,36 @@ def test_what_is_no_time_is_a_value_error(seconds: Any) -> None:
         ({"mtu": 65_536}, "mtu"),
         ({"mtu": -1}, "mtu"),
         ({"mtu": 2**70}, "mtu"),
-        ({"timers": Timers(rekey_timeout=0)}, "timers.rekey_timeout"),
-        ({"timers": Timers(keepalive_timeout=-1)}, "timers.keepalive_timeout"),
-        ({"timers": Timers(reject_after_time=math.inf)}, "timers.reject_after_time"),
-        ({"limits": Limits(queue_packets=-1)}, "limits.queue_packets"),
-        ({"limits": Limits(queue_packets=10**6)}, "limits.queue_packets"),
-        ({"limits": Limits(rekey_after_messages=0)}, "limits.rekey_after_messages"),
-        ({"limits": Limits(reject_after_messages=2**64)}, "limits.reject_after_messages"),
     ],
 )
 def test_a_value_out_of_range_is_a_value_error_that_names_it(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named) as raised:
         tunnel(**options)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "named"),
+    [
+        (Timers, {"rekey_timeout": 0}, "timers.rekey_timeout"),
+        (Timers, {"rekey_timeout": 0.099}, "timers.rekey_timeout"),
+        (Timers, {"keepalive_timeout": -1}, "timers.keepalive_timeout"),
+        (Timers, {"reject_after_time": math.inf}, "timers.reject_after_time"),
+        (Timers, {"rekey_attempt_time": math.nan}, "timers.rekey_attempt_time"),
+        # Sessions would be renewed with every packet, or never.
+        (Timers, {"rekey_after_time": 180}, r"timers.rekey_after_time .* timers.reject_after_time"),
+        (Timers, {"rekey_after_time": 1, "reject_after_time": 15}, "timers.keepalive_timeout"),
+        (Limits, {"queue_packets": -1}, "limits.queue_packets"),
+        (Limits, {"queue_packets": 10**6}, "limits.queue_packets"),
+        (Limits, {"rekey_after_messages": 1}, "limits.rekey_after_messages"),
+        (Limits, {"reject_after_messages": 2**64}, "limits.reject_after_messages"),
+    ],
+)
+def test_timers_and_limits_that_cannot_work_are_value_errors(
+    kind: type[Any], options: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ValueError, match=named) as raised:
+        kind(**options)
     assert "\n" not in str(raised.value)
 
 
@@ -98,7 +116,7 @@ def test_the_values_at_the_edges_are_taken() -> None:
         {"mtu": 65_535},
         {"limits": Limits(queue_packets=0)},
         {"limits": Limits()},
-        {"timers": Timers(rekey_timeout=0.001)},
+        {"timers": Timers(rekey_timeout=0.1)},
     ):
         tunnel(**options)
 

@@ -1,57 +1,57 @@
 """WireGuard tunnels for Python: a patched boringtun engine to import, drive, simulate and run as a gateway."""
 
-import typing as _typing
+# Not from typing, whose import takes longer than everything else here; checkers know the name.
+TYPE_CHECKING = False
 
-from connlib._errors import (
-    ClosedError,
-    ConfigError,
-    ConnlibError,
-    DeviceError,
-    EngineError,
-    ForkedError,
-    KeyFormatError,
-)
-from connlib._native import (
-    IndexTable,
-    Node,
-    PresharedKey,
-    PrivateKey,
-    PublicKey,
-    RateLimiter,
-    Tunn,
-)
-from connlib._types import (
-    Batch,
-    ConfigDiff,
-    Dropped,
-    DropReason,
-    Event,
-    GaveUp,
-    HandshakeStarted,
-    Limits,
-    NodeConfig,
-    NodeOutput,
-    NodeStats,
-    Output,
-    PeerChange,
-    PeerConfig,
-    PeerEvent,
-    PeerSilent,
-    PeerStats,
-    Role,
-    SessionEstablished,
-    SessionExpired,
-    Timeout,
-    TimeoutReason,
-    Timers,
-    Transmit,
-    TunnStats,
-)
-from connlib.config import InterfaceConfig
-from connlib.wgquick import ConfigFileError, format_config, load_config, parse_config
-
-if _typing.TYPE_CHECKING:
+if TYPE_CHECKING:
+    from connlib._errors import (
+        ClosedError,
+        ConfigError,
+        ConnlibError,
+        DeviceError,
+        EngineError,
+        ForkedError,
+        KeyFormatError,
+    )
+    from connlib._native import (
+        IndexTable,
+        Node,
+        PresharedKey,
+        PrivateKey,
+        PublicKey,
+        RateLimiter,
+        Tunn,
+    )
+    from connlib._types import (
+        Batch,
+        ConfigDiff,
+        Dropped,
+        DropReason,
+        Event,
+        GaveUp,
+        HandshakeStarted,
+        Limits,
+        NodeConfig,
+        NodeOutput,
+        NodeStats,
+        Output,
+        PeerChange,
+        PeerConfig,
+        PeerEvent,
+        PeerSilent,
+        PeerStats,
+        Role,
+        SessionEstablished,
+        SessionExpired,
+        Timeout,
+        TimeoutReason,
+        Timers,
+        Transmit,
+        TunnStats,
+    )
+    from connlib.config import InterfaceConfig
     from connlib.driver import Interface, InterfaceStats, open_interface
+    from connlib.wgquick import ConfigFileError, format_config, load_config, parse_config
 
 __version__ = "0.1.0"
 
@@ -111,12 +111,81 @@ def __dir__() -> list[str]:
     return __all__
 
 
-if not _typing.TYPE_CHECKING:
+# Where each name is at home. A module is loaded when a name of it is first asked for: the driver brings an event loop
+# along, which a program that only drives the engine does not need, and the command must be able to start before any of
+# this is there.
+_HOMES = {
+    "_errors": (
+        "ClosedError",
+        "ConfigError",
+        "ConnlibError",
+        "DeviceError",
+        "EngineError",
+        "ForkedError",
+        "KeyFormatError",
+    ),
+    "_native": (
+        "IndexTable",
+        "Node",
+        "PresharedKey",
+        "PrivateKey",
+        "PublicKey",
+        "RateLimiter",
+        "Tunn",
+    ),
+    "_types": (
+        "Batch",
+        "ConfigDiff",
+        "Dropped",
+        "DropReason",
+        "Event",
+        "GaveUp",
+        "HandshakeStarted",
+        "Limits",
+        "NodeConfig",
+        "NodeOutput",
+        "NodeStats",
+        "Output",
+        "PeerChange",
+        "PeerConfig",
+        "PeerEvent",
+        "PeerSilent",
+        "PeerStats",
+        "Role",
+        "SessionEstablished",
+        "SessionExpired",
+        "Timeout",
+        "TimeoutReason",
+        "Timers",
+        "Transmit",
+        "TunnStats",
+    ),
+    "config": ("InterfaceConfig",),
+    "driver": (
+        "Interface",
+        "InterfaceStats",
+        "open_interface",
+    ),
+    "wgquick": (
+        "ConfigFileError",
+        "format_config",
+        "load_config",
+        "parse_config",
+    ),
+}
+
+
+if not TYPE_CHECKING:
+    del TYPE_CHECKING
 
     def __getattr__(name):
-        # The driver brings an event loop along, which a program that only drives the engine does not need.
-        if name in ("Interface", "InterfaceStats", "open_interface"):
-            import connlib.driver as driver
+        import importlib
 
-            return getattr(driver, name)
+        for module, names in _HOMES.items():
+            if name in names:
+                value = getattr(importlib.import_module(f"connlib.{module}"), name)
+                globals()[name] = value
+                return value
+        if name in _HOMES:
+            return importlib.import_module(f"connlib.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -139,7 +139,8 @@ class GaveUp:
 
 @dataclass(frozen=True, slots=True)
 class PeerSilent:
-    """The peer does not answer, or the session is used up, and the role forbids to start another one."""
+    """Data went unanswered for 15 s (keepalive and rekey timeout), or the session is used up and the role forbids to
+    start another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +190,24 @@ class Batch(NamedTuple):
         return items
 
 
+SHORTEST_TIMER = 0.1
+"""Below this an engine would do little but handshakes."""
+LONGEST_TIMER = 1e9
+LIMIT_RANGES = {
+    # The first message confirms a session: renewing it at once would never end.
+    "rekey_after_messages": (2, 2**64 - 2**13 - 1),
+    "reject_after_messages": (1, 2**64 - 2**13 - 1),
+    "queue_packets": (0, 65_536),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timers:
-    """The timer constants of the paper (section 6.1), in seconds. Both sides of a tunnel should agree on them."""
+    """The timer constants of the paper (section 6.1), in seconds. Both sides of a tunnel should agree on them.
+
+    Raises `ValueError` if one is below 0.1 s, or if two contradict each other: a session has to be renewed before it
+    is rejected, and `keepalive_timeout` and `rekey_timeout` together have to leave time between two renewals.
+    """
 
     rekey_after_time: float = 120.0
     """A session of this age is renewed by its initiator when it sends."""
@@ -204,10 +220,32 @@ class Timers:
     keepalive_timeout: float = 10.0
     """After how long received data is acknowledged by a keepalive if nothing else was sent."""
 
+    def __post_init__(self) -> None:
+        for name in (
+            "rekey_after_time",
+            "reject_after_time",
+            "rekey_attempt_time",
+            "rekey_timeout",
+            "keepalive_timeout",
+        ):
+            seconds = getattr(self, name)
+            if not SHORTEST_TIMER <= seconds <= LONGEST_TIMER:
+                raise ValueError(f"timers.{name} must be {SHORTEST_TIMER} to {LONGEST_TIMER:.0f} seconds")
+        if self.rekey_after_time >= self.reject_after_time:
+            raise ValueError("timers.rekey_after_time must be less than timers.reject_after_time")
+        if self.reject_after_time <= self.keepalive_timeout + self.rekey_timeout:
+            raise ValueError(
+                "timers.reject_after_time must be more than timers.keepalive_timeout and timers.rekey_timeout together"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The count limits of the paper (section 6.1) and of this implementation."""
+    """The count limits of the paper (section 6.1) and of this implementation.
+
+    Raises `ValueError` if one is out of range: 2 to 2^64 - 2^13 - 1 messages before a session is renewed, 1 to as many
+    before it is rejected, 0 to 65,536 packets in the queue.
+    """
 
     rekey_after_messages: int = 2**60
     """After how many messages a session is renewed."""
@@ -215,6 +253,11 @@ class Limits:
     """How many messages a session carries at most."""
     queue_packets: int = 256
     """How many packets wait for a session at most; later ones are dropped."""
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in LIMIT_RANGES.items():
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"limits.{name} must be {least} to {most}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

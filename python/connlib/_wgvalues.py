@@ -14,9 +14,9 @@ from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import TypeVar
 
 from ._errors import KeyFormatError
-from ._native import PresharedKey, PrivateKey, PublicKey, Tunn
-from ._types import Role
-from .config import shown
+from ._native import PresharedKey, PrivateKey, PublicKey
+from ._types import LONGEST_TIMER, SHORTEST_TIMER, Limits, Role
+from .config import ZONE_HINT, ZONE_PROBLEM, shown
 
 Interface = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
@@ -26,6 +26,16 @@ Key = TypeVar("Key", PublicKey, PrivateKey, PresharedKey)
 _NUMBER = re.compile(r"[0-9]{1,20}")
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,25})?(e-?[0-9]{1,2})?", re.ASCII)
 _PREFIXED = re.compile(r"[0-9a-fA-F:.]{2,45}(/[0-9]{1,3})?")
+
+
+# The u-coordinates of low order on Curve25519: those of order 1, 2, 4 and 8, and the same plus 2^255 - 19 where that
+# fits into 255 bits (RFC 7748 section 6.1 has the check for zero that catches them afterwards).
+_PRIME = 2**255 - 19
+_ORDER_8 = (
+    0x00B8495F16056286FDB1329CEB8D09DA6AC49FF1FAE35616AEB8413B7C7AEBE0,
+    0x57119FD0DD4E22D8868E1C58C45C44045BEF839C55B1D0B1248C50A3BC959C5F,
+)
+_LOW_ORDER = frozenset((0, 1, *_ORDER_8, _PRIME - 1, _PRIME, _PRIME + 1))
 
 
 class BadValue(Exception):
@@ -51,10 +61,9 @@ def key(kind: type[Key], name: str, value: str) -> Key:
 def public_key(value: str) -> PublicKey:
     """A peer's key. The few points of low order, with which there is no secret to agree on, are refused."""
     public = key(PublicKey, "PublicKey", value)
-    try:
-        Tunn(PrivateKey.generate(), public, now=0.0, unix_time=0.0)
-    except ValueError:
-        raise BadValue("PublicKey is a point of low order, which is no peer's key", "correct it") from None
+    # X25519 ignores the highest bit.
+    if int.from_bytes(public.to_bytes(), "little") & (2**255 - 1) in _LOW_ORDER:
+        raise BadValue("PublicKey is a point of low order, which is no peer's key", "correct it")
     return public
 
 
@@ -69,12 +78,27 @@ def whole(name: str, value: str, low: int, high: int) -> int:
 
 
 def seconds(name: str, value: str) -> float:
-    """A positive number of seconds."""
+    """A number of seconds that a timer can have."""
     number = float(value) if _SECONDS.fullmatch(value) else math.nan
     if not 0 < number < math.inf:
         raise BadValue(
             f"{name}: {shown(value)} is not a positive number of seconds", "use a number such as 5 or 0.5"
         )
+    if not SHORTEST_TIMER <= number <= LONGEST_TIMER:
+        raise BadValue(
+            f"{name}: {number:g} seconds is out of range", f"use {SHORTEST_TIMER} to {LONGEST_TIMER:.0f}"
+        )
+    return number
+
+
+def limit(name: str, field: str, value: str) -> int:
+    """A count that `Limits` takes for one of its fields."""
+    number = whole(name, value, 0, 2**64 - 1)
+    try:
+        Limits(**{field: number})
+    except ValueError as error:
+        allowed = str(error).rpartition(" must be ")[2]
+        raise BadValue(f"{name}: {number} is out of range", f"use {allowed}") from None
     return number
 
 
@@ -114,6 +138,8 @@ def prefixes(name: str, value: str) -> Iterator[Network]:
 def _items(name: str, value: str) -> Iterator[str]:
     if not value:
         return
+    # `wg` ignores blanks wherever they are. Here they also separate, except around a slash.
+    value = "/".join(part.strip() for part in value.split("/"))
     for part in value.split(","):
         words = part.split()
         if not words:
@@ -134,14 +160,16 @@ def _not_an_address(name: str, item: str) -> BadValue:
 
 
 def endpoint(value: str) -> tuple[str, int]:
-    """`host:port`, `a.b.c.d:port` or `[v6]:port`. Names are not looked up here."""
+    """`host:port`, `a.b.c.d:port` or `[v6]:port`, with blanks between the parts. Names are not looked up here."""
     form = "write host:port, 192.0.2.1:51820 or [2001:db8::1]:51820"
-    host, colon, port = value.rpartition(":")
+    host, colon, port = (part.strip() for part in value.rpartition(":"))
     if not colon or not host:
         raise BadValue(f"Endpoint: {shown(value)} has no host or no port", form)
     bracketed = host.startswith("[") and host.endswith("]")
     if bracketed:
-        host = host[1:-1]
+        host = host[1:-1].strip()
+        if "%" in host:
+            raise BadValue(f"Endpoint: {shown(host)} {ZONE_PROBLEM}", ZONE_HINT)
         try:
             ipaddress.IPv6Address(host)
         except ValueError:
@@ -153,7 +181,7 @@ def endpoint(value: str) -> tuple[str, int]:
             ipaddress.IPv4Address(host)
         except ValueError:
             raise BadValue(f"Endpoint: {shown(host)} is not an IPv4 address", form) from None
-    elif not re.fullmatch(r"[^\W_]([\w.-]{0,252})", host):
+    elif not re.fullmatch(r"\w[\w.-]{0,252}", host):
         raise BadValue(f"Endpoint: {shown(host)} is neither an address nor a host name", form)
     return host, whole("Endpoint: port", port, 1, 65535)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from collections.abc import Iterable
+from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 from ._errors import ConfigError
 from ._native import PrivateKey
@@ -19,22 +20,25 @@ from ._types import Limits, PeerConfig, Role, Timers
 # UDP payload over IPv4 less WireGuard's 32 bytes, on a padding boundary.
 MIN_MTU = 576
 MAX_MTU = 65_472
+MIN_IPV6_MTU = 1280
 
 # Linux: at most 15 bytes. Slashes, "." and ".." would leave the directory of a control socket, "%" is the kernel's
 # own pattern, ":" is the syntax of alias addresses: none of them reach the kernel or the file system from here.
 _INTERFACE_NAME = re.compile(r"[A-Za-z0-9_=+.-]{1,15}", re.ASCII)
+# Linux keeps the settings of each device in a directory of its name, beside these two (/proc/sys/net/ipv4/conf).
+_RESERVED_NAMES = (".", "..", "all", "default")
 
 
 def check_interface_name(name: str) -> str:
     """Return `name` if it can name a network device.
 
-    Raises `ConfigError` for an empty name, more than 15 bytes, ".", "..", and characters other than letters, digits
-    and `_=+.-` (the set that wg-quick allows).
+    Raises `ConfigError` for an empty name, more than 15 bytes, ".", "..", "all", "default", and characters other than
+    letters, digits and `_=+.-` (the set that wg-quick allows).
     """
-    if not _INTERFACE_NAME.fullmatch(name) or name in (".", ".."):
+    if not _INTERFACE_NAME.fullmatch(name) or name in _RESERVED_NAMES:
         raise ConfigError(
             f"{shown(name)} cannot name a network device",
-            hint="use 1 to 15 letters, digits or _=+.-",
+            hint="use 1 to 15 letters, digits or _=+.-, and none of all and default",
         )
     return name
 
@@ -61,9 +65,10 @@ class InterfaceConfig:
     interface's role, so that `InterfaceConfig(role=Role.RESPONDER, ...)` is a gateway towards all its peers, and
     `peers` says for each what it is.
 
-    Raises `ConfigError` (without file and line) if a number is out of range, a name cannot name a device, two peers
-    have the same public key, a peer has the interface's own public key, or two peers claim the same prefix. A
-    prefix within another peer's prefix is fine: the longest match owns the packet.
+    Raises `ConfigError` (without file and line) if a number is out of range, a name cannot name a device, an
+    address is there twice or does not go with the MTU, two peers have the same public key, a peer has the interface's
+    own public key, or two peers claim the same prefix. A prefix within another peer's prefix is fine: the longest
+    match owns the packet.
     """
 
     private_key: PrivateKey
@@ -88,6 +93,9 @@ class InterfaceConfig:
         check_mtu(self.mtu)
         if self.name is not None:
             check_interface_name(self.name)
+        self._check_addresses()
+        for peer in self.peers:
+            _check_peer(peer)
         if self.role is not Role.EITHER:
             peers = tuple(
                 dataclasses.replace(peer, role=self.role) if peer.role is Role.EITHER else peer
@@ -96,6 +104,15 @@ class InterfaceConfig:
             object.__setattr__(self, "peers", peers)
         self._check_keys()
         self._check_allowed_ips()
+
+    def _check_addresses(self) -> None:
+        seen: set[object] = set()
+        for address in self.addresses:
+            if (identity := address_identity(address)) in seen:
+                raise ConfigError(f"the address {address} is there twice", hint="remove one of the two")
+            seen.add(identity)
+        if not mtu_carries(self.mtu, self.addresses):
+            raise ConfigError(f"the MTU {self.mtu} is too small for an IPv6 address", hint=IPV6_MTU_HINT)
 
     def _check_keys(self) -> None:
         own = self.private_key.public_key()
@@ -129,6 +146,44 @@ def check_mtu(mtu: int | None) -> None:
     """Raise `ConfigError` unless `mtu` is None or within `MIN_MTU` and `MAX_MTU`."""
     if mtu is not None and not MIN_MTU <= mtu <= MAX_MTU:
         raise ConfigError(f"the MTU {mtu} is out of range", hint=f"use {MIN_MTU} to {MAX_MTU}")
+
+
+IPV6_MTU_HINT = f"use {MIN_IPV6_MTU} or more, or only IPv4 addresses"
+
+
+def mtu_carries(mtu: int | None, addresses: Iterable[IPv4Interface | IPv6Interface]) -> bool:
+    """Whether a device of this MTU can have these addresses: Linux has no IPv6 on one below 1280."""
+    return mtu is None or mtu >= MIN_IPV6_MTU or all(address.version == 4 for address in addresses)
+
+
+def address_identity(address: IPv4Interface | IPv6Interface) -> IPv4Interface | IPv6Address:
+    """What one device cannot have twice: an IPv6 address, and an IPv4 address with its prefix length."""
+    return address.ip if isinstance(address, IPv6Interface) else address
+
+
+def _check_peer(peer: PeerConfig) -> None:
+    if peer.endpoint is not None:
+        host, port = peer.endpoint
+        if not 1 <= port <= 65535:
+            raise ConfigError(
+                f"the endpoint of {describe_peer(peer)} has the port {port}, which is out of range",
+                hint="use 1 to 65535",
+            )
+        if not host:
+            raise ConfigError(f"the endpoint of {describe_peer(peer)} has no host", hint=ZONE_HINT)
+        if "%" in host:
+            raise ConfigError(f"the endpoint of {describe_peer(peer)} {ZONE_PROBLEM}", hint=ZONE_HINT)
+    keepalive = peer.persistent_keepalive
+    # 0 is None, as `wg` has it.
+    if keepalive and not 1 <= keepalive <= 65535:
+        raise ConfigError(
+            f"the persistent keepalive of {describe_peer(peer)} is {keepalive:g} seconds, which is out of range",
+            hint="use 1 to 65535, or None",
+        )
+
+
+ZONE_PROBLEM = "has a zone (what follows the %), which connlib does not support"
+ZONE_HINT = "use a host name, or an address that needs no zone"
 
 
 def describe_peer(peer: PeerConfig) -> str:

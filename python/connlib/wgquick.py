@@ -6,7 +6,7 @@ What connlib does with each key (names are case-insensitive, as in wg-quick; `#`
     PrivateKey           required
     ListenPort           0 to 65535; 0, the default, lets the system choose
     Address              one or more, separated by commas or repeated; without a prefix length it is a single host
-    MTU                  576 to 65472; default 1420
+    MTU                  576 to 65472, with an IPv6 Address 1280 or more; default 1420
     Table                auto: the allowed IPs become routes; off: they do not. A number is an error
     FwMark               off or 0; anything else is an error, because sockets are not marked
     DNS                  a warning: the resolver is left alone
@@ -19,7 +19,7 @@ What connlib does with each key (names are case-insensitive, as in wg-quick; `#`
     PresharedKey
     AllowedIPs           prefixes, separated by commas or repeated; bits beyond the prefix are cleared, as wg does.
                          The same prefix for two peers is an error (wg would move it to the later one in silence)
-    Endpoint             host:port, a.b.c.d:port or [v6]:port; a host name is kept as it is
+    Endpoint             host:port, a.b.c.d:port or [v6]:port, without a zone; a host name is kept as it is
     PersistentKeepalive  seconds, 1 to 65535; 0 or off switches it off
 
 Settings that wg-quick has no word for are comments to it, `# connlib: key = value`, inside a section:
@@ -27,8 +27,12 @@ Settings that wg-quick has no word for are comments to it, `# connlib: key = val
     [Interface]
     role                 either, initiator or responder: for the peers that do not say themselves
     interface            the device's name
-    rekey-after-time, reject-after-time, rekey-attempt-time, rekey-timeout, keepalive-timeout       seconds
-    rekey-after-messages, reject-after-messages, queue-packets                                      counts
+    rekey-after-time, reject-after-time, rekey-attempt-time, rekey-timeout, keepalive-timeout
+                         seconds, 0.1 or more; a session must be renewed before it ends, and must outlast
+                         keepalive-timeout and rekey-timeout together
+    rekey-after-messages, reject-after-messages
+                         counts, 1 to 2^64 - 2^13 - 1
+    queue-packets        0 to 65536
     [Peer]
     role                 initiator or responder (either only if the interface does not say otherwise)
     name                 what logs call the peer
@@ -46,7 +50,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import NoReturn
 
 from . import _wgvalues as values
@@ -54,7 +58,16 @@ from ._errors import ConfigError
 from ._native import PresharedKey, PrivateKey, PublicKey
 from ._types import Limits, PeerConfig, Role, Timers
 from ._wgvalues import BadValue
-from .config import MAX_MTU, MIN_MTU, InterfaceConfig, check_interface_name, shown
+from .config import (
+    IPV6_MTU_HINT,
+    MAX_MTU,
+    MIN_MTU,
+    InterfaceConfig,
+    address_identity,
+    check_interface_name,
+    mtu_carries,
+    shown,
+)
 
 log = logging.getLogger("connlib.config")
 
@@ -77,6 +90,8 @@ _LIMITS = {field.name.replace("_", "-"): field.name for field in dataclasses.fie
 _INTERFACE_EXTENSIONS = {key: key for key in ("role", "interface", *_TIMERS, *_LIMITS)}
 _PEER_EXTENSIONS = {key: key for key in ("role", "name")}
 _EXTENSION = re.compile(r"\s*connlib\s*:(.*)", re.IGNORECASE | re.DOTALL)
+# Without its colon, it is a comment like any other: that must not go unseen.
+_ALMOST_EXTENSION = re.compile(r"\s*connlib[ \t]*[;=,.-]?[ \t]*([a-z-]{1,32})\s*[=:]", re.IGNORECASE)
 
 
 class ConfigFileError(ConfigError):
@@ -103,7 +118,7 @@ def load_config(path: str | os.PathLike[str], *, allow_world_readable: bool = Fa
     `parse_config` refuses.
     """
     data = _read(os.fspath(path), allow_world_readable)
-    name = _display(os.fspath(path))
+    name = display_path(os.fspath(path))
     nul = data.find(b"\0")
     if nul >= 0:
         raise ConfigError(
@@ -197,8 +212,10 @@ def _changed(values: object, defaults: object, names: dict[str, str]) -> list[tu
 
 
 def _read(path: str, allow_world_readable: bool) -> bytes:
+    if not path:
+        raise ConfigError("the path is empty", hint="name a wg-quick file")
     if "\0" in path:
-        raise ConfigError("this is not a path", hint="name a wg-quick file", path=_display(path))
+        raise ConfigError("this is not a path", hint="name a wg-quick file", path=display_path(path))
     try:
         with open(path, "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -206,24 +223,27 @@ def _read(path: str, allow_world_readable: bool) -> bytes:
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
         raise ConfigError(
-            f"cannot read it: {reason}", hint="name a wg-quick file", path=_display(path)
+            f"cannot read it: {reason}", hint="name a wg-quick file", path=display_path(path)
         ) from None
     if stat.S_ISREG(mode) and mode & (stat.S_IROTH | stat.S_IWOTH) and not allow_world_readable:
         raise ConfigError(
             f"every user of this machine can read or change it (mode {stat.S_IMODE(mode):04o}), "
             "and it holds a private key",
             hint="chmod 600 it, or pass --allow-world-readable",
-            path=_display(path),
+            path=display_path(path),
         )
     if len(data) > MAX_FILE_BYTES:
         size = f"{MAX_FILE_BYTES // 1024 // 1024} MiB"
         raise ConfigError(
-            f"this file is larger than {size}", hint="is it a wg-quick file?", path=_display(path)
+            f"this file is larger than {size}", hint="is it a wg-quick file?", path=display_path(path)
         )
     return data
 
 
-def _display(path: str) -> str:
+def display_path(path: str) -> str:
+    """What messages call a file."""
+    if re.fullmatch("[A-Za-z0-9+/]{40,44}={0,2}", path.strip()):
+        return "(a path that is not shown: it may be a key)"
     return path if path.isprintable() else ascii(path)
 
 
@@ -240,6 +260,7 @@ class _InterfaceDraft:
     private_key: PrivateKey | None = None
     listen_port: int = 0
     addresses: list[IPv4Interface | IPv6Interface] = dataclasses.field(default_factory=list)
+    address_lines: dict[IPv4Interface | IPv6Address, int] = dataclasses.field(default_factory=dict)
     mtu: int | None = None
     routes: bool = True
     name: str | None = None
@@ -259,7 +280,13 @@ class _InterfaceDraft:
             case "listenport":
                 self.listen_port = values.whole("ListenPort", value, 0, 65535)
             case "address":
-                self.addresses += values.addresses("Address", value)
+                for address in values.addresses("Address", value):
+                    identity = address_identity(address)
+                    if (first := self.address_lines.get(identity)) is not None:
+                        problem = f"Address: {address} is there twice, first at line {first}"
+                        raise BadValue(problem, "remove one of the two")
+                    self.address_lines[identity] = line
+                    self.addresses.append(address)
             case "mtu":
                 self.mtu = values.whole("MTU", value, MIN_MTU, MAX_MTU)
             case "table":
@@ -291,7 +318,7 @@ class _InterfaceDraft:
         elif key in _TIMERS:
             self.timers[_TIMERS[key]] = values.seconds(key, value)
         else:
-            self.limits[_LIMITS[key]] = values.whole(key, value, 1, 2**64 - 1)
+            self.limits[_LIMITS[key]] = values.limit(key, _LIMITS[key], value)
 
 
 @dataclasses.dataclass
@@ -340,7 +367,7 @@ class _Parser:
     """Reads the lines one by one, notes what is wrong with each, and looks at the whole only if no line is wrong."""
 
     def __init__(self, path: str) -> None:
-        self.path = _display(path)
+        self.path = display_path(path)
         self.problems: list[ConfigError] = []
         self.interface: _InterfaceDraft | None = None
         self.peers: list[_PeerDraft] = []
@@ -380,10 +407,20 @@ class _Parser:
         extension = _EXTENSION.fullmatch(comment) if hash_ else None
         if extension is not None:
             self._extend(extension[1], line)
+        elif hash_ and (almost := _ALMOST_EXTENSION.match(comment)):
+            key = almost[1].lower()
+            if key in _INTERFACE_EXTENSIONS or key in _PEER_EXTENSIONS:
+                log.warning(
+                    "%s:%d: this is only a comment; if it is to be a setting, write # connlib: %s = value",
+                    self.path,
+                    line,
+                    key,
+                )
 
     def _open_section(self, header: str, line: int) -> None:
         self.section, self.unknown_section = None, False
-        match header.lower():
+        # Blanks inside the brackets are nothing to `wg`.
+        match "".join(header.lower().split()) if len(header) < 64 else header:
             case "[interface]":
                 self.section = _InterfaceDraft(line)
                 if self.interface is not None:
@@ -443,6 +480,17 @@ class _Parser:
         if interface.private_key is None:
             hint = "add one; `connlib genkey` makes a key"
             self._note(interface.line, BadValue("[Interface] has no PrivateKey", hint))
+        if not mtu_carries(interface.mtu, interface.addresses):
+            problem = f"MTU: {interface.mtu} is too small for an IPv6 Address"
+            self._note(interface.seen["mtu"], BadValue(problem, IPV6_MTU_HINT))
+        try:
+            Timers(**interface.timers)
+        except ValueError as error:  # each is in range, but they contradict each other
+            problem = re.sub(r"timers\.(\w+)", lambda name: name[1].replace("_", "-"), str(error))
+            line = max(
+                line for key, line in interface.seen.items() if key[2:] in problem and key[2:] in _TIMERS
+            )
+            self._note(line, BadValue(problem, "correct it, or the others to go with it"))
         own = interface.private_key.public_key() if interface.private_key is not None else None
         keys: dict[PublicKey, int] = {}
         owners: dict[IPv4Network | IPv6Network, tuple[_PeerDraft, int]] = {}
@@ -496,7 +544,7 @@ class _Parser:
         except ConfigError as error:
             hint = error.hint
             raise ConfigError(error.problem, hint=hint, path=self.path, line=interface.line) from None
-        except ValueError as error:  # timers or limits that contradict each other
+        except ValueError as error:  # timers or limits that _check did not know to be wrong
             hint = "correct the # connlib: lines of [Interface]"
             raise ConfigError(str(error), hint=hint, path=self.path, line=interface.line) from None
 

@@ -70,11 +70,14 @@ def up(
 ) -> None:
     """Run the tunnel of a wg-quick FILE in the foreground, until SIGINT or SIGTERM.
 
+    SIGHUP stops it too, unless it is ignored from the start, as under nohup.
+
     Needs the right to create a TUN device: root, or CAP_NET_ADMIN.
     """
+    from ._stop import stop_signals
     from .up import run
 
-    run(file, name=name, level=log_level.value, allow_world_readable=allow_world_readable)
+    run(file, stop_signals, name=name, level=log_level.value, allow_world_readable=allow_world_readable)
 
 
 @app.command()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import trio
 
@@ -17,24 +17,27 @@ from connlib._errors import ConfigError
 from connlib._native import PublicKey
 from connlib._types import (
     Dropped,
+    DropReason,
     Event,
     GaveUp,
     HandshakeStarted,
-    NodeStats,
     PeerSilent,
     SessionEstablished,
     SessionExpired,
 )
 from connlib.config import InterfaceConfig, check_interface_name, describe_peer
-from connlib.driver import open_interface
-from connlib.wgquick import load_config
+from connlib.driver import Interface, InterfaceStats, open_interface
+from connlib.wgquick import display_path, load_config
+
+from ._stop import StopSignals
 
 log = logging.getLogger("connlib.up")
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LOOK_AFTER = 2.0
+"""Seconds between two looks at the errors of the network; more where the interface has so many peers that it takes."""
 
 
-def run(file: str, *, name: str | None, level: str, allow_world_readable: bool) -> None:
+def run(file: str, stop: StopSignals, *, name: str | None, level: str, allow_world_readable: bool) -> None:
     """Run the tunnel of `file` until a signal stops it.
 
     Raises `ConfigError` for a bad file or name, and `DeviceError` if the device or the sockets cannot be had.
@@ -42,7 +45,11 @@ def run(file: str, *, name: str | None, level: str, allow_world_readable: bool) 
     set_up_log(level)
     config = load_config(file, allow_world_readable=allow_world_readable)
     device = check_interface_name(name) if name is not None else config.name or _name_after(file)
-    trio.run(_serve, dataclasses.replace(config, name=device))
+    stop.tell(None)
+    try:
+        trio.run(_serve, dataclasses.replace(config, name=device), file, stop)
+    finally:
+        stop.tell(None)
 
 
 def set_up_log(level: str) -> None:
@@ -73,40 +80,90 @@ def _name_after(file: str) -> str:
         return check_interface_name(stem)
     except ConfigError:
         raise ConfigError(
-            "no network device can be called like this file", path=file, hint="choose a name with --name"
+            "no network device can be called like this file",
+            path=display_path(file),
+            hint="choose a name with --name",
         ) from None
 
 
-async def _serve(config: InterfaceConfig) -> None:
-    with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signal, signals, nursery.cancel_scope)
-            async with open_interface(config) as interface:
-                names = {peer.public_key: describe_peer(peer) for peer in config.peers}
-                width = max((len(name) for name in names.values()), default=0)
-                log.info(
-                    "%s is up: UDP port %d, public key %s, %d peer%s; stop with Ctrl-C",
-                    interface.name,
-                    interface.listen_port,
-                    interface.public_key.to_base64(),
-                    len(config.peers),
-                    "" if len(config.peers) == 1 else "s",
-                )
-                try:
-                    async for peer, event in interface.events():
-                        level, text = describe_event(event)
-                        log.log(level, "%-*s  %s", width, names[peer], text)
-                finally:
-                    for line in summarize(interface.stats(), names, width):
-                        log.info("%s", line)
+async def _serve(config: InterfaceConfig, file: str, stop: StopSignals) -> None:
+    with trio.CancelScope() as scope:
+        token = trio.lowlevel.current_trio_token()
+        # A handler may run between any two instructions of the event loop, so that it only leaves a message there.
+        stop.tell(lambda: _tell(token, stop, scope))
+        async with _opened(config, file) as interface, trio.open_nursery() as nursery:
+            names = {peer.public_key: describe_peer(peer) for peer in config.peers}
+            width = max((len(name) for name in names.values()), default=0)
+            log.info(
+                "%s is up: UDP port %d, public key %s, %d peer%s; stop with Ctrl-C",
+                interface.name,
+                interface.listen_port,
+                interface.public_key.to_base64(),
+                len(config.peers),
+                "" if len(config.peers) == 1 else "s",
+            )
+            try:
+                nursery.start_soon(_watch_network, interface)
+                async for peer, event in interface.events():
+                    level, text = describe_event(event)
+                    log.log(level, "%-*s  %s", width, names[peer], text)
+            finally:
+                for line in summarize(interface.stats(), names, width):
+                    log.info("%s", line)
             nursery.cancel_scope.cancel()
+    stop.tell(None)
     log.info("%s is down", config.name)
 
 
-async def _stop_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    async for number in signals:
-        log.info("stopping: %s", signal.Signals(number).name)
-        scope.cancel()
+def _tell(token: trio.lowlevel.TrioToken, stop: StopSignals, scope: trio.CancelScope) -> None:
+    with suppress(trio.RunFinishedError):
+        token.run_sync_soon(_stop, stop, scope)
+
+
+def _stop(stop: StopSignals, scope: trio.CancelScope) -> None:
+    if stop.first is not None:
+        log.info("stopping: %s", stop.first.name)
+    scope.cancel()
+
+
+@asynccontextmanager
+async def _opened(config: InterfaceConfig, file: str) -> AsyncIterator[Interface]:
+    """The interface; what is wrong with its configuration comes from this file."""
+    async with AsyncExitStack() as stack:
+        try:
+            interface = await stack.enter_async_context(open_interface(config))
+        except ConfigError as error:
+            error.path = error.path or display_path(file)
+            raise
+        yield interface
+
+
+async def _watch_network(interface: Interface) -> None:
+    """Warn of every kind of error once; how often they occurred, the closing line says."""
+    known: set[str] = set()
+    while True:
+        start = trio.current_time()
+        new = {name: count for name, count in network_errors(interface.stats()).items() if name not in known}
+        known.update(new)
+        if new:
+            log.warning("%s: network errors: %s (each kind is reported once)", interface.name, _counted(new))
+        # A hundredth of the time at most.
+        await trio.sleep(max(LOOK_AFTER, 100 * (trio.current_time() - start)))
+
+
+def network_errors(stats: InterfaceStats) -> dict[str, int]:
+    """How often what went wrong at the ends of the interface; what did not occur is missing."""
+    return {
+        f"{end} {name.replace('_', ' ')}": count
+        for end, counters in (("tun", stats.tun), ("udp", stats.udp))
+        for name, count in counters.items()
+        # The names of errnos are the only ones with capitals.
+        if count and (name != name.lower() or name in ("backlog_dropped", "short_writes"))
+    }
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
 def describe_event(event: Event) -> tuple[int, str]:
@@ -121,13 +178,13 @@ def describe_event(event: Event) -> tuple[int, str]:
         case GaveUp(dropped=dropped):
             return logging.WARNING, f"gave up: the peer does not answer; {dropped} packets dropped"
         case PeerSilent():
-            return logging.WARNING, "the peer is silent, and it is not for us to start a session"
+            return logging.WARNING, "the peer is silent"
         case Dropped(reason=reason, count=count):
             return logging.DEBUG, f"dropped {count}: {reason.value}"
 
 
-def summarize(stats: NodeStats, names: Mapping[PublicKey, str], width: int = 0) -> Iterator[str]:
-    """A line for each peer that was heard of, and one for what was dropped, if anything was."""
+def summarize(stats: InterfaceStats, names: Mapping[PublicKey, str], width: int = 0) -> Iterator[str]:
+    """A line for each peer that was heard of, and one each for what was dropped and for errors, if there are any."""
     drops = Counter(stats.drops)
     for peer in stats.peers:
         tunnel = peer.tunnel
@@ -139,4 +196,11 @@ def summarize(stats: NodeStats, names: Mapping[PublicKey, str], width: int = 0) 
                 f"{tunnel.rx_bytes:,} bytes received, {tunnel.initiations_sent:,} initiations sent"
             )
     if drops:
-        yield "dropped: " + ", ".join(f"{reason.value} {count:,}" for reason, count in drops.items())
+        yield "dropped: " + _counted({_describe_drop(reason): count for reason, count in drops.items()})
+    if errors := network_errors(stats):
+        yield "network errors: " + _counted(errors)
+
+
+def _describe_drop(reason: DropReason) -> str:
+    # The system itself sends multicast into every device, such as router solicitations.
+    return "no route (multicast and the like)" if reason is DropReason.NO_ROUTE else reason.value

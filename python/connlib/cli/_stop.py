@@ -1,0 +1,55 @@
+"""The signals that stop `connlib up`: one handler, from before the heavy imports to the end of the process.
+
+Whatever the first signal interrupts, the command ends in order and with exit code 0. Later ones change nothing: whoever
+stops a service may well send two, and half of the way down must not become a failure.
+
+SIGHUP stops too, as when the terminal of a foreground process is closed; but where it is ignored on entry (`nohup`), it
+stays ignored.
+"""
+
+from __future__ import annotations
+
+import atexit
+import signal
+from collections.abc import Callable
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class StopSignals:
+    """Remembers the first stop signal of the process, and tells whoever wants to know."""
+
+    def __init__(self) -> None:
+        self.first: signal.Signals | None = None
+        """The first one that came, or None."""
+        self._tell: Callable[[], None] | None = _leave
+
+    def install(self) -> None:
+        """Handle the signals from now on. Until `tell`, the first one raises `SystemExit` with 0, wherever it comes."""
+        for number in STOP_SIGNALS:
+            if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
+            signal.signal(number, self._handle)
+            # At its end, the interpreter takes its handlers out before the process is gone.
+            atexit.register(signal.signal, number, signal.SIG_IGN)
+
+    def tell(self, callback: Callable[[], None] | None) -> None:
+        """Have `callback` called when the first signal comes, at once if it has come; None: only remember it."""
+        self._tell = callback
+        if self.first is not None and callback is not None:
+            callback()
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.first is None:
+            self.first = signal.Signals(number)
+            if self._tell is not None:
+                self._tell()
+
+
+def _leave() -> None:
+    raise SystemExit(0)
+
+
+stop_signals = StopSignals()
+"""Those of this process: there is one, as signals belong to processes."""
