@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from connlib import PrivateKey
+from interop.machine import missing_rights
 from interop.netns import Background, Namespace, unique_name, wait_for
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -48,12 +47,8 @@ def test_only_the_client_starts_sessions() -> None:
 
 
 def test_the_gateway_comes_up_from_a_file(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root, for a network namespace and a TUN device")
-    if not Path("/dev/net/tun").exists():
-        pytest.skip("needs /dev/net/tun")
-    if not shutil.which("ip"):
-        pytest.skip("needs ip (Debian: iproute2)")
+    if reason := missing_rights():
+        pytest.skip(reason)
     peer = PrivateKey.generate().public_key().to_base64()
     file = tmp_path / "wg0.conf"
     file.write_text(

@@ -6,6 +6,8 @@ is counted, and named by a `DropReason`.
 
 from __future__ import annotations
 
+import errno
+
 
 class ConnlibError(Exception):
     """The base of every exception that connlib defines."""
@@ -58,6 +60,13 @@ class DeviceError(ConnlibError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.problem,), {"hint": self.hint})
+
+    @classmethod
+    def from_os(cls, what: str, error: OSError, *, hint: str) -> DeviceError:
+        """`what` failed because of `error`. `hint` is what to do, unless it is that there are no descriptors left."""
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            hint = "raise the limit of open files: ulimit -n"
+        return cls(f"{what}: {error.strerror or error}", hint=hint)
 
 
 class ClosedError(ConnlibError):

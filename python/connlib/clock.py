@@ -14,6 +14,8 @@ from typing import Protocol
 
 import anyio
 
+from ._errors import DeviceError
+
 _HAS_BOOTTIME = sys.platform == "linux"
 
 
@@ -127,7 +129,12 @@ class _BootAlarm:
         from connlib._native import BootTimer
 
         self._clock = clock
-        self._timer = BootTimer()
+        try:
+            self._timer = BootTimer()
+        except OSError as error:
+            raise DeviceError.from_os(
+                "cannot make a timer", error, hint="see what the kernel logged: dmesg"
+            ) from None
         self._at: float | None = None
 
     def set(self, at: float | None) -> None:

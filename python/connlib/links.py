@@ -92,15 +92,16 @@ async def change_link(name: str, have: LinkState, want: LinkState) -> None:
         from pyroute2 import IPRoute
 
         try:
+            # It leaves an event loop half made behind, with a traceback, if it runs out of them half-way.
+            _require_descriptors(_ROUTE_DESCRIPTORS)
             route_socket = IPRoute()
         except OSError as error:
-            raise DeviceError(
-                f"cannot configure {name}: {error.strerror}", hint="see how many files are open: ulimit -n"
-            ) from error
+            hint = "see what the kernel logged: dmesg"
+            raise DeviceError.from_os(f"cannot configure {name}", error, hint=hint) from error
         with route_socket:
             try:
                 _Link(route_socket, index, name).change(have, want)
-            except DeviceError:
+            except BaseException:
                 _Link(route_socket, index, name, best_effort=True).change(want, have)
                 raise
 
@@ -213,18 +214,33 @@ class _Link:
     def _error(self, what: str, code: int) -> DeviceError:
         problem = f"{self._name}: cannot {what}"
         if code in (errno.EPERM, errno.EACCES):
-            if what.startswith("add the address") and ":" in what:
+            if os.geteuid() == 0 and what.startswith("add the ") and ":" in what:
                 return DeviceError(
                     f"{problem}: not allowed",
                     hint="is IPv6 switched off (sysctl net.ipv6.conf.all.disable_ipv6)?",
                 )
             return DeviceError(f"{problem}: no permission", hint="run as root or with CAP_NET_ADMIN")
         if code == errno.EEXIST:
-            return DeviceError(
-                f"{problem}: there is one already",
-                hint="remove it (ip route), or leave the prefix out of AllowedIPs",
-            )
+            hint = "remove it (ip route), or leave the prefix out of AllowedIPs"
+            if "address" in what:
+                hint = "remove it (ip address), or leave it out of Address"
+            return DeviceError(f"{problem}: there is one already", hint=hint)
         return DeviceError(f"{problem}: {os.strerror(code)}", hint="see how things are: ip address; ip route")
+
+
+_ROUTE_DESCRIPTORS = 8
+"""What a netlink socket and its event loop need at most."""
+
+
+def _require_descriptors(count: int) -> None:
+    """Raise `OSError` unless so many descriptors can be had."""
+    had: list[int] = []
+    try:
+        for _ in range(count):
+            had.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    finally:
+        for fd in had:
+            os.close(fd)
 
 
 _VERBS = {"add": "add", "del": "remove"}

@@ -124,8 +124,8 @@ def _open_error(error: OSError) -> DeviceError:
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         return DeviceError(f"no permission to open {_CLONE_DEVICE}", hint="run as root or with CAP_NET_ADMIN")
-    return DeviceError(
-        f"cannot open {_CLONE_DEVICE}: {error.strerror}", hint="see what the kernel logged: dmesg"
+    return DeviceError.from_os(
+        f"cannot open {_CLONE_DEVICE}", error, hint="see what the kernel logged: dmesg"
     )
 
 
@@ -138,7 +138,7 @@ def _make_error(name: str | None, error: OSError) -> DeviceError:
         )
     if error.errno in (errno.EPERM, errno.EACCES):
         return DeviceError(f"no permission to make {device}", hint="run as root or with CAP_NET_ADMIN")
-    return DeviceError(f"cannot make {device}: {error.strerror}", hint="see what the kernel logged: dmesg")
+    return DeviceError.from_os(f"cannot make {device}", error, hint="see what the kernel logged: dmesg")
 
 
 def _name_of(fd: int) -> str | None:
@@ -180,10 +180,8 @@ class _DeviceEnd:
         except BaseException as error:
             self._close_descriptor()
             if isinstance(error, OSError):
-                raise DeviceError(
-                    f"cannot use the descriptor of {name}: {os.strerror(error.errno or 0)}",
-                    hint="see how many files are open: ulimit -n",
-                ) from error
+                hint = "give the descriptor of an open TUN device"
+                raise DeviceError.from_os(f"cannot use the descriptor of {name}", error, hint=hint) from error
             raise
 
     async def wait_readable(self) -> None:

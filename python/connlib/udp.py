@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import socket
 from ipaddress import ip_address
 from typing import Protocol
@@ -138,9 +137,8 @@ def _bind_error(port: int, error: OSError) -> DeviceError:
         return DeviceError(
             f"no permission to bind {what}", hint="choose a ListenPort of 1024 or more, or run as root"
         )
-    return DeviceError(
-        f"cannot bind {what}: {error.strerror or error}",
-        hint="see whether the system has IPv4 or IPv6 at all",
+    return DeviceError.from_os(
+        f"cannot bind {what}", error, hint="see whether the system has IPv4 or IPv6 at all"
     )
 
 
@@ -174,10 +172,8 @@ class _SocketEnd:
         except BaseException as error:
             self._close_sockets()
             if isinstance(error, OSError):
-                raise DeviceError(
-                    f"cannot set the UDP socket up: {os.strerror(error.errno or 0)}",
-                    hint="is it an open UDP socket, and not a wrapper of one?",
-                ) from error
+                hint = "is it an open UDP socket, and not a wrapper of one?"
+                raise DeviceError.from_os("cannot set the UDP socket up", error, hint=hint) from error
             raise
 
         self._buffer_sizes: dict[str, int] = {}

@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 
 use crate::arguments::Now;
 use crate::descriptors::Closable;
+use crate::errors::os_error;
 use crate::guard::Guarded;
 
 #[pyclass(module = "connlib._native", frozen)]
@@ -17,7 +18,7 @@ pub struct BootTimer {
 impl BootTimer {
     #[new]
     fn new() -> PyResult<Self> {
-        let timer = connlib_net::BootTimer::new()?;
+        let timer = connlib_net::BootTimer::new().map_err(os_error)?;
         Ok(BootTimer {
             timer: Guarded::new(Closable::new(timer, |_| ())),
         })

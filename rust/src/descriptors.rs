@@ -49,5 +49,5 @@ pub fn with_borrowed<T>(
     // SAFETY: it is not -1, and it is borrowed for the duration of this call only. If it is not open, the first system
     // call on it, which duplicates it, fails.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    Ok(call(borrowed)?)
+    call(borrowed).map_err(errors::os_error)
 }

@@ -1,6 +1,8 @@
 //! The exceptions of `connlib._errors`, and what becomes one.
 
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use std::io;
+
+use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{IntoPyDict, PyType};
@@ -37,6 +39,18 @@ fn raise(pick: impl FnOnce(&Errors) -> &Py<PyType>, message: String) -> PyErr {
         Ok(errors) => PyErr::from_type(pick(errors).bind(py).clone(), message),
         Err(error) => error,
     })
+}
+
+/// An `OSError` with its errno, by which Python code tells what to do about it.
+pub fn os_error(error: io::Error) -> PyErr {
+    let text = error.to_string();
+    match error.raw_os_error() {
+        Some(errno) => {
+            let words = text.split(" (os error").next().unwrap_or_default();
+            PyOSError::new_err((errno, words.to_owned()))
+        }
+        None => PyOSError::new_err(text),
+    }
 }
 
 pub fn value_error(message: impl Into<String>) -> PyErr {

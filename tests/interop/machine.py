@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
+import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from interop.build import missing_tool
 from interop.peers import BoringtunCli, Peer, WireguardGo
 
-__all__ = ["FOREIGN", "Launcher", "missing", "require"]
+__all__ = ["FOREIGN", "Launcher", "missing", "missing_rights", "require"]
 
 # By the name in peers.ini.
 FOREIGN: dict[str, type[WireguardGo | BoringtunCli]] = {
@@ -21,12 +23,29 @@ FOREIGN: dict[str, type[WireguardGo | BoringtunCli]] = {
 }
 
 
-def missing() -> str | None:
-    """What this machine lacks for real tunnels, None if it has everything."""
+@functools.cache
+def missing_rights() -> str | None:
+    """Why this machine cannot have network namespaces with TUN devices in them, None if it can."""
     if os.geteuid() != 0:
         return "needs root, for network namespaces and TUN devices"
     if not Path("/dev/net/tun").exists():
         return "needs /dev/net/tun"
+    absent = [program for program in ("ip", "unshare") if not shutil.which(program)]
+    if absent:
+        return f"needs {', '.join(absent)} (Debian: iproute2, util-linux)"
+    # Root of a container may lack the capabilities. The device is gone with its namespace, and the mount namespace is
+    # what `ip netns` makes besides.
+    probe = ["unshare", "--net", "--mount", "ip", "tuntap", "add", "dev", "probe0", "mode", "tun"]
+    done = subprocess.run(probe, capture_output=True, text=True, timeout=20, check=False)
+    if done.returncode:
+        return f"needs CAP_SYS_ADMIN and CAP_NET_ADMIN, for network namespaces and TUN devices: {done.stderr.strip()}"
+    return None
+
+
+def missing() -> str | None:
+    """What this machine lacks for real tunnels, None if it has everything."""
+    if reason := missing_rights():
+        return reason
     absent = [program for program in ("ip", "wg", "ping") if not shutil.which(program)]
     return f"needs {', '.join(absent)} (Debian: iproute2, wireguard-tools, iputils-ping)" if absent else None
 

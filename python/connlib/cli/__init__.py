@@ -58,6 +58,8 @@ def _load() -> Callable[..., int | None]:
 
 def _report(error: BaseException) -> int:
     """Say what went wrong; the exit code."""
+    import errno
+
     from connlib._errors import ConfigError, ConnlibError
 
     cause = _cause(error)
@@ -84,6 +86,10 @@ def _report(error: BaseException) -> int:
         complain(str(cause))
     elif isinstance(cause, BrokenPipeError):
         pass  # the reader went away, as `head` does
+    elif isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):
+        complain(
+            "too many open files; raise the limit of open files: ulimit -n"
+        )  # also where a module is imported
     elif isinstance(cause, OSError):
         complain(str(cause.strerror or cause) + (f": {cause.filename}" if cause.filename else ""))
     else:

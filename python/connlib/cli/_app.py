@@ -75,6 +75,8 @@ def up(
     Needs the right to create a TUN device: root, or CAP_NET_ADMIN.
     """
     from ._stop import stop_signals
+
+    stop_signals.install()
     from .up import run
 
     run(file, stop_signals, name=name, level=log_level.value, allow_world_readable=allow_world_readable)

@@ -28,7 +28,8 @@ class StopSignals:
     def install(self) -> None:
         """Handle the signals from now on. Until `tell`, the first one raises `SystemExit` with 0, wherever it comes."""
         for number in STOP_SIGNALS:
-            if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+            before = signal.getsignal(number)
+            if before == self._handle or (number is signal.SIGHUP and before is signal.SIG_IGN):
                 continue
             signal.signal(number, self._handle)
             # At its end, the interpreter takes its handlers out before the process is gone.
