@@ -231,6 +231,7 @@ class ResponderNode(Client):
             persistent_keepalive=keepalive,
         )
         self.node = LabNode(self.configuration(), now=START, unix_time=UNIX_TIME, seed=1)
+        self.initiations = 0
 
     def configuration(self) -> NodeConfig:
         return NodeConfig(private_key=BOB, peers=(self.peer,), handshake_limit=3)
@@ -239,8 +240,11 @@ class ResponderNode(Client):
         output = self.node.drain()
         assert all(transmit.datagram[0] != INITIATION for transmit in output.transmits)
         self.answers += [transmit.datagram for transmit in output.transmits]
+        assert self.initiations_so_far() == self.initiations
+
+    def initiations_so_far(self) -> int:
         (peer,) = self.node.stats(self.now).peers
-        assert peer.tunnel.initiations_sent == 0
+        return peer.tunnel.initiations_sent
 
     def arrives(self, datagrams: list[bytes], source: tuple[str, int]) -> None:
         lengths = [len(datagram) for datagram in datagrams]
@@ -304,9 +308,25 @@ class ResponderNode(Client):
     ) -> None:
         if away:
             self.node.apply(dataclasses.replace(self.configuration(), peers=()), self.now)
+            self.initiations = 0
         self.peer = dataclasses.replace(
             self.peer, persistent_keepalive=keepalive, endpoint=endpoint, preshared_key=key
         )
+        self.node.apply(self.configuration(), self.now)
+        self.drain()
+
+    @rule(starts=st.booleans(), sends=st.booleans(), wait=st.sampled_from([0.0, 0.5, 6.0, 100.0, 200.0]))
+    def it_may_initiate_for_a_while(self, starts: bool, sends: bool, wait: float) -> None:
+        """Whatever it has begun by then, as a responder again it sends no initiation."""
+        either = dataclasses.replace(self.peer, role=Role.EITHER)
+        self.node.apply(dataclasses.replace(self.configuration(), peers=(either,)), self.now)
+        if starts and self.node.stats(self.now).peers[0].endpoint is not None:
+            self.node.initiate_handshake(ALICE.public_key(), self.now)
+        if sends:
+            self.node.handle_packets(ipv4(destination="10.1.2.3"), [20], self.now)
+        self.answers += [transmit.datagram for transmit in self.node.drain().transmits]
+        self.now += wait
+        self.initiations = self.initiations_so_far()
         self.node.apply(self.configuration(), self.now)
         self.drain()
 
