@@ -8,16 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 import connlib.cli.keys
-from connlib import Event, HandshakeStarted, PrivateKey
+from connlib import ConfigError, InterfaceConfig, PrivateKey
 from connlib.cli import main
-from connlib.cli.up import describe_event
+from connlib.cli._stop import STOP_SIGNALS
+from interop.machine import missing_rights
 from interop.netns import Background, Namespace, unique_name, wait_for
 
 COMMAND = (sys.executable, "-m", "connlib")
@@ -31,7 +32,13 @@ def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[byte
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["connlib", *arguments])
-    return main()
+    # The handlers are for the life of a process, which the one of the tests is not.
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        return main()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 # Keys
@@ -153,6 +160,44 @@ def test_bad_arguments_are_one_line_and_exit_2(
     assert err.startswith(message) and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pubkey", KEY.decode()],
+        ["genkey", "x", KEY.decode()],
+        ["up", KEY.decode()],
+        ["up", KEY.decode()[:-1]],
+        ["up", "x.conf", KEY.decode()],
+        ["up", "x.conf", "--name", KEY.decode()],
+        ["up", "x.conf", "--log-level", KEY.decode()],
+        ["up", "x.conf", f"--{KEY.decode()}"],
+        [KEY.decode()],
+    ],
+)
+def test_a_key_among_the_arguments_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert call(monkeypatch, *arguments) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("connlib: ") and err.count("\n") == 1
+    key = KEY.decode()
+    assert not [start for start in range(len(key) - 12) if key[start : start + 12] in out + err]
+
+
+def test_an_empty_path_is_called_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "up", "") == 2
+    assert capsys.readouterr().err == "connlib: the path is empty; name a wg-quick file\n"
+
+
+@pytest.mark.parametrize("arguments", ["", "--help", "up -h", "--version"])
+def test_help_that_nobody_can_read_is_an_error(arguments: str) -> None:
+    script = f"{sys.executable} -m connlib {arguments} >&-"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (1, "connlib: standard output is closed\n")
+
+
 def write_config(folder: Path, text: str, name: str = "wg0.conf") -> Path:
     file = folder / name
     file.write_text(f"[Interface]\nPrivateKey = {ALICE.to_base64()}\n{text}")
@@ -239,12 +284,63 @@ def test_ctrl_c_outside_of_up_exits_130(
     assert capsys.readouterr().err == ""
 
 
-def test_every_event_has_words() -> None:
-    samples = {HandshakeStarted: HandshakeStarted()}
-    for kind in get_args(Event):
-        fields = {name: connlib.DropReason.ROLE if name == "reason" else 1 for name in kind.__slots__}
-        level, text = describe_event(samples.get(kind) or kind(**fields))
-        assert level and text.isprintable()
+def interrupted_at(module: str, number: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command, sent a signal as it begins to import a module."""
+    code = f"""
+import os, sys
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            os.kill(os.getpid(), {int(number)})
+
+sys.meta_path.insert(0, Interrupt())
+sys.argv = {["connlib", *arguments]!r}
+from connlib.cli import main
+sys.exit(main())
+"""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+@pytest.mark.parametrize("module", ["connlib.cli._app", "typer", "connlib.cli.keys", "connlib._native"])
+def test_ctrl_c_during_an_import_is_silent(module: str) -> None:
+    done = interrupted_at(module, signal.SIGINT, "genkey")
+    assert done.returncode in (130, -signal.SIGINT)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_hardly_anything_is_imported_before_main() -> None:
+    """Meanwhile, Ctrl-C would be a traceback."""
+    code = (
+        "import sys; before = set(sys.modules); import connlib.cli; "
+        "print(sorted(name for name in sys.modules if name not in before | {'__future__'}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout == "['connlib', 'connlib.cli']\n"
+
+
+@pytest.mark.parametrize("module", ["typer", "connlib.cli.up", "connlib._native", "trio"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_up_that_is_stopped_during_its_imports_exits_0(module: str, number: int, tmp_path: Path) -> None:
+    done = interrupted_at(module, number, "up", str(tmp_path / "missing.conf"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_up_that_is_stopped_while_it_waits_for_its_file_exits_0(tmp_path: Path) -> None:
+    pipe = tmp_path / "wg0.conf"
+    os.mkfifo(pipe, 0o600)
+    with subprocess.Popen([*COMMAND, "up", str(pipe)], stderr=subprocess.PIPE) as process:
+        try:
+            writer = os.open(pipe, os.O_WRONLY)  # waits for the reader
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=30)
+            os.close(writer)
+        finally:
+            process.kill()
+    assert (process.returncode, err) == (0, b"")
 
 
 # A real device
@@ -252,12 +348,8 @@ def test_every_event_has_words() -> None:
 
 @pytest.fixture
 def namespace() -> Iterator[Namespace]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root, for a network namespace and a TUN device")
-    if not Path("/dev/net/tun").exists():
-        pytest.skip("needs /dev/net/tun")
-    if not shutil.which("ip"):
-        pytest.skip("needs ip (Debian: iproute2)")
+    if reason := missing_rights():
+        pytest.skip(reason)
     made = Namespace(unique_name("cli"))
     try:
         yield made
@@ -289,27 +381,69 @@ def test_up_says_what_is_up_and_a_signal_stops_it(namespace: Namespace, up: Back
     assert not namespace.has_link("wg0")
 
 
-def test_a_second_signal_on_the_way_down_changes_nothing(namespace: Namespace, tmp_path: Path) -> None:
-    command = namespace.command(*COMMAND, "up", str(write_config(tmp_path, "")))
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            wait_for(lambda: namespace.has_link("wg0"), "wg0 to be up")
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
-                process.send_signal(number)
-        _, log = process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert "Traceback" not in log and log.splitlines()[-1].endswith("  wg0 is down")
-    assert not namespace.has_link("wg0")
-
-
-def test_an_argument_that_may_be_a_key_is_not_repeated(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("pause", [0.0, 0.01, 0.05])
+def test_a_second_signal_changes_nothing(
+    namespace: Namespace, up: Background, second: int, pause: float
 ) -> None:
-    key = PrivateKey.generate().to_base64()
-    for arguments in (("pubkey", key), ("up", key), (key,), ("up", "wg0.conf", "--name", key)):
-        assert call(monkeypatch, *arguments) == 2
-        assert key[:20] not in capsys.readouterr().err
+    up.send(signal.SIGINT)
+    end = time.monotonic() + 10
+    while up.returncode is None and time.monotonic() < end:
+        time.sleep(pause)
+        up.send(second)
+    assert up.returncode == 0
+    # Which of two is first, where both come before either is looked at, is not for this test to say.
+    assert up.output().count("stopping: ") == 1
+    assert "Traceback" not in up.output()
+    assert up.output().splitlines()[-1].endswith("  wg0 is down")
+
+
+def test_under_nohup_a_hangup_is_ignored(namespace: Namespace, tmp_path: Path) -> None:
+    file = write_config(tmp_path, "")
+    process = Background(namespace.command("nohup", *COMMAND, "up", str(file)), tmp_path / "log")
+    try:
+        wait_for(lambda: "wg0 is up" in process.output() or process.returncode is not None, "wg0 to be up")
+        process.send(signal.SIGHUP)
+        assert process.stop(signal.SIGTERM) == 0
+        assert "stopping: SIGTERM" in process.output()
+    finally:
+        if process.returncode is None:
+            process.stop()
+
+
+def test_errors_of_the_network_are_reported_and_counted_at_the_end(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    peer = PrivateKey.generate().public_key().to_base64()
+    # There is no route out of the namespace.
+    file = write_config(
+        tmp_path,
+        f"Table = off\n[Peer]\nPublicKey = {peer}\nEndpoint = 192.0.2.1:9\nPersistentKeepalive = 1\n",
+    )
+    process = Background(namespace.command(*COMMAND, "up", str(file)), tmp_path / "log")
+    try:
+        wait_for(lambda: "udp send ENETUNREACH" in process.output(), "a warning")
+        assert process.stop() == 0
+    finally:
+        if process.returncode is None:
+            process.stop()
+    lines = process.output().splitlines()
+    (warning,) = (line for line in lines if "warning: " in line)
+    assert "wg0: network errors: udp send ENETUNREACH " in warning
+    (closing,) = (line for line in lines if "  network errors: " in line)
+    assert "  network errors: udp send ENETUNREACH " in closing
+
+
+def test_a_configuration_that_open_interface_refuses_is_said_to_be_of_the_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def refuse(_config: InterfaceConfig) -> None:
+        raise ConfigError("this cannot be", hint="change it")
+
+    monkeypatch.setattr("connlib.cli.up.open_interface", refuse)
+    file = write_config(tmp_path, "")
+    assert call(monkeypatch, "up", str(file)) == 2
+    assert capsys.readouterr().err == f"connlib: {file}: this cannot be; change it\n"
 
 
 def failure_in(namespace: Namespace, *command: str) -> str:
@@ -363,3 +497,15 @@ def test_a_log_that_nobody_reads_does_not_stop_the_tunnel(namespace: Namespace, 
         finally:
             process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize("limit", [8, 10, 12, 14, 15, 17, 18, 20])
+def test_too_few_descriptors_are_one_line_that_says_so(
+    namespace: Namespace, tmp_path: Path, limit: int
+) -> None:
+    """Fault 34, at the start."""
+    file = write_config(tmp_path, "")
+    script = f'ulimit -n {limit}; exec "$@"'
+    message = failure_in(namespace, "bash", "-c", script, "bash", *COMMAND, "up", str(file))
+    assert message.endswith("oo many open files; raise the limit of open files: ulimit -n\n")
+    assert not namespace.has_link("wg0")

@@ -7,11 +7,11 @@ import os
 import pty
 import random
 import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from ipaddress import IPv4Address
@@ -26,9 +26,12 @@ from trio.testing import MockClock
 
 import connlib.cli.demo
 from connlib.cli import _packets, _transfer
+from interop.machine import missing_rights
 from interop.netns import wait_for
 
 COMMAND = (sys.executable, "-m", "connlib", "demo")
+PATIENCE = 120.0
+"""Seconds until what takes a few counts as stuck."""
 HERE, THERE = IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")
 
 
@@ -48,10 +51,8 @@ def check_output(output: str) -> None:
 
 
 def test_the_demo_shows_what_it_promises() -> None:
-    start = time.monotonic()
-    done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert time.monotonic() - start < 20
     check_output(done.stdout)
     assert "initiations since then: client 1, gateway 0" in done.stdout
     assert table_row(done.stdout, "sessions") == ["2", "2"]
@@ -62,16 +63,35 @@ def test_the_demo_shows_what_it_promises() -> None:
 
 
 def test_the_demo_needs_no_root_and_no_network() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root to take the network and root's rights away")
-    if not all(shutil.which(tool) for tool in ("unshare", "setpriv", "ip")):
-        pytest.skip("needs unshare, setpriv and ip (Debian: util-linux, iproute2)")
+    if reason := missing_rights():
+        pytest.skip(reason)
+    if not shutil.which("setpriv"):
+        pytest.skip("needs setpriv (Debian: util-linux)")
     script = f"ip link set lo up && exec setpriv --bounding-set=-all {' '.join(COMMAND)}"
     done = subprocess.run(
-        ["unshare", "--net", "sh", "-c", script], capture_output=True, text=True, timeout=60, check=False
+        ["unshare", "--net", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     check_output(done.stdout)
+
+
+def read_terminal(descriptor: int) -> bytes:
+    """What is written to a terminal until its other end is closed."""
+    output = b""
+    end = time.monotonic() + PATIENCE
+    while select.select([descriptor], [], [], max(0.0, end - time.monotonic()))[0]:
+        try:
+            data = os.read(descriptor, 65536)
+        except OSError:
+            return output  # how Linux says that the other end is closed
+        if not data:
+            return output
+        output += data
+    raise AssertionError(f"still running after {PATIENCE} s: {output[-500:]!r}")
 
 
 def test_in_a_terminal_of_80_columns_the_demo_has_colours_and_fits() -> None:
@@ -80,13 +100,11 @@ def test_in_a_terminal_of_80_columns_the_demo_has_colours_and_fits() -> None:
     environment.pop("NO_COLOR", None)
     with subprocess.Popen(COMMAND, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
         os.close(theirs)
-        output = b""
         try:
-            while data := os.read(mine, 65536):
-                output += data
-        except OSError:
-            pass  # how Linux says that the other end is closed
-        os.close(mine)
+            output = read_terminal(mine)
+        finally:
+            process.kill()  # nothing if it has ended
+            os.close(mine)
     assert process.returncode == 0
     text = output.decode()
     assert "\x1b[" in text and "━" in text
@@ -108,7 +126,9 @@ def test_the_demo_fails_if_something_is_not_as_it_should_be(
 
 def test_the_demo_into_a_closed_pipe_is_silent() -> None:
     script = f"{' '.join(COMMAND)} | head -1"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
     assert done.stdout.startswith("connlib demo")
     assert done.stderr == ""
 
@@ -118,56 +138,75 @@ def test_the_demo_into_a_closed_pipe_is_silent() -> None:
 
 @pytest.fixture
 def machine() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root, for network namespaces and TUN devices")
-    if not Path("/dev/net/tun").exists():
-        pytest.skip("needs /dev/net/tun")
+    if reason := missing_rights():
+        pytest.skip(reason)
 
 
-def leftovers() -> set[str]:
-    """The processes and the folders that the demonstration makes."""
-    made = {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("connlib-")}
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the demonstration of this test, and nobody else, makes its files."""
+    made = tmp_path / "temporary"
+    made.mkdir()
+    return made
+
+
+def leftovers(folder: Path) -> list[str]:
+    """The files of a demonstration, and its processes: they have its folder in their command lines."""
+    left = os.listdir(folder)
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             command = process.read_bytes()
         except OSError:
             continue  # it has ended meanwhile
-        if b"connlib\0up\0" in command and b"/connlib-" in command:
-            made.add(str(process))
-    return made
+        if f"connlib\0up\0{folder}/".encode() in command:
+            left.append(command.decode())
+    return left
 
 
 @pytest.mark.usefixtures("machine")
-def test_with_real_devices_the_demo_shows_the_same_and_cleans_up() -> None:
-    before = leftovers()
-    done = subprocess.run([*COMMAND, "--tun"], capture_output=True, text=True, timeout=120, check=False)
+def test_with_real_devices_the_demo_shows_the_same_and_cleans_up(folder: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, "--tun"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+        env={**os.environ, "TMPDIR": str(folder)},
+    )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     check_output(done.stdout)
     assert table_row(done.stdout, "sessions") == ["1", "1"]
     assert "both stopped cleanly on SIGINT" in done.stdout
-    assert leftovers() <= before
+    assert leftovers(folder) == []
 
 
 @pytest.mark.usefixtures("machine")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_with_real_devices_a_signal_leaves_nothing_behind(number: int, tmp_path: Path) -> None:
-    before = leftovers()
+def test_with_real_devices_a_signal_leaves_nothing_behind(number: int, tmp_path: Path, folder: Path) -> None:
     log = tmp_path / "log"
-    unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": str(folder)}
     with (
         log.open("w") as out,
-        subprocess.Popen([*COMMAND, "--tun"], stdout=out, stderr=out, env=unbuffered) as process,
+        subprocess.Popen([*COMMAND, "--tun"], stdout=out, stderr=out, env=environment) as process,
     ):
-        wait_for(lambda: "is up" in log.read_text() or process.poll() is not None, "the tunnels")
-        process.send_signal(number)
-        assert process.wait(30) == 128 + number
+        try:
+            wait_for(
+                lambda: "is up" in log.read_text() or process.poll() is not None, "the tunnels", PATIENCE
+            )
+            assert len(leftovers(folder)) == 3, "a folder and two processes, to be found by this test"
+            process.send_signal(number)
+            assert process.wait(PATIENCE) == 128 + number
+        finally:
+            process.kill()  # nothing if it has ended
     assert "Traceback" not in log.read_text()
-    assert leftovers() <= before
+    assert leftovers(folder) == []
 
 
 def test_without_root_the_demo_with_devices_is_one_line() -> None:
     if os.geteuid() != 0:
-        done = subprocess.run([*COMMAND, "--tun"], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [*COMMAND, "--tun"], capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == "connlib: connlib demo --tun needs root; connlib demo does without\n"
         return
@@ -175,7 +214,7 @@ def test_without_root_the_demo_with_devices_is_one_line() -> None:
         "from connlib.cli import main; sys.exit(main())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "connlib: connlib demo --tun needs root; connlib demo does without\n"

@@ -10,6 +10,7 @@ stays ignored.
 from __future__ import annotations
 
 import atexit
+import itertools
 import signal
 from collections.abc import Callable
 from types import FrameType
@@ -23,6 +24,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.first: signal.Signals | None = None
         """The first one that came, or None."""
+        self._arrivals = itertools.count()
         self._tell: Callable[[], None] | None = _leave
 
     def install(self) -> None:
@@ -33,7 +35,7 @@ class StopSignals:
                 continue
             signal.signal(number, self._handle)
             # At its end, the interpreter takes its handlers out before the process is gone.
-            atexit.register(signal.signal, number, signal.SIG_IGN)
+            atexit.register(_ignore, number)
 
     def tell(self, callback: Callable[[], None] | None) -> None:
         """Have `callback` called when the first signal comes, at once if it has come; None: only remember it."""
@@ -42,10 +44,25 @@ class StopSignals:
             callback()
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.first is None:
-            self.first = signal.Signals(number)
-            if self._tell is not None:
-                self._tell()
+        # One step, since another signal's handler may run between any two of this one.
+        if next(self._arrivals):
+            return
+        self.first = signal.Signals(number)
+        # Later ones stay with the kernel, out of the way of whoever is closing down: an event loop has a descriptor
+        # that is told of every signal, and is closed at some point.
+        _block()
+        if self._tell is not None:
+            self._tell()
+
+
+def _block() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+def _ignore(number: signal.Signals) -> None:
+    # Blocked first: one that came in just now has its handler run, and none comes in between.
+    _block()
+    signal.signal(number, signal.SIG_IGN)
 
 
 def _leave() -> None:

@@ -121,9 +121,9 @@ def _tell(token: trio.lowlevel.TrioToken, stop: StopSignals, scope: trio.CancelS
 
 
 def _stop(stop: StopSignals, scope: trio.CancelScope) -> None:
-    if stop.first is not None:
+    if stop.first is not None and not scope.cancel_called:
         log.info("stopping: %s", stop.first.name)
-    scope.cancel()
+        scope.cancel()
 
 
 @asynccontextmanager

@@ -1,0 +1,80 @@
+"""What `connlib up` says of events, drops and errors."""
+
+from __future__ import annotations
+
+import logging
+from typing import cast, get_args
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from connlib import DropReason, Event, HandshakeStarted, Interface, InterfaceStats
+from connlib.cli.up import LOOK_AFTER, _watch_network, describe_event, network_errors, summarize
+
+
+def test_every_event_has_words() -> None:
+    samples = {HandshakeStarted: HandshakeStarted()}
+    for kind in get_args(Event):
+        fields = {name: DropReason.ROLE if name == "reason" else 1 for name in kind.__slots__}
+        level, text = describe_event(samples.get(kind) or kind(**fields))
+        assert level and text.isprintable()
+
+
+def test_only_what_went_wrong_counts_as_an_error_of_the_network() -> None:
+    stats = InterfaceStats(
+        peers=(),
+        tun={"packets_read": 7, "short_writes": 1, "EIO": 0, "EINVAL": 2},
+        udp={
+            "sent": 3,
+            "receive_buffer_ipv4": 9,
+            "send_EMSGSIZE": 4,
+            "backlog_dropped": 5,
+            "receive_OTHER": 6,
+        },
+        timer_wakes=8,
+    )
+    assert network_errors(stats) == {
+        "tun short writes": 1,
+        "tun EINVAL": 2,
+        "udp send EMSGSIZE": 4,
+        "udp backlog dropped": 5,
+        "udp receive OTHER": 6,
+    }
+
+
+class NetworkOf:
+    """Stands for an interface whose counters are `counters`."""
+
+    name = "wg0"
+
+    def __init__(self, **counters: int) -> None:
+        self.counters = counters
+
+    def stats(self) -> InterfaceStats:
+        return InterfaceStats(peers=(), tun={}, udp=dict(self.counters), timer_wakes=0)
+
+
+@pytest.mark.trio
+async def test_each_kind_of_network_error_is_reported_once(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Another test may have set up the log of a command.
+    monkeypatch.setattr(logging.getLogger("connlib"), "propagate", True)
+    interface = NetworkOf(send_EPERM=0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_watch_network, cast(Interface, interface))
+        for counters in ({"send_EPERM": 2}, {"send_EPERM": 5000}, {"send_EPERM": 5000, "backlog_dropped": 1}):
+            await trio.sleep(10 * LOOK_AFTER)
+            interface.counters = counters
+        await trio.sleep(10 * LOOK_AFTER)
+        nursery.cancel_scope.cancel()
+    assert caplog.messages == [
+        "wg0: network errors: udp send EPERM 2 (each kind is reported once)",
+        "wg0: network errors: udp backlog dropped 1 (each kind is reported once)",
+    ]
+
+
+def test_packets_that_go_nowhere_do_not_read_like_a_fault() -> None:
+    stats = InterfaceStats(peers=(), drops={DropReason.NO_ROUTE: 5}, tun={}, udp={}, timer_wakes=0)
+    assert list(summarize(stats, {})) == ["dropped: no route (multicast and the like) 5"]
