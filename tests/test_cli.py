@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import os
 import shutil
 import signal
@@ -32,7 +33,11 @@ def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[byte
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["connlib", *arguments])
-    # The handlers are for the life of a process, which the one of the tests is not.
+    # Handlers and log are set up for the life of a process, and this is the one of the tests.
+    log = logging.getLogger("connlib")
+    monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
+    for attribute in ("handlers", "propagate", "level"):
+        monkeypatch.setattr(log, attribute, getattr(log, attribute))
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         return main()

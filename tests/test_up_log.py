@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import cast, get_args
 
 import pytest
@@ -57,10 +56,8 @@ class NetworkOf:
 
 @pytest.mark.trio
 async def test_each_kind_of_network_error_is_reported_once(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Another test may have set up the log of a command.
-    monkeypatch.setattr(logging.getLogger("connlib"), "propagate", True)
     interface = NetworkOf(send_EPERM=0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_watch_network, cast(Interface, interface))
