@@ -61,7 +61,7 @@ def as_batch(tunn: LabTunn, items: list[bytes], now: float, *, sending: bool) ->
 packets = st.one_of(
     st.integers(0, 60).map(lambda n: ipv4(bytes([n]) * n)),
     st.integers(0, 40).map(lambda n: ipv6(bytes([n]) * n)),
-    st.sampled_from([b"", b"\x45", ipv4(bytes(1400)), ipv4(bytes(1395)), ipv4(bytes(2000)), b"x" * 65_503]),
+    st.sampled_from([b"", b"\x45", ipv4(bytes(1400)), ipv4(bytes(1395)), ipv4(bytes(2000)), b"x" * 65_472]),
 )
 # Fresh, in use, due for renewal, too old for its initiator, and gone (engine rules, part C).
 ages = st.sampled_from([0.0, 1.0, 119.9, 120.0, 165.0, 169.9, 170.0, 180.0, 400.0])
@@ -117,7 +117,7 @@ def test_opening(sent: list[bytes], age: float, seed: int, queued: bool) -> None
 
 
 @pytest.mark.parametrize("count", [1, 2, 64])
-@pytest.mark.parametrize("length", [20, 21, 31, 32, 1419, 1420, 1421, 8920, 65_503])
+@pytest.mark.parametrize("length", [20, 21, 31, 32, 1419, 1420, 1421, 8920, 65_472])
 def test_batches_of_one_size(count: int, length: int) -> None:
     alice, bob = pair()
     connect(alice, bob)

@@ -442,6 +442,38 @@ async def test_a_memory_tun_serves_one_interface_at_a_time() -> None:
 
 
 @in_virtual_time
+async def test_a_memory_tun_starts_empty_with_its_second_interface() -> None:
+    network, tun = MemoryUdp(), MemoryTun()
+    tun.send_nowait(packet(GATEWAY, CLIENT))
+    async with open_interface(gateway_config(), tun=tun, udp=network) as interface:
+        await trio.sleep(1)
+        assert interface.stats().tun["packets_read"] == 1, "what was sent before it was open waited for it"
+        tun.send_nowait(packet(GATEWAY, CLIENT))
+    async with open_interface(gateway_config(), tun=tun, udp=network) as interface:
+        await trio.sleep(1)
+        assert interface.stats().tun["packets_read"] == 0
+        tun.send_nowait(packet(GATEWAY, CLIENT))
+        await trio.sleep(1)
+        assert interface.stats().tun["packets_read"] == 1
+
+
+@in_virtual_time
+async def test_ends_of_another_kind_are_a_type_error() -> None:
+    ends: Any
+    for ends in ({"udp": 3}, {"udp": ("a", "b")}, {"udp": MemoryTun()}, {"tun": True}, {"tun": "wg0"}):
+        with pytest.raises(TypeError, match=r"^(tun|udp) must be a [^\n]* not (int|str|MemoryTun|bool)$"):
+            async with open_interface(gateway_config(), **{"tun": MemoryTun(), "udp": MemoryUdp(), **ends}):
+                pass
+
+
+@in_virtual_time
+async def test_an_interface_shows_what_it_is() -> None:
+    async with open_interface(gateway_config(), tun=MemoryTun(), udp=MemoryUdp()) as interface:
+        assert repr(interface) == "<Interface memory, port 51820, 1 peer>"
+    assert repr(interface) == "<Interface memory, port 51820, closed>"
+
+
+@in_virtual_time
 async def test_a_port_in_memory_serves_one_interface_at_a_time() -> None:
     host = MemoryUdp().host(GATEWAY_HOST)
     async with open_interface(gateway_config(), tun=MemoryTun(), udp=host):

@@ -139,16 +139,20 @@ def test_a_public_key_of_low_order_is_refused(point: str) -> None:
         tunnel(peer=PublicKey.from_bytes(bytes.fromhex(point)))
 
 
-def test_packets_longer_than_there_can_be_are_a_value_error() -> None:
+def test_packets_and_datagrams_longer_than_there_can_be_are_a_value_error() -> None:
     alice, _ = connected()
     for length in (65_536, 1_000_000):
-        for call in (alice.encapsulate, alice.decapsulate):
-            with pytest.raises(ValueError, match="65535"):
-                call(bytes(length), START)
-        for batch in (alice.encapsulate_batch, alice.decapsulate_batch):
-            with pytest.raises(ValueError, match="65535"):
-                batch(bytes(length), [length], START)
-    assert len(only(alice.encapsulate(bytes(65_535), START).datagrams)) == 65_567
+        with pytest.raises(ValueError, match="at most 65535"):
+            alice.decapsulate(bytes(length), START)
+        with pytest.raises(ValueError, match="at most 65535"):
+            alice.decapsulate_batch(bytes(length), [length], START)
+    for length in (65_473, 65_535, 1_000_000):
+        with pytest.raises(ValueError, match="fit into a datagram has at most 65472"):
+            alice.encapsulate(bytes(length), START)
+        with pytest.raises(ValueError, match="fit into a datagram has at most 65472"):
+            alice.encapsulate_batch(bytes(length), [length], START)
+    # UDP over IPv4 carries 65,507 bytes.
+    assert len(only(alice.encapsulate(bytes(65_472), START).datagrams)) == 65_504
 
 
 @pytest.mark.parametrize(

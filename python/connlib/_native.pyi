@@ -3,7 +3,8 @@
 Instances are safe to share between threads. Sans-IO: `now` is a float in seconds on one monotonic clock of the
 caller's choice; nothing here reads a clock. A time that goes backwards is treated as standing still. NaN, infinite and
 negative times, and those beyond 2**62 nanoseconds, raise `ValueError`. Packets and datagrams are `bytes`; another
-buffer is copied first. Anything longer than 65,535 bytes raises `ValueError`.
+buffer is copied first. A datagram of more than 65,535 bytes raises `ValueError`, and so does a packet to seal of more
+than 65,472 bytes: no UDP datagram would carry it.
 
 An object that was made before `fork()` raises `ForkedError` in the child (keys excepted), and one in which the engine
 hit an internal error raises `EngineError` from then on.
@@ -220,7 +221,7 @@ class Tunn:
         """Switch the keepalive on, which acts at once, or off (None or 0)."""
 
     def set_preshared_key(self, key: PresharedKey | None, now: float) -> None:
-        """Use another preshared key from the next handshake on. Sessions stay."""
+        """Use another preshared key for every handshake that is not complete, a pending one included. Sessions stay."""
 
     def set_unix_time(self, unix_time: float, now: float) -> None:
         """Tell that the wall clock stepped. Timestamps of initiations still strictly rise."""

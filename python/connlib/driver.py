@@ -106,7 +106,8 @@ async def open_interface(
     A peer's endpoint may be a host name: it is looked up while the interface is up already, and again until that works.
 
     Raises `DeviceError` if the device or the sockets cannot be had, or if the device is deleted later, and
-    `ConfigError` if the configuration is wrong: one line each, and nothing is left behind.
+    `ConfigError` if the configuration is wrong: one line each, and nothing is left behind. `TypeError` for ends of
+    another kind.
     """
     if clock is None:
         in_memory = isinstance(tun, MemoryTun) and isinstance(udp, MemoryUdp | MemoryHost)
@@ -190,6 +191,11 @@ class Interface:
         self._open = True
         self._tasks: TaskGroup
         self._resolver: Resolver
+
+    def __repr__(self) -> str:
+        peers = len(self._config.peers)
+        state = "closed" if not self._open else "1 peer" if peers == 1 else f"{peers} peers"
+        return f"<Interface {self.name}, port {self.listen_port}, {state}>"
 
     @property
     def name(self) -> str:

@@ -72,6 +72,11 @@ class _Queue(Generic[T]):
         """Up to `count` items."""
         return [self.get() for _ in range(min(count, len(self._items)))]
 
+    def clear(self) -> None:
+        """Forget what is in it."""
+        self._items.clear()
+        self.changed.ring()
+
     async def readable(self) -> None:
         await anyio.lowlevel.checkpoint()
         while not self._items:
@@ -83,6 +88,8 @@ class MemoryTun:
 
     capacity: how many packets wait in each direction. Towards the tunnel, `send` waits when there are as many; towards
     the application, further packets are lost, as they are when a device's queue overflows.
+
+    What is sent before an interface is open waits for it. One interface after another may use it, which starts empty.
     """
 
     def __init__(self, capacity: int = 1024) -> None:
@@ -155,6 +162,10 @@ class MemoryTunEnd:
             raise DeviceError(
                 "this MemoryTun is in use by another interface", hint="make one for each interface"
             )
+        if tun._closed:
+            # What an earlier interface left is not this one's.
+            tun._to_tunnel.clear()
+            tun._to_application.clear()
         tun._attached, tun._closed = True, False
         self._tun = tun
         self._stats = {

@@ -75,11 +75,14 @@ def open_tun(tun: int | MemoryTun | None, name: str | None) -> TunEnd:
     tun: None makes a device called `name` (None: the kernel chooses connlib0 or the like); a descriptor of a TUN
     device that the caller has made (IFF_TUN | IFF_NO_PI) is used as it is and left open; or a `MemoryTun`.
 
-    Raises `DeviceError` with one line if that cannot be done; nothing is left open then.
+    Raises `DeviceError` with one line if that cannot be done, and `TypeError` for anything else; nothing is left open
+    then.
     """
     if isinstance(tun, MemoryTun):
         return MemoryTunEnd(tun)
     if tun is not None:
+        if type(tun) is not int:  # True is an int, too, and no descriptor that anybody means
+            raise TypeError(f"tun must be a file descriptor, a MemoryTun or None, not {type(tun).__name__}")
         return _DeviceEnd(tun, _name_of(tun) or name or f"descriptor {tun}", owned=False)
     fd, made = make_device(name)
     return _DeviceEnd(fd, made, owned=True)

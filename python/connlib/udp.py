@@ -66,7 +66,8 @@ def open_udp(udp: Sockets | MemoryUdp | MemoryHost | None, port: int) -> UdpEnd:
     udp: None binds sockets to `port` (0: the system chooses) on all addresses; sockets that the caller has bound are
     used as they are and left open afterwards; a network or host in memory opens `port` there.
 
-    Raises `DeviceError` with one line if that cannot be done; nothing is left open then.
+    Raises `DeviceError` with one line if that cannot be done, and `TypeError` for anything else; nothing is left open
+    then.
     """
     if isinstance(udp, MemoryUdp):
         return udp.next_host().open(port)
@@ -75,6 +76,12 @@ def open_udp(udp: Sockets | MemoryUdp | MemoryHost | None, port: int) -> UdpEnd:
     if udp is None:
         return _SocketEnd(bind_pair(port), owned=True)
     sockets = udp if isinstance(udp, tuple) else (udp,)
+    for one in sockets:
+        if not isinstance(one, socket.socket):
+            raise TypeError(
+                "udp must be a UDP socket, a pair of them, a MemoryUdp, a MemoryHost or None, not "
+                + type(one).__name__
+            )
     return _SocketEnd(_by_family(sockets), owned=False)
 
 

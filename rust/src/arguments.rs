@@ -16,6 +16,10 @@ use crate::time;
 /// The longest UDP payload and IP packet there can be.
 pub const MAX_PACKET: usize = 65_535;
 
+/// The longest IP packet that a tunnel sends: sealed, with 32 bytes around it, it must fit into the 65,507 bytes that UDP
+/// over IPv4 carries, whether it is padded (to a multiple of 16) or not.
+pub const MAX_SENT: usize = 65_472;
+
 /// `now`.
 #[derive(Clone, Copy)]
 pub struct Now(pub Instant);
@@ -74,12 +78,12 @@ impl Data<'_> {
         }
     }
 
-    /// At most as long as a datagram can be, or `ValueError`.
+    /// At most so many bytes, or `ValueError`.
     #[inline]
-    pub fn packet(&self) -> PyResult<&[u8]> {
+    pub fn packet(&self, most: usize) -> PyResult<&[u8]> {
         let bytes = self.bytes();
-        if bytes.len() > MAX_PACKET {
-            return Err(too_long(bytes.len()));
+        if bytes.len() > most {
+            return Err(too_long(bytes.len(), most));
         }
         Ok(bytes)
     }
@@ -115,9 +119,13 @@ fn class_name(object: &Bound<'_, PyAny>) -> String {
         .map_or_else(|_| "object".into(), |name| name.to_string())
 }
 
-fn too_long(length: usize) -> PyErr {
+fn too_long(length: usize, most: usize) -> PyErr {
+    let what = match most {
+        MAX_SENT => "a packet that is to fit into a datagram has",
+        _ => "packets and datagrams have",
+    };
     value_error(format!(
-        "{length} bytes are too long: packets and datagrams have at most {MAX_PACKET}"
+        "{length} bytes are too long: {what} at most {most}"
     ))
 }
 
@@ -129,12 +137,16 @@ impl Lengths {
         self.0.len()
     }
 
-    /// Each item of `data`, if the lengths add up to it.
-    pub fn cut<'a>(&'a self, data: &'a [u8]) -> PyResult<impl Iterator<Item = &'a [u8]> + Send> {
+    /// Each item of `data`, if the lengths add up to it, and each is at most so many bytes long.
+    pub fn cut<'a>(
+        &'a self,
+        data: &'a [u8],
+        most: usize,
+    ) -> PyResult<impl Iterator<Item = &'a [u8]> + Send> {
         let mut total = 0usize;
         for &length in &self.0 {
-            if length > MAX_PACKET {
-                return Err(too_long(length));
+            if length > most {
+                return Err(too_long(length, most));
             }
             total = total.saturating_add(length);
         }

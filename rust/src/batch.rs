@@ -11,6 +11,8 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use crate::key_material::is_handshake;
+
 /// Header and tag of a data message (paper, section 5.4.6).
 const HEADER: usize = 16;
 const TAG: usize = 16;
@@ -40,6 +42,7 @@ pub struct Writer<'a> {
     lengths: Vec<usize>,
     /// Everything, once there is not enough room.
     spill: Option<Packets>,
+    has_handshake: bool,
 }
 
 /// What a `Writer` was left with.
@@ -47,6 +50,8 @@ pub struct Written {
     used: usize,
     lengths: Vec<usize>,
     spill: Option<Packets>,
+    /// Whether a handshake message is among it.
+    pub has_handshake: bool,
 }
 
 impl<'py> Target<'py> {
@@ -87,6 +92,7 @@ impl<'py> Target<'py> {
             used: 0,
             lengths: Vec::new(),
             spill: None,
+            has_handshake: false,
         }
     }
 
@@ -114,11 +120,13 @@ impl Writer<'_> {
             used: self.used,
             lengths: self.lengths,
             spill: self.spill,
+            has_handshake: self.has_handshake,
         }
     }
 
     /// Add an item that is somewhere else.
     fn append(&mut self, item: &[u8]) {
+        self.has_handshake |= is_handshake(item);
         if self.spill.is_none() {
             if let Some(room) = self.room.get_mut(self.used..self.used + item.len()) {
                 initialise(room, &[item]);

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use pyo3::prelude::*;
 
 use crate::arguments::Now;
-use crate::descriptors::Closable;
+use crate::descriptors::{CallError, Closable};
 use crate::errors::os_error;
 use crate::guard::Guarded;
 
@@ -25,18 +25,26 @@ impl BootTimer {
     }
 
     fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
-        self.timer
-            .call(py, |timer| Ok(timer.get()?.as_fd().as_raw_fd()))?
+        let fd = self.timer.call(py, |timer| -> Result<RawFd, CallError> {
+            Ok(timer.get()?.as_fd().as_raw_fd())
+        })??;
+        Ok(fd)
     }
 
     #[pyo3(signature = (at))]
     fn set(&self, py: Python<'_>, at: Option<Now>) -> PyResult<()> {
         let nanos = at.map(|at| at.0.as_nanos());
-        self.timer.call(py, |timer| Ok(timer.get()?.set(nanos)?))?
+        self.timer.call(py, |timer| -> Result<(), CallError> {
+            Ok(timer.get()?.set(nanos)?)
+        })??;
+        Ok(())
     }
 
     fn fired(&self, py: Python<'_>) -> PyResult<bool> {
-        self.timer.call(py, |timer| Ok(timer.get()?.fired()?))?
+        let fired = self.timer.call(py, |timer| -> Result<bool, CallError> {
+            Ok(timer.get()?.fired()?)
+        })??;
+        Ok(fired)
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {

@@ -5,7 +5,27 @@ use std::os::fd::{BorrowedFd, RawFd};
 
 use pyo3::PyResult;
 
-use crate::errors::{self, value_error};
+use crate::errors::{os_error, value_error};
+use crate::panics::Failure;
+
+/// Why a call on a descriptor failed. Inside a lock there is only this: making a Python exception of it runs Python code.
+pub enum CallError {
+    Closed,
+    Engine(Failure),
+    System(io::Error),
+}
+
+impl From<Failure> for CallError {
+    fn from(failure: Failure) -> Self {
+        CallError::Engine(failure)
+    }
+}
+
+impl From<io::Error> for CallError {
+    fn from(error: io::Error) -> Self {
+        CallError::System(error)
+    }
+}
 
 /// Something that can be closed once, and whose counters can be read afterwards.
 pub enum Closable<T, C> {
@@ -18,11 +38,11 @@ impl<T, C: Clone> Closable<T, C> {
         Closable::Open(inner, counts)
     }
 
-    /// Raises `ClosedError` after `close`.
-    pub fn get(&mut self) -> PyResult<&mut T> {
+    /// `CallError::Closed` after `close`.
+    pub fn get(&mut self) -> Result<&mut T, CallError> {
         match self {
             Closable::Open(inner, _) => Ok(inner),
-            Closable::Closed(_) => Err(errors::closed()),
+            Closable::Closed(_) => Err(CallError::Closed),
         }
     }
 
@@ -49,5 +69,5 @@ pub fn with_borrowed<T>(
     // SAFETY: it is not -1, and it is borrowed for the duration of this call only. If it is not open, the first system
     // call on it, which duplicates it, fails.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    call(borrowed).map_err(errors::os_error)
+    call(borrowed).map_err(os_error)
 }

@@ -7,6 +7,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{IntoPyDict, PyType};
 
+use crate::descriptors::CallError;
+use crate::fork::Forked;
 use crate::panics::Failure;
 
 struct Errors {
@@ -75,11 +77,11 @@ pub fn config(py: Python<'_>, problem: &str, hint: Option<&str>) -> PyErr {
     make().unwrap_or_else(|error| error)
 }
 
-pub fn closed() -> PyErr {
+fn closed() -> PyErr {
     raise(|errors| &errors.closed, "this object is closed".into())
 }
 
-pub fn forked() -> PyErr {
+fn forked() -> PyErr {
     raise(
         |errors| &errors.forked,
         "this object was made before fork() and must not be used in the child: make a new one"
@@ -107,5 +109,21 @@ impl From<Failure> for PyErr {
             }
         };
         raise(|errors| &errors.engine, message)
+    }
+}
+
+impl From<Forked> for PyErr {
+    fn from(_: Forked) -> Self {
+        forked()
+    }
+}
+
+impl From<CallError> for PyErr {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Closed => closed(),
+            CallError::Engine(failure) => failure.into(),
+            CallError::System(error) => os_error(error),
+        }
     }
 }

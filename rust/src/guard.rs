@@ -1,32 +1,31 @@
 //! What every object with a state has around it: a lock, the process it belongs to, and a net for panics.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 
-use crate::fork::Origin;
+use crate::fork::Held;
 use crate::panics::{Failure, Fragile};
 
 /// A state that Python objects share between threads.
 ///
-/// No Python code runs while the lock is held: it could come back for the same object.
+/// No Python code runs while the lock is held: it could come back for the same object. So a call returns plain values, also
+/// where it fails (`CallError`), and only its caller makes Python's of them.
 pub struct Guarded<T> {
-    origin: Origin,
-    state: Mutex<Fragile<T>>,
+    state: Held<Mutex<Fragile<T>>>,
 }
 
 impl<T: Send> Guarded<T> {
     pub fn new(value: T) -> Self {
         Guarded {
-            origin: Origin::here(),
-            state: Mutex::new(Fragile::new(value)),
+            state: Held::new(Mutex::new(Fragile::new(value)), is_idle),
         }
     }
 
     /// Raises `ForkedError` in a child process.
     pub fn check(&self) -> PyResult<()> {
-        self.origin.check()
+        Ok(self.state.origin().check()?)
     }
 
     /// For calls that are shorter than letting other threads run.
@@ -64,4 +63,9 @@ impl<T: Send> Guarded<T> {
         // Panics are caught inside the lock, so that it is never poisoned.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether no call is going on. Without waiting: in a child process, a call of a thread of the parent never ends.
+fn is_idle<T>(state: &Mutex<T>) -> bool {
+    !matches!(state.try_lock(), Err(TryLockError::WouldBlock))
 }

@@ -1,6 +1,7 @@
 //! 32 bytes and their base64, without copies of a secret that nobody erases.
 
 use base64ct::{Base64, Encoding};
+use connlib_core::Packets;
 use pyo3::prelude::*;
 use rand_core::{OsRng, RngCore};
 use subtle::ConstantTimeEq;
@@ -82,6 +83,19 @@ pub fn without_a_trace<R>(call: impl FnOnce() -> R) -> R {
     result
 }
 
+/// The same for what handles secrets only sometimes, which its result tells: erasing takes longer than sealing a packet.
+#[inline(never)]
+pub fn without_a_trace_if<R>(
+    call: impl FnOnce() -> R,
+    handled_secrets: impl FnOnce(&R) -> bool,
+) -> R {
+    let result = framed(call);
+    if handled_secrets(&result) {
+        wipe_stack();
+    }
+    result
+}
+
 /// Its frames lie where those of `wipe_stack` come to lie.
 #[inline(never)]
 fn framed<R>(call: impl FnOnce() -> R) -> R {
@@ -100,6 +114,18 @@ pub fn is_handshake(datagram: &[u8]) -> bool {
         (datagram.first(), datagram.len()),
         (Some(1), 148) | (Some(2), 92)
     )
+}
+
+/// Whether a handshake message is among the datagrams behind the first `before`, which have `bytes_before` bytes: making
+/// one computes with keys.
+pub fn has_handshake(datagrams: &Packets, (before, bytes_before): (usize, usize)) -> bool {
+    let mut rest = datagrams.bytes.get(bytes_before..).unwrap_or_default();
+    let lengths = datagrams.lengths.get(before..).unwrap_or_default();
+    lengths.iter().any(|&length| {
+        let (datagram, tail) = rest.split_at_checked(length).unwrap_or_default();
+        rest = tail;
+        is_handshake(datagram)
+    })
 }
 
 /// The 32 bytes of `data`.

@@ -7,10 +7,10 @@ use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use rand_core::OsRng;
 
-use crate::arguments::{Address, Data, Lengths, Now, UnixTime};
+use crate::arguments::{Address, Data, Lengths, MAX_PACKET, Now, UnixTime};
 use crate::errors::{type_error, value_error};
 use crate::guard::Guarded;
-use crate::key_material::{is_handshake, without_a_trace};
+use crate::key_material::{has_handshake, is_handshake, without_a_trace, without_a_trace_if};
 use crate::node_config::{config_error, diff_to_python, node_config};
 use crate::node_output::{self, Drained};
 use crate::public_key::PublicKey;
@@ -55,18 +55,46 @@ impl Node {
     }
 }
 
-/// Hand a datagram to a node and leave no trace of the static key on the stack.
-pub fn handle_datagram(
+/// Hand datagrams to a node and leave no trace of its keys on the stack.
+pub fn handle_datagrams<'a>(
     node: &mut connlib_core::Node,
-    source: SocketAddr,
-    datagram: &[u8],
+    datagrams: impl Iterator<Item = (SocketAddr, &'a [u8])>,
     now: Now,
 ) {
-    if is_handshake(datagram) {
-        without_a_trace(|| node.handle_datagram(source, datagram, now.0));
-    } else {
-        node.handle_datagram(source, datagram, now.0);
-    }
+    tracelessly(node, |node| {
+        let mut handshakes = false;
+        for (source, datagram) in datagrams {
+            node.handle_datagram(source, datagram, now.0);
+            handshakes |= is_handshake(datagram);
+        }
+        handshakes
+    });
+}
+
+/// The same with packets: each may make an initiation necessary.
+pub fn handle_packets<'a>(
+    node: &mut connlib_core::Node,
+    packets: impl Iterator<Item = &'a [u8]>,
+    now: Now,
+) {
+    tracelessly(node, |node| {
+        for packet in packets {
+            node.handle_packet(packet, now.0);
+        }
+        false
+    });
+}
+
+/// Leave no trace of keys on the stack if the call says that it used them, or has put a handshake message out.
+fn tracelessly(node: &mut connlib_core::Node, call: impl FnOnce(&mut connlib_core::Node) -> bool) {
+    without_a_trace_if(
+        || {
+            let datagrams = &node.output().datagrams;
+            let before = (datagrams.lengths.len(), datagrams.bytes.len());
+            call(node) || has_handshake(&node.output().datagrams, before)
+        },
+        |used_keys| *used_keys,
+    );
 }
 
 fn copied(packets: &Packets) -> Packets {
@@ -103,9 +131,9 @@ impl Node {
     }
 
     fn initiate_handshake(&self, py: Python<'_>, peer: &PublicKey, now: Now) -> PyResult<()> {
-        let result = self
-            .engine
-            .call(py, |node| node.initiate_handshake(&peer.bytes, now.0))?;
+        let result = self.engine.call(py, |node| {
+            without_a_trace(|| node.initiate_handshake(&peer.bytes, now.0))
+        })?;
         result.map_err(|reason| match reason {
             DropReason::UnknownPeer => unknown(peer),
             DropReason::Role => value_error("the role of this peer forbids to start a session"),
@@ -130,7 +158,9 @@ impl Node {
             return Err(value_error("the port of an endpoint is 1 to 65535"));
         }
         self.engine
-            .call(py, |node| node.set_endpoint(&peer.bytes, endpoint.0, now.0))?
+            .call(py, |node| {
+                without_a_trace(|| node.set_endpoint(&peer.bytes, endpoint.0, now.0))
+            })?
             .map_err(|_| unknown(peer))
     }
 
@@ -141,12 +171,9 @@ impl Node {
         lengths: Lengths,
         now: Now,
     ) -> PyResult<()> {
-        let items = lengths.cut(packets.bytes())?;
-        self.engine.call_detached(py, |node| {
-            for packet in items {
-                node.handle_packet(packet, now.0);
-            }
-        })
+        let items = lengths.cut(packets.bytes(), MAX_PACKET)?;
+        self.engine
+            .call_detached(py, |node| handle_packets(node, items, now))
     }
 
     fn handle_datagrams(
@@ -157,7 +184,7 @@ impl Node {
         sources: Vec<Address>,
         now: Now,
     ) -> PyResult<()> {
-        let items = lengths.cut(datagrams.bytes())?;
+        let items = lengths.cut(datagrams.bytes(), MAX_PACKET)?;
         if sources.len() != lengths.len() {
             return Err(value_error(format!(
                 "{} sources do not match {} lengths",
@@ -165,16 +192,14 @@ impl Node {
                 lengths.len()
             )));
         }
-        self.engine.call_detached(py, |node| {
-            for (datagram, source) in items.zip(&sources) {
-                handle_datagram(node, source.0, datagram, now);
-            }
-        })
+        let items = sources.iter().map(|source| source.0).zip(items);
+        self.engine
+            .call_detached(py, |node| handle_datagrams(node, items, now))
     }
 
     fn handle_timeout(&self, py: Python<'_>, now: Now) -> PyResult<()> {
         self.engine
-            .call_detached(py, |node| node.handle_timeout(now.0))
+            .call_detached(py, |node| without_a_trace(|| node.handle_timeout(now.0)))
     }
 
     fn drain<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {

@@ -5,9 +5,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::arguments::Now;
-use crate::descriptors::{self, Closable};
+use crate::descriptors::{self, CallError, Closable};
 use crate::guard::Guarded;
-use crate::node::Node;
+use crate::node::{Node, handle_packets};
 
 #[pyclass(module = "connlib._native", frozen)]
 pub struct TunIo {
@@ -38,46 +38,52 @@ impl TunIo {
 
     fn read(&self, py: Python<'_>, node: &Node, now: Now, budget: usize) -> PyResult<usize> {
         let node = node.for_io()?;
-        self.io.call_detached(py, |io| {
-            let count = io.tun.get()?.read(budget, &mut io.batch);
-            if count > 0 {
-                node.call_inside(|node| {
-                    for packet in io.batch.iter() {
-                        node.handle_packet(packet, now.0);
-                    }
-                })?;
-            }
-            Ok(count)
-        })?
+        let count = self
+            .io
+            .call_detached(py, |io| -> Result<usize, CallError> {
+                let count = io.tun.get()?.read(budget, &mut io.batch);
+                if count > 0 {
+                    node.call_inside(|node| handle_packets(node, io.batch.iter(), now))?;
+                }
+                Ok(count)
+            })??;
+        Ok(count)
     }
 
     fn write(&self, py: Python<'_>, node: &Node) -> PyResult<usize> {
         let node = node.for_io()?;
-        self.io.call_detached(py, |io| {
-            let tun = io.tun.get()?;
-            let count = node.call_inside(|node| {
-                let count = tun.write(node.output().packets.iter());
-                node.drain_packets(usize::MAX);
-                count
-            })?;
-            Ok(count)
-        })?
+        let count = self
+            .io
+            .call_detached(py, |io| -> Result<usize, CallError> {
+                let tun = io.tun.get()?;
+                let count = node.call_inside(|node| {
+                    let count = tun.write(node.output().packets.iter());
+                    node.drain_packets(usize::MAX);
+                    count
+                })?;
+                Ok(count)
+            })??;
+        Ok(count)
     }
 
     #[getter]
     fn blocked(&self, py: Python<'_>) -> PyResult<bool> {
-        self.io.call(py, |io| Ok(io.tun.get()?.backlog() > 0))?
+        let backlog = self.io.call(py, |io| -> Result<usize, CallError> {
+            Ok(io.tun.get()?.backlog())
+        })??;
+        Ok(backlog > 0)
     }
 
     #[getter]
     fn state(&self, py: Python<'_>) -> PyResult<&'static str> {
-        self.io.call(py, |io| {
-            Ok(match io.tun.get()?.state() {
-                DeviceState::Up => "up",
-                DeviceState::Down => "down",
-                DeviceState::Gone => "gone",
-            })
-        })?
+        let state = self.io.call(py, |io| -> Result<DeviceState, CallError> {
+            Ok(io.tun.get()?.state())
+        })??;
+        Ok(match state {
+            DeviceState::Up => "up",
+            DeviceState::Down => "down",
+            DeviceState::Gone => "gone",
+        })
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

@@ -6,12 +6,13 @@ use connlib_core::{DropReason, Event, Output};
 use pyo3::prelude::*;
 use rand_core::OsRng;
 
-use crate::arguments::{self, Address, Data, Lengths, Now, UnixTime};
+use crate::arguments::{self, Address, Data, Lengths, MAX_PACKET, MAX_SENT, Now, UnixTime};
 use crate::batch::{self, Target, Writer};
 use crate::errors::value_error;
+use crate::fork::Held;
 use crate::guard::Guarded;
 use crate::index_table::IndexTable;
-use crate::key_material::{is_handshake, without_a_trace};
+use crate::key_material::{has_handshake, is_handshake, without_a_trace, without_a_trace_if};
 use crate::preshared_key::PresharedKey;
 use crate::private_key::PrivateKey;
 use crate::public_key::PublicKey;
@@ -26,7 +27,7 @@ pub struct Tunn {
 
 struct Engine {
     /// In one place from the start: it holds keys, and a move would leave a copy.
-    tunn: Box<connlib_core::Tunn>,
+    tunn: Held<Box<connlib_core::Tunn>>,
     drops: Drops,
     mtu: usize,
 }
@@ -51,10 +52,16 @@ impl Tunn {
         let (tunn, mtu) = without_a_trace(|| {
             let config = options.check(py)?;
             let mtu = config.settings.mtu;
+            // Dropping it gives its indices back, for which it locks the table: in a child process, a thread of the parent
+            // may have that lock for good. A table of its own is only locked in calls.
+            let intact: fn(&_) -> bool = match config.indices {
+                Some(_) => |_| false,
+                None => |_| true,
+            };
             let tunn = connlib_core::Tunn::new(config, now.0, rng).map_err(|_| {
                 value_error("peer_public_key is of low order: no session with it can be secret")
             })?;
-            PyResult::Ok((Box::new(tunn), mtu))
+            PyResult::Ok((Held::new(Box::new(tunn), intact), mtu))
         })?;
         Ok(Tunn {
             engine: Guarded::new(Engine {
@@ -65,18 +72,24 @@ impl Tunn {
         })
     }
 
-    /// Run a call that appends to an output, and hand all of it to Python.
+    /// Run a call that appends to an output, and hand all of it to Python. Any call may make an initiation.
     fn drain<'py>(
         &self,
         py: Python<'py>,
         call: impl FnOnce(&mut connlib_core::Tunn, &mut Output) -> Option<DropReason>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let mut output = results::take_scratch();
-        let error = self.engine.call(py, |engine| {
-            let error = call(&mut engine.tunn, &mut output);
-            engine.count(error, &output.events);
-            error
-        })?;
+        let output_ref = &mut output;
+        let (error, _) = without_a_trace_if(
+            || {
+                self.engine.call(py, |engine| {
+                    let error = call(&mut engine.tunn, output_ref);
+                    engine.count(error, &output_ref.events);
+                    (error, has_handshake(&output_ref.datagrams, (0, 0)))
+                })
+            },
+            |result| matches!(result, Ok((_, true))),
+        )?;
         results::output_to_python(output, error, py)
     }
 
@@ -91,17 +104,25 @@ impl Tunn {
         let mut output = results::take_scratch();
         let output_ref = &mut output;
         let mut writer = target.writer();
-        let (written, errors) = self.engine.call_detached(py, move |engine| {
-            let mut errors = Vec::new();
-            for (index, item) in items.enumerate() {
-                if let Some(reason) = call(engine, item, &mut writer, output_ref) {
-                    engine.drops.add(reason, 1);
-                    errors.push((index, reason));
-                }
-            }
-            engine.drops.add_events(&output_ref.events);
-            (writer.finish(), errors)
-        })?;
+        let (written, errors, _) = without_a_trace_if(
+            || {
+                self.engine.call_detached(py, move |engine| {
+                    let mut errors = Vec::new();
+                    for (index, item) in items.enumerate() {
+                        if let Some(reason) = call(engine, item, &mut writer, output_ref) {
+                            engine.drops.add(reason, 1);
+                            errors.push((index, reason));
+                        }
+                    }
+                    engine.drops.add_events(&output_ref.events);
+                    let written = writer.finish();
+                    let handshake =
+                        written.has_handshake || has_handshake(&output_ref.datagrams, (0, 0));
+                    (written, errors, handshake)
+                })
+            },
+            |result| matches!(result, Ok((_, _, true))),
+        )?;
         let main = target.finish(written);
         // The main part of the output was moved to the target, and the other one is what is left.
         let others = match output.packets.is_empty() {
@@ -176,7 +197,7 @@ impl Tunn {
         packet: Data<'py>,
         now: Now,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let packet = packet.packet()?;
+        let packet = packet.packet(MAX_SENT)?;
         self.drain(py, |tunn, output| tunn.encapsulate(packet, now.0, output))
     }
 
@@ -188,7 +209,7 @@ impl Tunn {
         now: Now,
         source: Option<Address>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let datagram = datagram.packet()?;
+        let datagram = datagram.packet(MAX_PACKET)?;
         let source = source.map(|address| address.0);
         self.drain(py, |tunn, output| {
             decapsulate(tunn, datagram, source, now, output)
@@ -231,7 +252,7 @@ impl Tunn {
         })
     }
 
-    /// It counts from the next handshake on, whenever that is: `now` is there for the shape of all calls.
+    /// It counts at once for handshakes, one that is pending included: `now` is there for the shape of all calls.
     fn set_preshared_key(
         &self,
         py: Python<'_>,
@@ -261,10 +282,10 @@ impl Tunn {
         now: Now,
     ) -> PyResult<Bound<'py, PyAny>> {
         let packets = packets.bytes();
-        let items = lengths.cut(packets)?;
+        let items = lengths.cut(packets, MAX_SENT)?;
         let mtu = self.engine.call(py, |engine| engine.mtu)?;
         let sizes = lengths
-            .cut(packets)?
+            .cut(packets, MAX_SENT)?
             .map(|packet| batch::sealed_len(packet.len(), mtu));
         let target = Target::new(py, sizes.sum())?;
         self.drain_batch(py, items, target, |engine, packet, writer, output| {
@@ -282,8 +303,8 @@ impl Tunn {
         source: Option<Address>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let datagrams = datagrams.bytes();
-        let items = lengths.cut(datagrams)?;
-        let sizes = lengths.cut(datagrams)?.map(batch::opened_len);
+        let items = lengths.cut(datagrams, MAX_PACKET)?;
+        let sizes = lengths.cut(datagrams, MAX_PACKET)?.map(batch::opened_len);
         let target = Target::new(py, sizes.sum())?;
         let source = source.map(|address| address.0);
         self.drain_batch(py, items, target, |engine, datagram, writer, output| {

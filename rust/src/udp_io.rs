@@ -5,10 +5,10 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::arguments::Now;
-use crate::descriptors::{self, Closable};
+use crate::descriptors::{self, CallError, Closable};
 use crate::errors::value_error;
 use crate::guard::Guarded;
-use crate::node::{Node, handle_datagram};
+use crate::node::{Node, handle_datagrams};
 
 #[pyclass(module = "connlib._native", frozen)]
 pub struct UdpIo {
@@ -66,49 +66,54 @@ impl UdpIo {
             None => vec![Family::V4, Family::V6],
             Some(number) => vec![self::family(number)?],
         };
-        self.io.call_detached(py, |io| {
-            let sockets = io.sockets.get()?;
-            let mut received = 0;
-            let mut result = Ok(());
-            for family in families {
-                received += sockets.receive(family, budget, &mut io.buffers, |buffers| {
-                    let handled = node.call_inside(|node| {
-                        for (source, datagram) in buffers.iter() {
-                            handle_datagram(node, source, datagram, now);
+        let received = self
+            .io
+            .call_detached(py, |io| -> Result<usize, CallError> {
+                let sockets = io.sockets.get()?;
+                let mut received = 0;
+                let mut result = Ok(());
+                for family in families {
+                    received += sockets.receive(family, budget, &mut io.buffers, |buffers| {
+                        let handled =
+                            node.call_inside(|node| handle_datagrams(node, buffers.iter(), now));
+                        if handled.is_err() {
+                            result = handled;
                         }
                     });
-                    if handled.is_err() {
-                        result = handled;
-                    }
-                });
-            }
-            result?;
-            Ok(received)
-        })?
+                }
+                result?;
+                Ok(received)
+            })??;
+        Ok(received)
     }
 
     fn send(&self, py: Python<'_>, node: &Node) -> PyResult<usize> {
         let node = node.for_io()?;
-        self.io.call_detached(py, |io| {
-            let sockets = io.sockets.get()?;
-            let sent = node.call_inside(|node| {
-                let output = node.output();
-                let sent = sockets.send(Datagrams {
-                    bytes: &output.datagrams.bytes,
-                    lengths: &output.datagrams.lengths,
-                    destinations: &output.destinations,
-                });
-                node.drain_datagrams(usize::MAX);
-                sent
-            })?;
-            Ok(sent)
-        })?
+        let sent = self
+            .io
+            .call_detached(py, |io| -> Result<usize, CallError> {
+                let sockets = io.sockets.get()?;
+                let sent = node.call_inside(|node| {
+                    let output = node.output();
+                    let sent = sockets.send(Datagrams {
+                        bytes: &output.datagrams.bytes,
+                        lengths: &output.datagrams.lengths,
+                        destinations: &output.destinations,
+                    });
+                    node.drain_datagrams(usize::MAX);
+                    sent
+                })?;
+                Ok(sent)
+            })??;
+        Ok(sent)
     }
 
     fn blocked(&self, py: Python<'_>, family: i32) -> PyResult<bool> {
         let family = self::family(family)?;
-        self.io
-            .call(py, |io| Ok(io.sockets.get()?.backlog(family) > 0))?
+        let backlog = self.io.call(py, |io| -> Result<usize, CallError> {
+            Ok(io.sockets.get()?.backlog(family))
+        })??;
+        Ok(backlog > 0)
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -134,7 +139,7 @@ impl UdpIo {
     fn buffer_sizes(&self, py: Python<'_>, family: i32) -> PyResult<Option<(usize, usize)>> {
         let family = self::family(family)?;
         let sizes = self.io.call(py, |io| {
-            PyResult::Ok(io.sockets.get()?.buffer_sizes(family))
+            Result::<_, CallError>::Ok(io.sockets.get()?.buffer_sizes(family))
         })??;
         Ok(sizes.map(|sizes| (sizes.receive, sizes.send)))
     }

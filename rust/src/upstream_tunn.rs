@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use rand_core::{OsRng, RngCore};
 
-use crate::arguments::{Address, Data, Lengths, Now, UnixTime};
+use crate::arguments::{Address, Data, Lengths, MAX_PACKET, MAX_SENT, Now, UnixTime};
 use crate::classes::classes;
 use crate::errors::value_error;
 use crate::guard::Guarded;
@@ -168,7 +168,7 @@ impl UpstreamTunn {
         packet: Data<'py>,
         now: Now,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let packet = packet.packet()?;
+        let packet = packet.packet(MAX_SENT)?;
         self.drain(py, |upstream, output| {
             upstream.encapsulate(packet, now.0, output)
         })
@@ -182,7 +182,7 @@ impl UpstreamTunn {
         now: Now,
         source: Option<Address>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let datagram = datagram.packet()?;
+        let datagram = datagram.packet(MAX_PACKET)?;
         let source = source.map(|address| address.0);
         self.drain(py, |upstream, output| {
             upstream.decapsulate(datagram, source, now.0, output)
@@ -237,7 +237,7 @@ impl UpstreamTunn {
         lengths: Lengths,
         now: Now,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let items = lengths.cut(packets.bytes())?;
+        let items = lengths.cut(packets.bytes(), MAX_SENT)?;
         let (output, errors) = self.drain_batch(py, items, |upstream, packet, output| {
             upstream.encapsulate(packet, now.0, output)
         })?;
@@ -256,7 +256,7 @@ impl UpstreamTunn {
         now: Now,
         source: Option<Address>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let items = lengths.cut(datagrams.bytes())?;
+        let items = lengths.cut(datagrams.bytes(), MAX_PACKET)?;
         let source = source.map(|address| address.0);
         let (output, errors) = self.drain_batch(py, items, |upstream, datagram, output| {
             upstream.decapsulate(datagram, source, now.0, output)

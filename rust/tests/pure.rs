@@ -1,5 +1,8 @@
 //! The modules of the bindings that know nothing of Python.
 
+#[cfg(unix)]
+#[path = "../src/fork.rs"]
+mod fork;
 #[path = "../src/panics.rs"]
 mod panics;
 #[path = "../src/time.rs"]
@@ -97,4 +100,52 @@ fn after_a_panic_every_call_is_refused_and_its_neighbour_goes_on() {
     assert_eq!(result, Err(Failure::Panicked("half done".into())));
     assert_eq!(struck.call(|list| list.len()), Err(Failure::Broken));
     assert_eq!(neighbour.call(|list| list.len()), Ok(1));
+}
+
+#[cfg(unix)]
+mod after_a_fork {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::fork::Held;
+
+    static DROPPED: AtomicBool = AtomicBool::new(false);
+
+    struct Telltale;
+
+    impl Drop for Telltale {
+        fn drop(&mut self) {
+            DROPPED.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a child drops it, which it is free to, and then its parent.
+    fn dropped(intact: fn(&Telltale) -> bool) -> (bool, bool) {
+        DROPPED.store(false, Ordering::Relaxed);
+        let held = Held::new(Telltale, intact);
+        assert!(held.origin().check().is_ok());
+        // SAFETY: the child takes no lock and allocates nothing before it ends.
+        let child = unsafe { libc::fork() };
+        assert!(child >= 0);
+        if child == 0 {
+            let is_refused = held.origin().check().is_err();
+            drop(held);
+            let code = i32::from(DROPPED.load(Ordering::Relaxed)) + 2 * i32::from(!is_refused);
+            // SAFETY: it ends this process and touches nothing.
+            unsafe { libc::_exit(code) }
+        }
+        let mut status = 0;
+        // SAFETY: `status` is a valid place for one.
+        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+        assert!(libc::WIFEXITED(status));
+        let code = libc::WEXITSTATUS(status);
+        assert!(code < 2, "the child may use it");
+        drop(held);
+        (code == 1, DROPPED.load(Ordering::Relaxed))
+    }
+
+    #[test]
+    fn a_child_drops_only_what_is_intact_and_the_parent_everything() {
+        assert_eq!(dropped(|_| true), (true, true));
+        assert_eq!(dropped(|_| false), (false, true));
+    }
 }

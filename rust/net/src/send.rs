@@ -203,10 +203,31 @@ impl Sender {
             let Some((head, tail)) = run.split(count) else {
                 return;
             };
-            if count == 1 || !self.send_segments(destination, head, transmit) {
-                self.send_each(destination, head, transmit);
-            }
+            self.send_alike(destination, head, transmit);
             run = tail;
+        }
+    }
+
+    /// Sends datagrams that the kernel may cut from one buffer.
+    fn send_alike(
+        &mut self,
+        destination: SocketAddr,
+        run: Run<'_>,
+        transmit: &mut dyn FnMut(&Transmit<'_>) -> io::Result<()>,
+    ) {
+        let size = run.lengths.first().copied().unwrap_or_default();
+        if run.lengths.len() == 1 || !self.segmentation.allows(size) {
+            return self.send_each(destination, run, transmit);
+        }
+        let Err(refusal) = self.send_segments(destination, run, size, transmit) else {
+            return;
+        };
+        // Where one datagram gets through, it was the segmentation. Where none does, it is the destination.
+        let before = self.counts.datagrams;
+        self.send_each(destination, run, transmit);
+        if self.counts.datagrams > before {
+            self.counts.segmentation_refused += 1;
+            self.segmentation.refused(&refusal, size);
         }
     }
 
@@ -253,25 +274,21 @@ impl Sender {
         true
     }
 
-    /// False: the datagrams are to go one by one.
+    /// An error: the kernel may not like the segmentation, so the datagrams are to go one by one.
     fn send_segments(
         &mut self,
         destination: SocketAddr,
         run: Run<'_>,
+        size: usize,
         transmit: &mut dyn FnMut(&Transmit<'_>) -> io::Result<()>,
-    ) -> bool {
-        let size = run.lengths.first().copied().unwrap_or_default();
-        if !self.segmentation.allows(size) {
-            return false;
-        }
-        let buffer = Transmit {
+    ) -> io::Result<()> {
+        match transmit(&Transmit {
             destination,
             ecn: None,
             contents: run.bytes,
             segment_size: Some(size),
             src_ip: None,
-        };
-        match transmit(&buffer) {
+        }) {
             Ok(()) => self.sent(run.lengths.len(), run.bytes.len()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.postpone(destination, run)
@@ -282,13 +299,11 @@ impl Sender {
                     Some(libc::EMSGSIZE | libc::EIO | libc::EINVAL)
                 ) =>
             {
-                self.counts.segmentation_refused += 1;
-                self.segmentation.refused(&error, size);
-                return false;
+                return Err(error);
             }
             Err(error) => self.counts.errors.add(&error, run.lengths.len() as u64),
         }
-        true
+        Ok(())
     }
 
     fn sent(&mut self, datagrams: usize, bytes: usize) {
@@ -426,6 +441,20 @@ mod tests {
     }
 
     #[test]
+    fn a_destination_that_refuses_everything_says_nothing_about_segmentation() {
+        for errno in [libc::EIO, libc::EINVAL, libc::EMSGSIZE] {
+            let mut sender = Sender::new(true);
+            let mut fake = Fake::answering(&[errno, errno, errno]);
+            send(&mut sender, &mut fake, &[100, 100]);
+            send(&mut sender, &mut fake, &[100, 100]);
+            assert_eq!(fake.calls.last(), Some(&(200, Some(100))));
+            assert_eq!(sender.counts().segmentation_refused, 0);
+            assert_eq!(sender.counts().errors.total(), 2);
+            assert_eq!(sender.counts().datagrams, 2);
+        }
+    }
+
+    #[test]
     fn only_datagrams_too_large_for_the_path_go_one_by_one() {
         let mut sender = Sender::new(true);
         let mut fake = Fake::answering(&[libc::EMSGSIZE]);
@@ -438,7 +467,7 @@ mod tests {
     fn segmentation_is_tried_again_later() {
         let mut sender = Sender::new(true);
         let mut fake = Fake::answering(&[libc::EIO]);
-        for _ in 0..RETRY_AFTER / 2 {
+        for _ in 0..=RETRY_AFTER / 2 {
             send(&mut sender, &mut fake, &[100, 100]);
         }
         let grouped = fake.calls.iter().filter(|(_, size)| size.is_some()).count();
