@@ -21,6 +21,7 @@ from connlib._types import (
     ConfigDiff,
     Limits,
     NodeConfig,
+    NodeInput,
     NodeOutput,
     NodeStats,
     Output,
@@ -386,6 +387,15 @@ class Node:
 
     def stats(self, now: float) -> NodeStats:
         """Counters per peer and per drop reason; ages relative to `now`."""
+
+    def record(self, capacity: int) -> None:
+        """Write down from now on what comes into the tunnels, until `capacity` (0 to 2^24) inputs wait; 0 ends it.
+
+        For `connlib crosscheck --record`: times, kinds and sizes, no payload, no address and no secret.
+        """
+
+    def take_recorded(self) -> tuple[list[NodeInput], int]:
+        """What was written down since the last call, in order, and how many more inputs found no room."""
 
     def pending(self) -> tuple[int, int, int]:
         """How many datagrams, packets and events wait to be drained."""

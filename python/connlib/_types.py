@@ -353,6 +353,35 @@ class PeerEvent(NamedTuple):
     event: Event
 
 
+class InputKind(enum.Enum):
+    """What came into a tunnel of a `Node`."""
+
+    PACKET = "packet"
+    """An IP packet to send."""
+    HANDSHAKE = "handshake"
+    """A call of `initiate_handshake`."""
+    TIMEOUT = "timeout"
+    """The peer's deadline was reached."""
+    INITIATION = "initiation"
+    RESPONSE = "response"
+    COOKIE_REPLY = "cookie reply"
+    DATA = "data"
+    """A data message or, at 32 bytes, a keepalive."""
+
+
+class NodeInput(NamedTuple):
+    """One thing that came into a tunnel of a `Node`, as `Node.record` writes it down."""
+
+    at: float
+    """Seconds, on the clock of the node."""
+    peer: PublicKey
+    kind: InputKind
+    size: int
+    """Bytes of the packet or the datagram; 0 where there is none."""
+    taken: bool
+    """Whether the tunnel took it; if not, the reason is counted."""
+
+
 class Transmit(NamedTuple):
     """A datagram to send."""
 

@@ -32,7 +32,7 @@ pub use connlib_boringtun::x25519::{PublicKey, StaticSecret};
 pub use drop_reason::DropReason;
 pub use indices::{IndexTable, SharedIndices};
 pub use node::{
-    ConfigDiff, ConfigError, DEFAULT_HANDSHAKE_LIMIT, DEFAULT_MTU, DropCounts, Node, NodeConfig,
-    NodeOutput, NodeStats, PeerChange, PeerConfig, PeerStats, Prefix,
+    ConfigDiff, ConfigError, DEFAULT_HANDSHAKE_LIMIT, DEFAULT_MTU, DropCounts, Input, InputKind,
+    Node, NodeConfig, NodeOutput, NodeStats, PeerChange, PeerConfig, PeerStats, Prefix,
 };
 pub use tunn::{Rng, Secret, SharedLimiter, Tunn, TunnConfig};
