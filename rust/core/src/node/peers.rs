@@ -51,17 +51,18 @@ impl Peer {
 
 #[derive(Default)]
 pub(crate) struct Peers {
-    slots: Vec<Option<Peer>>,
+    /// Boxed, so that the places which the slab holds in reserve cost a pointer each.
+    slots: Vec<Option<Box<Peer>>>,
     by_key: BTreeMap<[u8; 32], Slot>,
 }
 
 impl Peers {
     pub fn get(&self, slot: Slot) -> Option<&Peer> {
-        self.slots.get(slot)?.as_ref()
+        self.slots.get(slot)?.as_deref()
     }
 
     pub fn get_mut(&mut self, slot: Slot) -> Option<&mut Peer> {
-        self.slots.get_mut(slot)?.as_mut()
+        self.slots.get_mut(slot)?.as_deref_mut()
     }
 
     pub fn find(&self, public_key: &[u8; 32]) -> Option<Slot> {
@@ -89,11 +90,11 @@ impl Peers {
         }
         self.by_key.insert(peer.settings.public_key, slot);
         if let Some(place) = self.slots.get_mut(slot) {
-            *place = Some(peer);
+            *place = Some(Box::new(peer));
         }
     }
 
-    pub fn remove(&mut self, slot: Slot) -> Option<Peer> {
+    pub fn remove(&mut self, slot: Slot) -> Option<Box<Peer>> {
         let peer = self.slots.get_mut(slot)?.take()?;
         self.by_key.remove(&peer.settings.public_key);
         Some(peer)

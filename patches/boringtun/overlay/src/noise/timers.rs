@@ -285,8 +285,7 @@ impl Tunn {
         self.timers.attempt = None;
         // A persistent keepalive tries again one interval later.
         self.timers.traversal(env.now);
-        let dropped = self.queue.len();
-        self.queue.clear();
+        let dropped = std::mem::take(&mut self.queue).len();
         out.events.push(Event::GaveUp { dropped });
     }
 
@@ -295,6 +294,7 @@ impl Tunn {
         let fresh = |since: Instant| now < since + limit;
         let stale = self.queue.iter().take_while(|q| !fresh(q.since)).count();
         self.queue.drain(..stale);
+        self.queue.shrink_to_fit();
         out.events.push(Event::Dropped {
             reason: WireGuardError::QueueTimeout,
             count: stale,

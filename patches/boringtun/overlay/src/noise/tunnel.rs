@@ -588,5 +588,7 @@ impl Tunn {
                 return;
             }
         }
+        // Nothing waits: its memory is not kept for the next time.
+        self.queue.shrink_to_fit();
     }
 }
