@@ -101,6 +101,8 @@ class DropReason(enum.Enum):
     """`Node`: the inner source address does not belong to the peer that sent it (paper section 2)."""
     NOT_IP = "not ip"
     """`Node`: what the TUN device delivered is neither IPv4 nor IPv6."""
+    PEER_POISONED = "peer poisoned"
+    """`Node`: connlib failed in the peer's tunnel; see `Poisoned`."""
 
 
 class Timeout(NamedTuple):
@@ -144,6 +146,12 @@ class PeerSilent:
 
 
 @dataclass(frozen=True, slots=True)
+class Poisoned:
+    """connlib failed in this peer's tunnel, which is a bug of its own: the tunnel is gone, and everything of the peer's
+    is dropped (`DropReason.PEER_POISONED`) until the peer is removed from the configuration and added again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Dropped:
     """Packets were dropped later than in the call that brought them."""
 
@@ -151,7 +159,9 @@ class Dropped:
     count: int
 
 
-Event: TypeAlias = HandshakeStarted | SessionEstablished | SessionExpired | GaveUp | PeerSilent | Dropped
+Event: TypeAlias = (
+    HandshakeStarted | SessionEstablished | SessionExpired | GaveUp | PeerSilent | Poisoned | Dropped
+)
 """Everything that a tunnel reports beside its packets."""
 
 

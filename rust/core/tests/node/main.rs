@@ -6,6 +6,7 @@ mod endpoints;
 mod garbage;
 mod links;
 mod net;
+mod poisoned;
 mod recording;
 mod routing;
 mod sources;
