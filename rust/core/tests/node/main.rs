@@ -4,6 +4,7 @@ mod apply;
 mod cookies;
 mod endpoints;
 mod garbage;
+mod hostile;
 mod links;
 mod net;
 mod poisoned;
