@@ -30,6 +30,7 @@ from connlib.config import InterfaceConfig, check_interface_name, describe_peer
 from connlib.driver import Interface, InterfaceStats, open_interface
 from connlib.wgquick import display_path, load_config
 
+from ._dumps import forbid_dumps
 from ._stop import StopSignals
 
 log = logging.getLogger("connlib.up")
@@ -44,6 +45,9 @@ def run(file: str, stop: StopSignals, *, name: str | None, level: str, allow_wor
     Raises `ConfigError` for a bad file or name, and `DeviceError` if the device or the sockets cannot be had.
     """
     set_up_log(level)
+    # Before there is a key to be seen.
+    if not forbid_dumps():
+        log.warning("core dumps of this process cannot be forbidden here: they would hold its keys")
     config = load_config(file, allow_world_readable=allow_world_readable)
     device = check_interface_name(name) if name is not None else config.name or _name_after(file)
     stop.tell(None)
