@@ -26,7 +26,7 @@ from anyio.abc import TaskGroup
 
 from ._errors import ClosedError, ConfigError
 from ._native import Node, PublicKey
-from ._types import ConfigDiff, NodeConfig, NodeStats, PeerChange, PeerConfig
+from ._types import ConfigDiff, NodeConfig, NodeInput, NodeStats, PeerChange, PeerConfig
 from .clock import Alarm, BootClock, Clock, LoopClock, alarm_for
 from .config import InterfaceConfig
 from .events import EventStream
@@ -249,6 +249,18 @@ class Interface:
         self._check_open()
         self._node.initiate_handshake(peer, self._now())
         self._settle()
+
+    def record(self, capacity: int) -> None:
+        """Write down from now on what comes into the tunnels, until `capacity` inputs wait to be taken; 0 ends it.
+
+        Raises `ClosedError` after the interface was closed.
+        """
+        self._check_open()
+        self._node.record(capacity)
+
+    def take_recorded(self) -> tuple[list[NodeInput], int]:
+        """What was written down since the last call, and how many more inputs found no room."""
+        return self._node.take_recorded()
 
     async def apply(self, config: InterfaceConfig) -> ConfigDiff:
         """Change to another configuration: all of it, or, if this raises, nothing. Sessions go on where they can.
