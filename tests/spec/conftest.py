@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 
 import pytest
 
-from spec.pair import Pair, Polling, watched
+from spec.pair import Polling, first_difference, watched
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -34,14 +34,3 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         assert sum(pair.polls for pair in polled) > 0, "a scenario that nobody polled shows nothing"
         assert (difference := first_difference(announced, polled)) is None, difference
     return result
-
-
-def first_difference(announced: Sequence[Pair], polled: Sequence[Pair]) -> str | None:
-    """Where two runs of a scenario part; None if they do not."""
-    for one, other in zip(announced, polled, strict=True):
-        for at_instants, with_polls in zip(one.log, other.log):  # noqa: B905 - the lengths are compared below
-            if at_instants != with_polls:
-                return f"at the announced instants: {at_instants}; polled in addition: {with_polls}"
-        if len(one.log) != len(other.log):
-            return f"at the announced instants {len(one.log)} entries; polled in addition {len(other.log)}"
-    return None

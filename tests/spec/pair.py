@@ -12,7 +12,7 @@ import enum
 import heapq
 import itertools
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -380,3 +380,14 @@ class Pair:
             self.drop = lambda host, sent: False
 
         self.at(when, heal)
+
+
+def first_difference(first: Sequence[Pair], second: Sequence[Pair]) -> str | None:
+    """Where two runs part; None if they do not."""
+    for one, other in zip(first, second, strict=True):
+        for earlier, later in zip(one.log, other.log):  # noqa: B905 - the lengths are compared below
+            if earlier != later:
+                return f"in the first run: {earlier}; in the second: {later}"
+        if len(one.log) != len(other.log):
+            return f"in the first run {len(one.log)} entries; in the second {len(other.log)}"
+    return None
