@@ -15,7 +15,7 @@ from connlib import (
     SessionEstablished,
     TimeoutReason,
 )
-from spec.pair import BOTH_ROLES, LATENCY, ONE_OF_EACH, Pair, packet, receiver_index, sender_index
+from spec.pair import BOTH_ROLES, LATENCY, Pair, receiver_index, sender_index
 
 L = LATENCY
 
@@ -297,58 +297,6 @@ def test_a_responder_that_expects_another_key_answers_nothing(roles: tuple[Role,
     assert (stats.sessions, stats.queued, stats.handshake_pending, len(table)) == (0, 0, False, 0)
     assert stats.drops == {DropReason.WRONG_KEY: count}
     assert pair.b.tunn.next_timeout() is None
-
-
-def test_a_responder_drops_and_counts_what_waited_for_90_seconds() -> None:
-    pair = Pair(ONE_OF_EACH)
-    pair.send(0, pair.b, 1)
-    pair.send(5, pair.b, 2)
-    pair.run(90)
-    assert pair.b.wakes == [(90, TimeoutReason.QUEUE_TIMEOUT)]
-    assert pair.b.tunn.stats(pair.clock()).queued == 1
-    pair.run(1_000)
-    assert pair.b.times("IRCDK") == []
-    assert [reason for _, reason in pair.b.wakes] == [TimeoutReason.QUEUE_TIMEOUT] * 2
-    assert pair.b.tunn.next_timeout() is None
-
-
-def test_a_side_whose_answer_is_not_confirmed_initiates_for_its_queue_five_seconds_later() -> None:
-    pair = Pair()
-    pair.drop = lambda host, sent: host is pair.b or sent.at > 0
-    pair.initiate(0, pair.a)
-    pair.send(1, pair.b, 1)
-    pair.run(6)
-    (at,) = pair.b.times("I")
-    # B made its session when the initiation came, and waits 5 s and a jitter for A to confirm it.
-    assert L + 5 <= at <= L + 5.333 + 1e-6
-    assert [reason for _, reason in pair.b.wakes] == [TimeoutReason.UNCONFIRMED_SESSION]
-
-
-def test_another_initiation_within_20_ms_is_not_answered() -> None:
-    pair = Pair()
-    gateway = pair.b.tunn
-    clock = pair.clock()
-    first = pair.a.tunn.initiate_handshake(clock).datagrams[0]
-    again = Pair(seed=8).a.tunn
-    again.set_unix_time(1_700_000_100.0, clock)
-    second = again.initiate_handshake(clock).datagrams[0]
-    assert len(gateway.decapsulate(first, clock).datagrams) == 1
-    output = gateway.decapsulate(second, clock + 0.019)
-    assert output == ([], [], [], DropReason.INITIATION_TOO_SOON)
-    third = again.handle_timeout(clock + 6).datagrams[0]
-    assert len(gateway.decapsulate(third, clock + 6).datagrams) == 1
-
-
-def test_while_an_initiation_is_pending_no_second_one_is_sent_on_any_path() -> None:
-    pair = Pair()
-    pair.lose("I")
-    pair.initiate(0, pair.a)
-    for k in range(1, 200):
-        pair.initiate(k * 0.02, pair.a)
-        pair.send(k * 0.02, pair.a, k)
-    pair.run(4.9, also_every=0.01)
-    assert pair.a.times("I") == [0]
-    assert pair.a.tunn.encapsulate(packet(1), pair.clock()).datagrams == []
 
 
 def test_without_a_queue_a_side_still_waits_for_its_answer_to_be_confirmed() -> None:

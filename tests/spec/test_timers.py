@@ -109,16 +109,6 @@ def test_a_day_with_a_keepalive_of_25_takes_690_initiations_and_4144_keepalives(
     assert pair.a.happened(SessionExpired) == pair.b.happened(SessionExpired) == []
 
 
-def test_a_responder_whose_peer_is_silent_says_so_and_sends_nothing() -> None:
-    pair = Pair(ONE_OF_EACH).connect()
-    pair.cut(1)
-    pair.send(1, pair.b, 1)
-    pair.run(100)
-    assert pair.b.kinds() == "D"
-    (at,) = pair.b.happened(PeerSilent)
-    assert 16 <= at <= 16.333
-
-
 def test_nothing_happens_a_moment_before_a_peer_counts_as_silent() -> None:
     pair = Pair().connect()
     pair.cut(1)
