@@ -19,7 +19,7 @@ from connlib import (
     TunnStats,
 )
 from connlib._native import LabNode
-from spec.pair import Address
+from spec.pair import NOTHING, Address
 
 
 class Addressed(bytes):
@@ -73,7 +73,7 @@ class NodeEnd:
     def handle_timeout(self, now: float) -> Output:
         """As `Tunn.handle_timeout`."""
         self._node.handle_timeout(now)
-        return self._drain(now)
+        return self._drain(now) if any(self._node.pending()) else NOTHING
 
     def initiate_handshake(self, now: float) -> Output:
         """As `Tunn.initiate_handshake`."""

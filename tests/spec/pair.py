@@ -250,20 +250,20 @@ class Pair:
 
     def feed(self, host: Host, output: Output) -> None:
         """Take what a call caused: datagrams travel, the rest is written down."""
-        peer = self.peer(host)
+        now = round(self.now, 6)
         if any(output):
-            self.log.append((round(self.now, 6), host.name, output))
+            self.log.append((now, host.name, output))
         for datagram in output.datagrams:
-            sent = Sent(round(self.now, 6), kind_of(datagram), datagram)
+            sent = Sent(now, kind_of(datagram), datagram)
             host.sent.append(sent)
             if self.drop(host, sent):
                 continue
             for _ in range(self.copies(host, sent)):
-                self.deliver(self.now + LATENCY + self.delay(host, sent), peer, datagram)
-        host.received += [(round(self.now, 6), number_of(data)) for data in output.packets]
-        host.events += [(round(self.now, 6), event) for event in output.events]
+                self.deliver(self.now + LATENCY + self.delay(host, sent), self.peer(host), datagram)
+        host.received += [(now, number_of(data)) for data in output.packets]
+        host.events += [(now, event) for event in output.events]
         if output.error is not None:
-            host.errors.append((round(self.now, 6), output.error))
+            host.errors.append((now, output.error))
         timeout = host.tunn.next_timeout()
         assert timeout is None or timeout.at >= self.clock() - 1e-6, (
             "an instant that has passed was announced"
@@ -279,12 +279,12 @@ class Pair:
         self.at(when, lambda: self.feed(host, host.tunn.decapsulate(datagram, self.clock(), source)))
 
     def _next_wake(self) -> tuple[float, Host, TimeoutReason] | None:
-        wakes = []
+        first = None
         for host in (self.a, self.b):
-            timeout = host.tunn.next_timeout()
-            if timeout is not None and host.polled:
-                wakes.append((timeout.at - ORIGIN, host, timeout.reason))
-        return min(wakes, key=lambda wake: wake[0], default=None)
+            timeout = host.tunn.next_timeout() if host.polled else None
+            if timeout is not None and (first is None or timeout.at - ORIGIN < first[0]):
+                first = timeout.at - ORIGIN, host, timeout.reason
+        return first
 
     def run(self, until: float, also_every: float | None = None) -> None:
         """Let the time pass. `also_every`: besides the announced instants, poll both hosts this often."""
@@ -319,11 +319,12 @@ class Pair:
             return at
         hosts = [host for host in (self.a, self.b) if host.polled]
         before = [host.tunn.next_timeout() for host in hosts]
+        calls = [(host.name, host.tunn.handle_timeout) for host in hosts]
         # An instant of 10 ms that is due at a deadline but for the last bits of a float comes after it.
         while at < end - 1e-6:
-            for host in hosts:
-                output = host.tunn.handle_timeout(ORIGIN + at)
-                assert output == NOTHING, f"{host.name}, polled at {at} with nothing due: {output}"
+            for name, handle_timeout in calls:
+                output = handle_timeout(ORIGIN + at)
+                assert output == NOTHING, f"{name}, polled at {at} with nothing due: {output}"
             self.polls += 1
             at += every
         after = [host.tunn.next_timeout() for host in hosts]
