@@ -10,11 +10,23 @@
 Nothing here touches a network or a clock, and whoever knows the seed knows every key: it is for experiments only.
 """
 
+from connlib.lab._crosscheck import (
+    COLUMNS,
+    Comparison,
+    Measure,
+    chosen,
+    compare,
+    markdown,
+    rows,
+    side_by_side,
+    steps,
+)
 from connlib.lab._engines import Engine
 from connlib.lab._errors import LabError
 from connlib.lab._host import Host
 from connlib.lab._links import Link
 from connlib.lab._nat import Nat
+from connlib.lab._recordings import Recording, Writer, load_recording, replays
 from connlib.lab._records import (
     Address,
     Arrived,
@@ -30,15 +42,21 @@ from connlib.lab._records import (
     Sent,
     Woke,
 )
+from connlib.lab._scenarios import SCENARIOS, Asked, Elsewhere, Scenario
 from connlib.lab._trace import Fate, Outcome, Trace
 from connlib.lab._world import World
 
 __all__ = [
+    "COLUMNS",
+    "SCENARIOS",
     "Address",
     "Arrived",
+    "Asked",
     "Changed",
+    "Comparison",
     "Delivered",
     "Discarded",
+    "Elsewhere",
     "Engine",
     "Fate",
     "Happened",
@@ -48,12 +66,24 @@ __all__ = [
     "Link",
     "LossReason",
     "Lost",
+    "Measure",
     "Nat",
     "Offered",
     "Outcome",
     "Record",
+    "Recording",
+    "Scenario",
     "Sent",
     "Trace",
     "Woke",
     "World",
+    "Writer",
+    "chosen",
+    "compare",
+    "load_recording",
+    "markdown",
+    "replays",
+    "rows",
+    "side_by_side",
+    "steps",
 ]

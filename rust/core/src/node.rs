@@ -28,7 +28,7 @@ use connlib_boringtun::noise::{self, Env, Event, Packet, Received};
 
 use crate::allowed_ips::AllowedIps;
 use crate::indices::{IndexTable, Owned};
-use crate::{DropReason, Instant, Output, Rng, Timeout};
+use crate::{DropReason, Instant, LARGEST_PACKET, Output, Rng, Timeout};
 use apply::Common;
 use deadlines::{Deadline, Deadlines};
 use peers::{Peers, Slot};
@@ -201,6 +201,9 @@ impl Node {
             .is_some_and(|peer| !peer.is_reachable())
         {
             return self.drop_from(slot, DropReason::NoEndpoint);
+        }
+        if packet.len() > LARGEST_PACKET {
+            return self.drop_from(slot, DropReason::TooLarge);
         }
         let result = self.drive(slot, now, |tunn, env, out| {
             tunn.encapsulate(packet, env, out)
