@@ -10,7 +10,7 @@ PROFILE ?= dev
 EXTENSION_SOURCES := $(shell find rust patches -type f -not -path '*/tests/*') Cargo.toml Cargo.lock pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench audit rebase-patches venv extension lock wheel clean
+.PHONY: help demo test test-all soak lint format bench audit rebase-patches venv extension lock wheel clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ test: extension
 ## make test-all        the Python tests on every CPython >= 3.10 of this machine, with one wheel
 test-all: extension
 	@$(BIN)/python tools/test_all.py --profile $(PROFILE) $(ARGS)
+
+## make soak            the tests that take minutes: a hundred bad lines of an hour
+soak: extension
+	@$(BIN)/python -m pytest -m soak $(ARGS)
 
 ## make lint            the checks that run nothing: rustfmt, clippy, ruff, mypy, stubtest
 lint: extension
