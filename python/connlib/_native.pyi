@@ -357,8 +357,8 @@ class Node:
         """Change to another configuration, all of it or, if it raises `ConfigError`, nothing. Sessions survive."""
 
     def initiate_handshake(self, peer: PublicKey, now: float) -> None:
-        """Start a session with a peer. Raises `KeyError` for an unknown one, `ValueError` where the role forbids it or no
-        endpoint is known, and `EngineError` for a `Poisoned` one.
+        """Start a session with a peer. Raises `KeyError` for an unknown one, `ValueError` where the role forbids it or
+        no endpoint is known, and `EngineError` for a `Poisoned` one.
         """
 
     def set_unix_time(self, unix_time: float, now: float) -> None:
