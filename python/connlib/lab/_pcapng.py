@@ -46,8 +46,8 @@ def write_pcapng(
 ) -> None:
     """Write the datagrams of a trace, each once, when it is sent, on an interface that has its sender's name.
 
-    Timestamps are in nanoseconds. A comment says what was lost, dropped or copied on the way. Addresses are those outside
-    of NATs, as far as the trace tells; Wireshark does not follow a session whose address changes.
+    Timestamps are in nanoseconds. A comment says what was lost, dropped or copied on the way. Addresses are those
+    outside of NATs, as far as the trace tells; Wireshark does not follow a session whose address changes.
 
     keys: lines of a key log (`LabTunn.key_log`), with which Wireshark shows what is inside of the tunnels. They are
         secrets, and whoever gets the file gets them: they are in it only if they are given here.
@@ -64,7 +64,9 @@ def write_pcapng(
     outside: dict[Address, Address] = {}
     for copies in _datagrams(records):
         sent = copies[0].sent
-        outside |= {sent.source: flight.end.source for flight in copies if isinstance(flight.end, Arrived)}
+        for flight in copies:
+            if isinstance(flight.end, Arrived):
+                outside[sent.source] = flight.end.source
         at = unix_origin * SECOND + sent.at
         frame = udp_frame(outside.get(sent.source, sent.source), sent.destination, sent.data)
         comments = [comment for flight in copies if (comment := _comment(flight))]
@@ -152,7 +154,7 @@ def _ip(address: Address) -> _Ip:
 def _checksum(data: bytes) -> int:
     """The Internet checksum (RFC 1071)."""
     even = data + bytes(len(data) % 2)
-    total = sum(struct.unpack(f">{len(even) // 2}H", even))
+    total: int = sum(struct.unpack(f">{len(even) // 2}H", even))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

@@ -24,9 +24,9 @@ def format_table(
 ) -> str:
     """The trace as a table with a header, each line ended by a newline.
 
-    The columns are the time in seconds; the host, for a datagram its sender, an arrow (`->` if it reached somebody, `-x`
-    if it was lost, `-?` if it is under way when the trace ends) and whom it reached or was meant for; what it is, for a
-    datagram its kind, the number of its handshake and its size; and what became of it.
+    The columns are the time in seconds; the host, for a datagram its sender, an arrow (`->` if it reached somebody,
+    `-x` if it was lost, `-?` if it is under way when the trace ends) and its receiver; what it is, for a datagram its
+    kind, the number of its handshake and its size; and what became of it.
 
     since, until: only what began at these seconds or between them.
     kinds: only lines of these kinds, from `LINE_KINDS`; None for all. A packet that came out of a tunnel is told with
