@@ -19,7 +19,7 @@ from connlib import ConnlibError
 from connlib.lab import _png
 from connlib.lab._diagram import MOST_INSTANTS, draw_png, draw_svg
 from connlib.lab._png import PictureError
-from connlib.lab._records import Arrived, Changed, Record, Sent
+from connlib.lab._records import Arrived, Changed, Lost, Record, Sent
 from connlib.lab._svg import Box, text_width
 from lab.recorder import SECOND, Recorder, crossing, idle_then_send, long_sleep, outage
 
@@ -174,10 +174,11 @@ def test_time_in_which_something_is_under_way_is_not_folded() -> None:
 def test_what_is_no_repetition_is_drawn() -> None:
     """The same thing with another outcome is another thing."""
     recorder = Recorder(keepalive=25)
-    recorder.loses = lambda sent: "loss" if 70 * SECOND < sent.at < 80 * SECOND else None
+    fates = {25: "loss", 50: "full", 75: "loss"}
+    recorder.loses = lambda sent: fates.get(sent.at // SECOND)
     told = texts(draw(recorder.run(110)))
     assert len(told["persistent keepalive"]) == 5
-    assert len(told["loss"]) == 1
+    assert len(told["loss"]) == 2 and len(told["full"]) == 1
 
 
 def test_a_lost_datagram_ends_in_a_cross_on_its_way_with_the_reason_beside_it() -> None:
@@ -191,6 +192,54 @@ def test_a_lost_datagram_ends_in_a_cross_on_its_way_with_the_reason_beside_it() 
     cross = lines(picture, ALARM)[0]
     middle = sum(point[0] for point in cross) / 2
     assert a < middle < x < b and abs(sum(point[1] for point in cross) / 2 - y) < 6
+
+
+def test_a_lost_datagram_ends_before_the_next_lane_and_before_what_comes_later() -> None:
+    recorder = Recorder()
+    recorder.loses = lambda sent: "loss"
+    recorder.send(0, recorder.a)
+    picture = ElementTree.fromstring(draw_svg(("A", "C", "B"), recorder.run(6).records))
+    told = texts(picture)
+    assert "I #1 148 B to B" in told
+    lanes = sorted({x for stroke in lines(picture, "#9ca3af") for x, _ in stroke})
+    cross = lines(picture, ALARM)[0]
+    assert lanes[0] < cross[0][0] < cross[1][0] < lanes[1]
+    ((_, fold),) = (places[0] for text, places in told.items() if re.fullmatch(r"5\.\d+ s", text))
+    assert max(y for _, y in cross) < fold - 16
+
+
+def test_copies_that_are_lost_alike_are_two_arrows() -> None:
+    source = ("192.0.2.1", 1)
+    records: list[Record] = [
+        Sent(0, "A", "B", 1, "D", 1, source, source, bytes(96), copies=2),
+        Lost(0, "A", 1, "nat"),
+        Lost(0, "A", 1, "nat"),
+    ]
+    picture = ElementTree.fromstring(draw_svg(("A", "B"), records))
+    assert "D 96 B, copy" in texts(picture)
+    # One cross is a sign of the legend.
+    assert len({sum(y for _, y in stroke) for stroke in lines(picture, ALARM)}) == 3
+
+
+def test_a_datagram_that_comes_back_to_its_sender_is_told_there() -> None:
+    source = ("192.0.2.1", 1)
+    records: list[Record] = [Sent(0, "A", "B", 1, "D", 1, source, source, bytes(96))]
+    records.append(Arrived(9, "A", 1, source, None))
+    assert "own D 96 B comes back" in texts(ElementTree.fromstring(draw_svg(("A", "B"), records)))
+
+
+def test_the_legend_names_what_occurs_and_stays_on_the_page() -> None:
+    source = ("192.0.2.1", 1)
+    records: list[Record] = []
+    for number, kind in enumerate("IRCKD?"):
+        records.append(Sent(number, "A", "B", number, kind, 1, source, source, bytes(96)))
+        records.append(Lost(number, "A", number, "loss"))
+    picture = ElementTree.fromstring(draw_svg(("A", "B"), records))
+    legend = {"I initiation", "R response", "C cookie reply", "K keepalive", "D data", "? anything else"}
+    assert legend | {"lost or dropped"} <= set(texts(picture))
+    assert not {"deadline", "event", "application"} & set(texts(picture))
+    for text, box in text_boxes(picture):
+        assert box.right <= float(picture.attrib["width"]), text
 
 
 def test_a_dropped_datagram_comes_to_the_lane_with_its_drop_reason() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from connlib.lab._records import Arrived, Record, Sent
+from connlib import DropReason
+from connlib.lab._records import Arrived, Delivered, Record, Sent
 from connlib.lab._table import format_table
 from lab.recorder import Recorder, crossing, idle_then_send, long_sleep, outage
 
@@ -101,6 +102,26 @@ def test_kinds_choose_the_lines(kind: str, first: str) -> None:
     assert len(told) < len(rows(long_sleep()))
 
 
+def test_a_packet_is_told_by_itself_if_its_datagram_is_not_shown() -> None:
+    assert rows(idle_then_send(), since=0.05, until=1, kinds=["D", "delivered"]) == [
+        "0.060000 B packet 1 of A, 64 B"
+    ]
+
+
+def test_a_packet_is_told_with_the_copy_that_it_came_out_of() -> None:
+    source = ("192.0.2.1", 1)
+    records: list[Record] = [
+        Sent(0, "A", "B", 1, "D", 1, source, source, bytes(96), copies=2),
+        Arrived(1000, "B", 1, source, DropReason.INVALID_AEAD_TAG),
+        Arrived(2000, "B", 1, source, None),
+        Delivered(2000, "B", "A", 7, 64, 1),
+    ]
+    assert [" ".join(line.split()) for line in format_table("AB", records).splitlines()[1:]] == [
+        "0.000000 A -> B D 96 B at 0.000001, dropped: invalid aead tag",
+        "0.000000 A -> B D 96 B copy, at 0.000002, packet 7",
+    ]
+
+
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="no lines of kind X; kinds: I, R, C, K, D"):
         format_table(("A", "B"), (), kinds="DX")
@@ -120,7 +141,6 @@ def test_columns_are_aligned_and_lines_short() -> None:
 
 
 def test_times_are_exact() -> None:
-    """A float would be off by then."""
     source = ("192.0.2.1", 1)
     sent = Sent(10**18 + 1_500, "A", "B", 1, "I", 1, source, source, bytes(148))
     assert format_table(["A", "B"], [sent]).splitlines()[1].split()[0] == "1000000000.000002"

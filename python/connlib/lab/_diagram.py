@@ -52,7 +52,6 @@ _LOST_AT = 0.6
 """How far a lost datagram comes, as a part of its way."""
 _POSITIONS = (0.5, 0.42, 0.58, 0.34, 0.66, 0.27, 0.73, 0.2, 0.8)
 """Where on its arrow a label may be, the best place first."""
-_STRETCHES = (1.0, 1.3, 1.7, 2.2, 3.0)
 
 
 def draw_svg(
@@ -143,19 +142,17 @@ class _Drawing:
         self._hosts = hosts
         self._title = title
         self._top = _TOP + (_TITLE if title else 0.0)
-        for stretch in _STRETCHES:
-            self._layout = lay_out(hosts, records, flying, stretch)
-            if len(self._layout.tops) > MOST_INSTANTS:
-                raise ValueError(
-                    f"{len(self._layout.tops):,} instants are too many for a diagram: narrow it with since and until"
-                )
-            self._lanes = self._place_lanes()
-            self._marked = {label.spot for label in self._layout.labels if label.mark is not Mark.DROP}
-            self._lines = [self._line(arrow) for arrow in self._layout.arrows]
-            self._captions = [self._beside(label) for label in self._layout.labels]
-            self._captions += [self._fold_caption(fold) for fold in self._layout.folds]
-            if self._caption_arrows():
-                break
+        self._layout = lay_out(hosts, records, flying)
+        if len(self._layout.tops) > MOST_INSTANTS:
+            raise ValueError(
+                f"{len(self._layout.tops):,} instants are too many for a diagram: narrow it with since and until"
+            )
+        self._lanes = self._place_lanes()
+        self._marked = {label.spot for label in self._layout.labels if label.mark is not Mark.DROP}
+        self._lines = [self._line(arrow) for arrow in self._layout.arrows]
+        self._captions = [self._beside(label) for label in self._layout.labels]
+        self._captions += [self._fold_caption(fold) for fold in self._layout.folds]
+        self._gaps = [self._caption_arrow(line) for line in self._lines]
 
     def svg(self) -> str:
         canvas = Canvas()
@@ -164,8 +161,8 @@ class _Drawing:
         self._draw_shades(canvas)
         self._draw_times(canvas)
         self._draw_lanes(canvas, bottom)
-        for line in self._lines:
-            _draw_line(canvas, line, self._gap_of(line))
+        for line, gap in zip(self._lines, self._gaps, strict=True):
+            _draw_line(canvas, line, gap)
         for label in self._layout.labels:
             y = self._y(self._layout.height(label.spot))
             _draw_mark(canvas, label.mark, (self._lanes[label.spot.lane].marks, y))
@@ -241,28 +238,23 @@ class _Drawing:
         y = self._y((fold.top + fold.bottom) / 2)
         return _Caption(fold.text, _text_box(middle - width / 2, y, width), _INK if fold.repeats else _FAINT)
 
-    def _caption_arrows(self) -> bool:
-        """Place a label on each arrow, and at the end of each that is lost; False if one lies on another text."""
-        fits = True
-        self._label_boxes: dict[int, Box] = {}
-        for line in self._lines:
-            flight, end = line.arrow.flight, line.arrow.flight.end
-            color = _COLORS[flight.sent.kind]
-            if line.arrow.end is None:
-                text = end.why if isinstance(end, Lost) else "under way"
-                box, good = self._choose([*self._around_the_end(line, text)], line)
-                fits &= good
-                self._captions.append(_Caption(text, box, _FAINT if end is None else _ALARM))
-            is_next = abs(line.arrow.start.lane - line.arrow.to_lane) == 1
-            text = flight.label + ("" if is_next else f" to {self._hosts[line.arrow.to_lane]}")
-            text += ", copy" if flight.copy else ""
-            width = text_width(text, _SIZE, bold=True)
-            points = [line.at(part) for part in _POSITIONS]
-            box, good = self._choose([_text_box(x - width / 2, y, width) for x, y in points], line)
-            fits &= good
-            self._label_boxes[id(line)] = box
-            self._captions.append(_Caption(text, box, color, bold=True))
-        return fits
+    def _caption_arrow(self, line: _Line) -> tuple[float, float]:
+        """Place the label of an arrow, and the reason if it is lost. Which part of the arrow the label hides."""
+        arrow, flight = line.arrow, line.arrow.flight
+        if arrow.end is None:
+            text = flight.end.why if isinstance(flight.end, Lost) else "under way"
+            color = _FAINT if flight.end is None else _ALARM
+            self._captions.append(
+                _Caption(text, self._choose([*self._around_the_end(line, text)], line), color)
+            )
+        is_next = abs(arrow.start.lane - arrow.to_lane) == 1
+        text = flight.label + ("" if is_next else f" to {self._hosts[arrow.to_lane]}")
+        text += ", copy" if flight.copy else ""
+        width = text_width(text, _SIZE, bold=True)
+        points = [line.at(part) for part in _POSITIONS]
+        box = self._choose([_text_box(x - width / 2, y, width) for x, y in points], line)
+        self._captions.append(_Caption(text, box, _COLORS[flight.sent.kind], bold=True))
+        return box.wider(3).cuts(line.start, line.end) or (1.0, 1.0)
 
     def _around_the_end(self, line: _Line, text: str) -> Iterator[Box]:
         """Where the reason may be: beside the cross, best on the side that the arrow points to, below or above it."""
@@ -274,18 +266,14 @@ class _Drawing:
             for left in lefts:
                 yield _text_box(left, y + down, width)
 
-    def _choose(self, places: Sequence[Box], line: _Line) -> tuple[Box, bool]:
-        """The first place that is free of texts and of other arrows, or of texts at least; whether it is that."""
+    def _choose(self, places: Sequence[Box], line: _Line) -> Box:
+        """The first place that is free of texts and of other arrows, or of texts at least."""
         free = [box for box in places if not any(box.overlaps(other.box) for other in self._captions)]
         for box in free:
             others = (other for other in self._lines if other is not line and other.start != line.start)
             if not any(box.cuts(other.start, other.end) for other in others):
-                return box, True
-        return (free or places)[0], bool(free)
-
-    def _gap_of(self, line: _Line) -> tuple[float, float]:
-        """Which part of an arrow its label hides."""
-        return self._label_boxes[id(line)].wider(3).cuts(line.start, line.end) or (1.0, 1.0)
+                return box
+        return (free or places)[0]
 
     # Strokes.
 

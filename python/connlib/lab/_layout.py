@@ -115,13 +115,8 @@ class Layout:
         return min((top for at, top in self.tops.items() if at >= instant), default=self.bottom)
 
 
-def lay_out(
-    hosts: Sequence[str], records: Sequence[Record], flying: Sequence[Flight], stretch: float = 1.0
-) -> Layout:
-    """Place records in their order, and those of the flights that start among them.
-
-    stretch: by how much longer the distances between instants are than they need be.
-    """
+def lay_out(hosts: Sequence[str], records: Sequence[Record], flying: Sequence[Flight]) -> Layout:
+    """Place records in their order, and those of the flights that start among them."""
     placer = _Placer({host: lane for lane, host in enumerate(hosts)}, records, flying)
     layout = placer.layout
     latencies = [
@@ -131,7 +126,7 @@ def lay_out(
     ]
     latency = round(median(latencies)) if latencies else _DEFAULT_LATENCY
     bursts = _bursts(sorted(placer.rows), layout.arrows, latency)
-    _place_instants(layout, placer, [*_without_repeats(bursts, placer.signatures())], latency, stretch)
+    _place_instants(layout, placer, [*_without_repeats(bursts, placer.signatures())], latency)
     layout.labels = [label for label in layout.labels if label.spot.at in layout.tops]
     layout.arrows = [arrow for arrow in layout.arrows if arrow.start.at in layout.tops]
     return layout
@@ -338,9 +333,7 @@ def _say_repeats(starts: Sequence[int]) -> str:
     return f"the same {count(len(starts) - 1, 'time')} more, every {every}"
 
 
-def _place_instants(
-    layout: Layout, placer: _Placer, bursts: Sequence[_Burst], latency: int, stretch: float
-) -> None:
+def _place_instants(layout: Layout, placer: _Placer, bursts: Sequence[_Burst], latency: int) -> None:
     height = 0.0
     before: int | None = None
     repeats = ""
@@ -358,7 +351,7 @@ def _place_instants(
                     text = repeats or duration(at - before)
                     layout.folds.append(Fold(top, height, text, bool(repeats)))
                 else:
-                    height += max(least, _distance(at - before, latency) * stretch)
+                    height += max(least, _distance(at - before, latency))
                 repeats = ""
             layout.tops[at] = height
             height += (placer.rows[at] - 1) * ROW
