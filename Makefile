@@ -41,7 +41,7 @@ format: venv
 bench: venv
 	@$(BIN)/python benches/run.py $(ARGS)
 
-## make audit           licences and advisories: cargo-deny and pip-audit, where they are installed
+## make audit           licences and advisories: needs cargo-deny and pip-audit
 audit: venv
 	cargo deny check
 	$(BIN)/python -m pip_audit -r requirements.lock --disable-pip

@@ -16,8 +16,10 @@ from connlib import (
     ConfigError,
     DropReason,
     HandshakeStarted,
+    InputKind,
     Node,
     NodeConfig,
+    NodeInput,
     PeerChange,
     PeerConfig,
     PeerEvent,
@@ -397,3 +399,27 @@ def test_descriptors_refuse_a_node_of_the_laboratory() -> None:
                 call()
         tun.close()
         udp_io.close()
+
+
+def test_a_node_writes_down_what_came_in_without_payloads(pair: tuple[Node, Node]) -> None:
+    alice, bob = pair
+    alice.record(3)
+    bob.record(100)
+    send(alice, [ipv4(b"secret")] * 5)
+    carry(alice, bob, ALICE_AT)
+    carry(bob, alice, BOB_AT, START + 0.1)
+    packet = NodeInput(START, BOB.public_key(), InputKind.PACKET, len(ipv4(b"secret")), True)
+    assert alice.take_recorded() == ([packet] * 3, 3)
+    initiation = NodeInput(START, ALICE.public_key(), InputKind.INITIATION, 148, True)
+    assert bob.take_recorded() == ([initiation], 0)
+    bob.record(0)
+    bob.handle_timeout(START + 600)
+    assert bob.take_recorded() == ([], 0)
+
+
+@pytest.mark.parametrize(("capacity", "error"), [(-1, ValueError), (2**24 + 1, ValueError), ("1", TypeError)])
+def test_a_capacity_that_is_none_is_refused(
+    pair: tuple[Node, Node], capacity: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=r"^capacity must be "):
+        pair[0].record(capacity)

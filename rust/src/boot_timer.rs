@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use pyo3::prelude::*;
 
 use crate::arguments::Now;
-use crate::descriptors::{CallError, Closable};
+use crate::call_error::CallError;
+use crate::descriptors::Closable;
 use crate::errors::os_error;
 use crate::guard::Guarded;
 

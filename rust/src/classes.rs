@@ -1,6 +1,6 @@
 //! The classes of `connlib._types`, imported once, when the first instance is needed.
 
-use connlib_core::{DropReason, Role, TimeoutReason};
+use connlib_core::{DropReason, InputKind, Role, TimeoutReason};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTuple, PyType};
@@ -12,11 +12,13 @@ pub struct Classes {
     drop_reasons: Vec<Py<PyAny>>,
     roles: [(Role, Py<PyAny>); 3],
     timeout_reason: Py<PyAny>,
+    input_kind: Py<PyAny>,
     pub timeout: Py<PyType>,
     pub output: Py<PyType>,
     pub batch: Py<PyType>,
     pub node_output: Py<PyType>,
     pub transmit: Py<PyType>,
+    pub node_input: Py<PyType>,
     pub peer_event: Py<PyType>,
     pub handshake_started: Py<PyType>,
     pub session_established: Py<PyType>,
@@ -62,6 +64,8 @@ pub fn classes(py: Python<'_>) -> PyResult<&'static Classes> {
             batch: class("Batch")?,
             node_output: class("NodeOutput")?,
             transmit: class("Transmit")?,
+            node_input: class("NodeInput")?,
+            input_kind: module.getattr("InputKind")?.unbind(),
             peer_event: class("PeerEvent")?,
             handshake_started: class("HandshakeStarted")?,
             session_established: class("SessionEstablished")?,
@@ -130,6 +134,19 @@ impl Classes {
             TimeoutReason::QueueTimeout => "QUEUE_TIMEOUT",
         };
         self.timeout_reason.bind(py).getattr(name)
+    }
+
+    pub fn input_kind<'py>(&self, kind: InputKind, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let name = match kind {
+            InputKind::Packet => "PACKET",
+            InputKind::Handshake => "HANDSHAKE",
+            InputKind::Timeout => "TIMEOUT",
+            InputKind::Initiation => "INITIATION",
+            InputKind::Response => "RESPONSE",
+            InputKind::CookieReply => "COOKIE_REPLY",
+            InputKind::Data => "DATA",
+        };
+        self.input_kind.bind(py).getattr(name)
     }
 
     /// The reason of an engine that is polled.

@@ -5,27 +5,8 @@ use std::os::fd::{BorrowedFd, RawFd};
 
 use pyo3::PyResult;
 
+use crate::call_error::CallError;
 use crate::errors::{os_error, value_error};
-use crate::panics::Failure;
-
-/// Why a call on a descriptor failed. Inside a lock there is only this: making a Python exception of it runs Python code.
-pub enum CallError {
-    Closed,
-    Engine(Failure),
-    System(io::Error),
-}
-
-impl From<Failure> for CallError {
-    fn from(failure: Failure) -> Self {
-        CallError::Engine(failure)
-    }
-}
-
-impl From<io::Error> for CallError {
-    fn from(error: io::Error) -> Self {
-        CallError::System(error)
-    }
-}
 
 /// Something that can be closed once, and whose counters can be read afterwards.
 pub enum Closable<T, C> {

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{IntoPyDict, PyType};
 
-use crate::descriptors::CallError;
+use crate::call_error::CallError;
 use crate::fork::Forked;
 use crate::panics::Failure;
 

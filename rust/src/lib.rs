@@ -4,6 +4,7 @@ mod allocator;
 mod arguments;
 mod batch;
 mod boot_timer;
+mod call_error;
 mod classes;
 mod descriptors;
 mod errors;

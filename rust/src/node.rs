@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use connlib_core::{DropReason, Packets};
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
+use pyo3::types::PyList;
 use rand_core::OsRng;
 
-use crate::arguments::{Address, Data, Lengths, MAX_PACKET, Now, UnixTime};
+use crate::arguments::{self, Address, Data, Lengths, MAX_PACKET, Now, UnixTime};
 use crate::errors::{type_error, value_error};
 use crate::guard::Guarded;
 use crate::key_material::{has_handshake, is_handshake, without_a_trace, without_a_trace_if};
@@ -225,6 +226,16 @@ impl Node {
     fn stats<'py>(&self, py: Python<'py>, now: Now) -> PyResult<Bound<'py, PyAny>> {
         let stats = self.engine.call(py, |node| node.stats(now.0))?;
         node_output::stats_to_python(&stats, py)
+    }
+
+    fn record(&self, py: Python<'_>, capacity: &Bound<'_, PyAny>) -> PyResult<()> {
+        let capacity = arguments::integer(capacity, "capacity", 0..=1 << 24)? as usize;
+        self.engine.call(py, |node| node.record(capacity))
+    }
+
+    fn take_recorded<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyList>, u64)> {
+        let (inputs, missed) = self.engine.call(py, |node| node.take_recorded())?;
+        Ok((node_output::inputs_to_python(&inputs, py)?, missed))
     }
 
     fn pending(&self, py: Python<'_>) -> PyResult<(usize, usize, usize)> {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use connlib_core::{Event, NodeStats, Packets};
+use connlib_core::{Event, Input, NodeStats, Packets};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
@@ -10,6 +10,7 @@ use crate::arguments::address_to_python;
 use crate::classes::classes;
 use crate::public_key::PublicKey;
 use crate::results;
+use crate::time;
 
 /// A node's output, taken out of it.
 pub struct Drained {
@@ -48,6 +49,23 @@ pub fn output_to_python<'py>(drained: &Drained, py: Python<'py>) -> PyResult<Bou
         events,
     );
     classes.named_tuple(&classes.node_output, items, py)
+}
+
+/// A list of `connlib.NodeInput`.
+pub fn inputs_to_python<'py>(inputs: &[Input], py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+    let classes = classes(py)?;
+    let list = PyList::empty(py);
+    for input in inputs {
+        let items = (
+            time::deadline(input.at.as_nanos()),
+            PublicKey::new(input.peer),
+            classes.input_kind(input.kind, py)?,
+            input.size,
+            input.taken,
+        );
+        list.append(classes.named_tuple(&classes.node_input, items, py)?)?;
+    }
+    Ok(list)
 }
 
 /// `connlib.NodeStats`.

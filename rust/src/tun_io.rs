@@ -5,7 +5,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::arguments::Now;
-use crate::descriptors::{self, CallError, Closable};
+use crate::call_error::CallError;
+use crate::descriptors::{self, Closable};
 use crate::guard::Guarded;
 use crate::node::{Node, handle_packets};
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import io
-import ipaddress
 import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from connlib import PresharedKey
+from connlib._native import LabTunn
+from connlib.lab import Host, Trace, World
 from connlib.lab._pcapng import udp_frame, write_pcapng
-from connlib.lab._records import Arrived, Sent
-from lab.recorder import Recorder, idle_then_send, long_sleep, outage
+from connlib.lab._records import Sent
+from lab.traces import idle_then_send, long_sleep, outage, pair, run
 
 PSK = PresharedKey.from_bytes(bytes([7] * 32))
 SECRETS, PACKET = 10, 6
@@ -24,9 +24,9 @@ SECRETS, PACKET = 10, 6
 needs_tshark = pytest.mark.skipif(shutil.which("tshark") is None, reason="needs tshark")
 
 
-def capture(recorder: Recorder, keys: list[str] | None = None) -> bytes:
+def capture(trace: Trace, keys: list[str] | None = None) -> bytes:
     file = io.BytesIO()
-    write_pcapng(file, recorder.hosts, recorder.records, keys=keys)
+    write_pcapng(file, trace.hosts, trace.records, keys=keys)
     return file.getvalue()
 
 
@@ -70,10 +70,10 @@ def tshark(path: Path, *fields: str) -> list[list[str]]:
 
 
 def test_the_file_has_an_interface_for_each_host_and_a_packet_for_each_datagram() -> None:
-    recorder = idle_then_send()
-    data = capture(recorder)
+    trace = idle_then_send()
+    data = capture(trace)
     kinds = [kind for kind, _ in blocks(data)]
-    sent = [record for record in recorder.records if isinstance(record, Sent)]
+    sent = [record for record in trace.records if isinstance(record, Sent)]
     assert kinds == [0x0A0D0D0A, 1, 1, *[PACKET] * len(sent)]
     names = []
     for kind, body in blocks(data):
@@ -83,17 +83,26 @@ def test_the_file_has_an_interface_for_each_host_and_a_packet_for_each_datagram(
             assert options(body[8:])[9] == bytes([9])
     assert names == [b"A", b"B"]
     for (interface, at, frame, told), record in zip(packets(data), sent, strict=True):
-        assert recorder.hosts[interface] == record.host
+        assert trace.hosts[interface] == record.host
         assert at == 1_700_000_000 * 10**9 + record.at
         assert frame[28:] == record.data
         assert told == {2: struct.pack("<I", 2)}
 
 
+def key_log(host: Host) -> list[str]:
+    """The secrets of a host's only tunnel."""
+    tunnel = host.tunnel()
+    assert isinstance(tunnel, LabTunn)
+    return tunnel.key_log()
+
+
 def test_no_key_is_in_the_file_unless_it_is_given() -> None:
-    recorder = idle_then_send()
-    keys = recorder.a.tunn.key_log()
-    assert len(keys) == 4
-    without, with_keys = capture(recorder), capture(recorder, keys)
+    world, a, _, _ = pair()
+    a.send(at=0.0)
+    trace = run(world, 1)
+    keys = key_log(a)
+    assert len(keys) == 3
+    without, with_keys = capture(trace), capture(trace, keys)
     assert SECRETS not in [kind for kind, _ in blocks(without)]
     assert not [line for line in keys if line.split(" = ")[1].encode() in without]
     # Before the packets, for which it is needed.
@@ -112,28 +121,17 @@ def test_a_key_log_that_is_no_sequence_of_lines_is_refused() -> None:
 
 def test_comments_say_what_was_lost_dropped_and_copied() -> None:
     told = [options.get(1, b"").decode() for _, _, _, options in packets(capture(outage()))]
-    assert told[:3] == ["", "copy 1: A: dropped: unexpected message", "copy 1: B: dropped: duplicate counter"]
-    assert told.count("lost: partition") == 6
-
-
-def test_addresses_are_those_outside_of_nats() -> None:
-    recorder = idle_then_send()
-    outside = ("203.0.113.9", 40_000)
-    recorder.records = [
-        replace(record, source=outside) if isinstance(record, Arrived) and record.host == "B" else record
-        for record in recorder.records
-    ]
-    seen = {
-        (str(ipaddress.ip_address(frame[12:16])), int.from_bytes(frame[20:22], "big"))
-        for interface, _, frame, _ in packets(capture(recorder))
-        if interface == 0
-    }
-    assert seen == {outside}
+    assert "copy 1: A: dropped: unexpected message" in told
+    assert "copy 1: B: dropped: duplicate counter" in told
+    assert told.count("lost: cut") == 6
+    assert told[0] == ""
 
 
 def test_a_datagram_to_nowhere_has_an_address_of_its_senders_version() -> None:
-    frame = udp_frame(("2001:db8::1", 51820), ("0.0.0.0", 0), b"x")
+    frame = udp_frame(("2001:db8::1", 51820), None, b"x")
     assert frame[0] >> 4 == 6 and frame[24:40] == bytes(16)
+    frame = udp_frame(("192.0.2.1", 51820), None, b"x")
+    assert len(frame) == 29 and frame[16:20] == bytes(4)
 
 
 def test_a_datagram_that_no_udp_packet_holds_is_refused() -> None:
@@ -148,7 +146,7 @@ def test_equal_traces_make_equal_files() -> None:
 
 
 @needs_tshark
-@pytest.mark.parametrize("end", ["a", "b"])
+@pytest.mark.parametrize("end", ["A", "B"])
 @pytest.mark.parametrize(
     ("addresses", "preshared_key"),
     [(("192.0.2.1", "192.0.2.2"), None), (("2001:db8::1", "2001:db8::2"), PSK)],
@@ -157,16 +155,16 @@ def test_equal_traces_make_equal_files() -> None:
 def test_wireshark_shows_what_is_inside_with_the_keys_of_either_end(
     tmp_path: Path, end: str, preshared_key: PresharedKey | None, addresses: tuple[str, str]
 ) -> None:
-    recorder = Recorder(preshared_key=preshared_key, addresses=addresses)
+    world, a, b, _ = pair(preshared_key=preshared_key, addresses=addresses)
     for n in range(4):
-        recorder.send(n * 100, recorder.a if n % 2 else recorder.b)
-    recorder.run(400)
+        (a if n % 2 else b).send(at=n * 100.0)
+    trace = run(world, 400)
     path = tmp_path / "trace.pcapng"
-    path.write_bytes(capture(recorder, getattr(recorder, end).tunn.key_log()))
+    path.write_bytes(capture(trace, key_log(world.hosts[end])))
     seen = tshark(
         path, "wg.type", "ip.src", "udp.checksum.status", "frame.interface_name", "frame.time_epoch"
     )
-    sent = [record for record in recorder.records if isinstance(record, Sent)]
+    sent = [record for record in trace.records if isinstance(record, Sent)]
     assert len(seen) == len(sent) == 12
     for (kind, sources, checksum, interface, at), record in zip(seen, sent, strict=True):
         assert kind == str(record.data[0])
@@ -174,7 +172,21 @@ def test_wireshark_shows_what_is_inside_with_the_keys_of_either_end(
         assert interface == record.host
         assert at == f"1700000{record.at // 10**9:03d}.{record.at % 10**9:09d}"
         inside = [source for source in sources.split(",") if source.startswith("10.")]
-        assert inside == (["10.0.0.1"] if record.kind == "D" else [])
+        assert inside == ([f"10.0.0.{'AB'.index(record.host) + 1}"] if record.kind == "D" else [])
+
+
+@needs_tshark
+def test_wireshark_shows_what_is_inside_behind_a_nat(tmp_path: Path) -> None:
+    world = World()
+    a, b = world.host("A"), world.host("B")
+    world.nat("home", a)
+    world.tunnel(a, b)
+    a.send(at=0.0)
+    b.send(at=1.0)
+    path = tmp_path / "trace.pcapng"
+    path.write_bytes(capture(run(world, 2), key_log(b)))
+    seen = [sources for (sources,) in tshark(path, "ip.src")]
+    assert seen == ["198.51.100.1", "192.0.2.2", "198.51.100.1,10.0.0.1", "192.0.2.2,10.0.0.2"]
 
 
 @needs_tshark

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import hypot, inf
 
-from ._flights import KINDS, Flight, flights, within
-from ._layout import LOSS_DEPTH, Arrow, Fold, Label, Mark, lay_out
-from ._png import to_png
-from ._records import Arrived, Lost, Record
-from ._svg import Box, Canvas, Point, text_width
+from connlib.lab._flights import KINDS, Flight, flights, within
+from connlib.lab._layout import LOSS_DEPTH, Arrow, Fold, Label, Mark, lay_out
+from connlib.lab._png import to_png
+from connlib.lab._records import Arrived, Kind, Lost, Record
+from connlib.lab._svg import Box, Canvas, Point, text_width
 
 MOST_INSTANTS = 1500
 """How many instants a diagram shows at most, about 100,000 pixels."""
@@ -19,13 +19,12 @@ _INK = "#1f2937"
 _FAINT = "#6b7280"
 _LANE = "#9ca3af"
 _ALARM = "#c81e1e"
-_COLORS = {
+_COLORS: dict[Kind, str] = {
     "I": "#1d4ed8",
     "R": "#0f766e",
     "C": "#b45309",
     "K": "#64748b",
     "D": "#7e22ce",
-    "?": "#4b5563",
 }
 _MARKS = {
     Mark.APPLICATION: "#7e22ce",
@@ -242,11 +241,10 @@ class _Drawing:
         """Place the label of an arrow, and the reason if it is lost. Which part of the arrow the label hides."""
         arrow, flight = line.arrow, line.arrow.flight
         if arrow.end is None:
-            text = flight.end.why if isinstance(flight.end, Lost) else "under way"
+            why = flight.end.why if isinstance(flight.end, Lost) else "under way"
             color = _FAINT if flight.end is None else _ALARM
-            self._captions.append(
-                _Caption(text, self._choose([*self._around_the_end(line, text)], line), color)
-            )
+            box = self._choose([*self._around_the_end(line, why)], line)
+            self._captions.append(_Caption(why, box, color))
         is_next = abs(arrow.start.lane - arrow.to_lane) == 1
         text = flight.label + ("" if is_next else f" to {self._hosts[arrow.to_lane]}")
         text += ", copy" if flight.copy else ""
@@ -336,7 +334,7 @@ class _Drawing:
         x, top = _MARGIN, y
         kinds = {line.arrow.flight.sent.kind for line in self._lines}
         marks = {label.mark for label in self._layout.labels}
-        entries: list[tuple[str, str | Mark]] = [
+        entries: list[tuple[str, Kind | Mark]] = [
             (f"{kind} {words}", kind) for kind, words in KINDS.items() if kind in kinds
         ]
         words = {Mark.DEADLINE: "deadline", Mark.EVENT: "event", Mark.APPLICATION: "application"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,19 +15,15 @@ from connlib._types import (
     SessionEstablished,
     SessionExpired,
 )
+from connlib.lab._records import Arrived, Delivered, Kind, Lost, Record, Sent
+from connlib.lab._time import SECOND
 
-from ._records import Arrived, Delivered, Lost, Record, Sent
-
-SECOND = 1_000_000_000
-"""Nanoseconds."""
-
-KINDS = {
+KINDS: dict[Kind, str] = {
     "I": "initiation",
     "R": "response",
     "C": "cookie reply",
     "K": "keepalive",
     "D": "data",
-    "?": "anything else",
 }
 """What the letters of `Sent.kind` stand for, in the order of a handshake."""
 
@@ -54,28 +51,29 @@ class Flight:
 
 def flights(records: Sequence[Record]) -> list[Flight]:
     """The datagrams of a trace in the order in which they were sent, copies in the order in which they end."""
-    ends: dict[int, list[Arrived | Lost]] = {}
-    packets: dict[int, list[Delivered]] = {}
+    ends: dict[int, list[Arrived | Lost]] = defaultdict(list)
+    packets: dict[int, list[Delivered]] = defaultdict(list)
+    came: dict[str, Arrived] = {}
     for record in records:
-        if isinstance(record, Arrived | Lost):
-            ends.setdefault(record.datagram, []).append(record)
-        elif isinstance(record, Delivered) and record.datagram is not None:
-            packets.setdefault(record.datagram, []).append(record)
-    sessions = number_sessions(record for record in records if isinstance(record, Sent))
-    found = []
-    for record in records:
-        if not isinstance(record, Sent):
-            continue
-        session = sessions[record.datagram]
-        came_out = tuple(packets.get(record.datagram, ()))
-        arrived = ends.get(record.datagram, [])
-        copies: list[Arrived | Lost | None] = [*arrived, *[None] * (record.copies - len(arrived))]
-        for copy, end in enumerate(copies):
-            taken = isinstance(end, Arrived) and end.error is None
-            found.append(Flight(record, session, end, came_out if taken else (), copy))
-            if taken:
-                came_out = ()
-    return found
+        match record:
+            case Arrived():
+                came[record.host] = record
+                ends[record.datagram].append(record)
+            case Lost():
+                ends[record.datagram].append(record)
+            case Delivered():
+                # What comes out of a tunnel was in the datagram that has just come.
+                if record.host in came:
+                    packets[id(came[record.host])].append(record)
+            case _:
+                pass
+    sent = [record for record in records if isinstance(record, Sent)]
+    sessions = number_sessions(sent)
+    return [
+        Flight(record, sessions[record.datagram], end, tuple(packets[id(end)]), copy)
+        for record in sent
+        for copy, end in enumerate(ends[record.datagram] or [None])
+    ]
 
 
 def number_sessions(datagrams: Iterable[Sent]) -> dict[int, int | None]:

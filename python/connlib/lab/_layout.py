@@ -15,8 +15,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from ._flights import SECOND, Flight, count, fate, say
-from ._records import Arrived, Changed, Delivered, Happened, Lost, Offered, Record, Woke
+from connlib.lab._flights import Flight, count, fate, say
+from connlib.lab._records import (
+    Arrived,
+    Changed,
+    Delivered,
+    Discarded,
+    Happened,
+    Lost,
+    Offered,
+    Record,
+    Sent,
+    Woke,
+)
+from connlib.lab._time import SECOND
 
 ROW = 19.0
 """Pixels between two rows."""
@@ -149,6 +161,10 @@ class _Placer:
         self._asleep: dict[int, int] = {}
         self._cuts: dict[tuple[int, int], tuple[int, set[int]]] = {}
         self._flights: dict[int, list[Flight]] = defaultdict(list)
+        self._links = {
+            f"{one}-{other}": (min(lanes[one], lanes[other]), max(lanes[one], lanes[other]))
+            for one, other in itertools.permutations(lanes, 2)
+        }
         for flight in flying:
             self._flights[flight.sent.datagram].append(flight)
         self._last = records[-1].at if records else 0
@@ -172,29 +188,27 @@ class _Placer:
         return {at: tuple(part) for at, part in parts.items()}
 
     def _place(self, record: Record) -> None:
+        if isinstance(record, Changed):
+            self._change(record)
+            return
         lane, at = self._lanes[record.host], record.at
         match record:
             case Offered():
-                dropped = f" dropped: {record.error.value}" if record.error else f", {record.size:,} B"
-                mark = Mark.DROP if record.error else Mark.APPLICATION
-                self._label(lane, at, mark, f"sends packet {record.packet}{self._to(record.peer)}{dropped}")
+                to = f" to {record.peer}" if len(self._lanes) > 2 else ""
+                text = f"sends packet {record.packet}{to}, {record.size:,} B"
+                self._label(lane, at, Mark.APPLICATION, text)
+            case Discarded():
+                self._label(lane, at, Mark.DROP, f"packet {record.packet} dropped: {record.reason.value}")
             case Delivered():
                 self._label(lane, at, Mark.APPLICATION, f"gets packet {record.packet}")
             case Happened():
                 self._label(lane, at, Mark.EVENT, say(record.event))
             case Woke():
                 self._label(lane, at, Mark.DEADLINE, record.reason.value)
-            case Changed():
-                self._change(record, lane)
-            case Arrived() | Lost():
-                pass
-            case _:
+            case Sent():
                 self._send(record.datagram, lane, at)
-        if isinstance(record, Arrived | Lost):
-            self._end(record)
-
-    def _to(self, peer: str) -> str:
-        return f" to {peer}" if len(self._lanes) > 2 else ""
+            case Arrived() | Lost():
+                self._end(record)
 
     def _label(self, lane: int, at: int, mark: Mark, text: str) -> None:
         key = (at, lane)
@@ -241,33 +255,34 @@ class _Placer:
         if why := fate(flight):
             self._label(lane, end.at, Mark.DROP, why)
 
-    def _change(self, record: Changed, lane: int) -> None:
+    def _change(self, record: Changed) -> None:
         what, at = record.what, record.at
-        peer = self._lanes.get(record.peer) if record.peer else None
-        if what == "asleep":
-            self._asleep[lane] = at
-            what = "falls asleep"
-        elif what == "awake":
-            self.layout.shades.append(Shade((lane,), self._asleep.pop(lane, 0), at))
-            what = "wakes up"
-        elif peer is not None and what == "cut":
-            since, ways = self._cuts.get(_pair(lane, peer), (at, set()))
-            self._cuts[_pair(lane, peer)] = (since, ways | {lane})
-            what = f"link to {record.peer} cut"
-        elif peer is not None and what == "healed":
-            since, ways = self._cuts.pop(_pair(lane, peer), (0, set()))
-            if left := ways - {lane}:
-                self._cuts[_pair(lane, peer)] = (since, left)
-            else:
-                self.layout.shades.append(Shade(_pair(lane, peer), since, at))
-            what = f"link to {record.peer} healed"
-        elif record.peer is not None:
-            what = f"{record.peer}: {what}"
-        self._label(lane, at, Mark.CHANGE, what)
+        lane = self._lanes.get(record.where)
+        pair = self._links.get(record.where)
+        if lane is not None:
+            if what.startswith("sleeps"):
+                self._asleep[lane] = at
+            elif what == "wakes up":
+                self.layout.shades.append(Shade((lane,), self._asleep.pop(lane, 0), at))
+            self._label(lane, at, Mark.CHANGE, what)
+        elif pair is not None:
+            self._cut(pair, what, at)
+            hosts = [*self._lanes]
+            for one, other in (pair, pair[::-1]):
+                self._label(one, at, Mark.CHANGE, f"link to {hosts[other]} {what}")
+        else:
+            # A NAT has no lane.
+            self._label(0, at, Mark.CHANGE, f"{record.where} {what}")
 
-
-def _pair(a: int, b: int) -> tuple[int, int]:
-    return (min(a, b), max(a, b))
+    def _cut(self, pair: tuple[int, int], what: str, at: int) -> None:
+        """A link is cut or healed, in both directions or towards one host."""
+        verb, _, towards = what.partition(" towards ")
+        ends = {self._lanes[towards]} if towards else {*pair}
+        since, before = self._cuts.pop(pair, (at if verb == "cut" else 0, set[int]()))
+        if after := before | ends if verb == "cut" else before - ends:
+            self._cuts[pair] = (since, after)
+        else:
+            self.layout.shades.append(Shade(pair, since, at))
 
 
 # --- Time -----------------------------------------------------------------------------------------------------------

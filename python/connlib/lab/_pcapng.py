@@ -7,8 +7,9 @@ import struct
 from collections.abc import Sequence
 from typing import BinaryIO
 
-from ._flights import SECOND, Flight, fate, flights
-from ._records import Address, Arrived, Record
+from connlib.lab._flights import Flight, fate, flights
+from connlib.lab._records import Address, Arrived, Record
+from connlib.lab._time import SECOND
 
 UNIX_ORIGIN = 1_700_000_000
 """What the clocks of a world show when it begins, in seconds since 1970."""
@@ -47,7 +48,7 @@ def write_pcapng(
     """Write the datagrams of a trace, each once, when it is sent, on an interface that has its sender's name.
 
     Timestamps are in nanoseconds. A comment says what was lost, dropped or copied on the way. Addresses are those
-    outside of NATs, as far as the trace tells; Wireshark does not follow a session whose address changes.
+    outside of NATs; Wireshark does not follow a session whose address changes.
 
     keys: lines of a key log (`LabTunn.key_log`), with which Wireshark shows what is inside of the tunnels. They are
         secrets, and whoever gets the file gets them: they are in it only if they are given here.
@@ -61,14 +62,10 @@ def write_pcapng(
     if keys is not None:
         file.write(_secrets(keys))
     places = {host: place for place, host in enumerate(hosts)}
-    outside: dict[Address, Address] = {}
     for copies in _datagrams(records):
         sent = copies[0].sent
-        for flight in copies:
-            if isinstance(flight.end, Arrived):
-                outside[sent.source] = flight.end.source
         at = unix_origin * SECOND + sent.at
-        frame = udp_frame(outside.get(sent.source, sent.source), sent.destination, sent.data)
+        frame = udp_frame(sent.source, sent.destination, sent.data)
         comments = [comment for flight in copies if (comment := _comment(flight))]
         options = [(_COMMENT, comment.encode()) for comment in comments]
         options.append((_FLAGS, struct.pack("<I", _OUTBOUND)))
@@ -126,16 +123,18 @@ def _padded(data: bytes) -> bytes:
 # --- Frames -------------------------------------------------------------------------------------------------------
 
 
-def udp_frame(source: Address, destination: Address, payload: bytes) -> bytes:
-    """An IPv4 or IPv6 packet with a UDP datagram in it, checksums included. Raises `ValueError` if that is too long."""
+def udp_frame(source: Address, destination: Address | None, payload: bytes) -> bytes:
+    """An IPv4 or IPv6 packet with a UDP datagram in it, checksums included; without a destination it goes to 0.
+
+    Raises `ValueError` if it is too long.
+    """
     if len(payload) > _MAX_UDP_PAYLOAD:
         raise ValueError(f"a datagram of {len(payload):,} bytes does not fit into a UDP packet")
-    from_ip, to_ip = _ip(source), _ip(destination)
-    if from_ip.version != to_ip.version:
-        # An engine that does not know where its peer is sends to nowhere, which has no version.
-        to_ip = ipaddress.ip_address("::" if from_ip.version == 6 else "0.0.0.0")
+    from_ip = _ip(source)
+    nowhere = ("::" if from_ip.version == 6 else "0.0.0.0", 0)
+    to_ip, to_port = _ip(destination or nowhere), (destination or nowhere)[1]
     length = 8 + len(payload)
-    header = struct.pack(">HHHH", source[1], destination[1], length, 0)
+    header = struct.pack(">HHHH", source[1], to_port, length, 0)
     addresses = from_ip.packed + to_ip.packed
     # Zero would say that there is no checksum.
     checksum = _checksum(addresses + struct.pack(">II", length, _UDP) + header + payload) or 0xFFFF

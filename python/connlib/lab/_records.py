@@ -6,11 +6,15 @@ Times are integer nanoseconds since the start of the world, so that equal runs a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from connlib._types import DropReason, Event, TimeoutReason
 
 Address: TypeAlias = tuple[str, int]
+Kind: TypeAlias = Literal["I", "R", "C", "D", "K"]
+"""Initiation, response, cookie reply, data, keepalive."""
+LossReason: TypeAlias = Literal["loss", "cut", "full", "nat", "asleep", "nobody"]
+"""A link's chance or filter, a cut link, a full queue, no mapping in a NAT, a sleeping host, nobody at the address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +27,18 @@ class Offered:
     packet: int
     """A number that is this packet's in the whole world."""
     size: int
-    error: DropReason | None = None
-    """Why it was dropped at once."""
+    """Bytes of the IP packet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Discarded:
+    """A tunnel dropped a packet that it had been offered."""
+
+    at: int
+    host: str
+    peer: str
+    packet: int
+    reason: DropReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +50,6 @@ class Delivered:
     peer: str
     packet: int
     size: int
-    datagram: int | None = None
-    """What brought it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +62,15 @@ class Sent:
     """For whom it is meant, whatever its address leads to."""
     datagram: int
     """A number that is this datagram's in the whole world; its copies share it."""
-    kind: str
-    """I, R, C, D or K: initiation, response, cookie reply, data, keepalive; ? for anything else."""
+    kind: Kind
     index: int
     """The sender index of an I, the receiver index of everything else: which handshake or session it belongs to."""
+    packet: int | None
+    """Which packet a D carries, if the engine keeps the order of packets, as the patched one does."""
     source: Address
-    """The host's own address, also behind a NAT."""
-    destination: Address
+    destination: Address | None
+    """None: the peer's address is not known, and the datagram is lost."""
     data: bytes
-    copies: int = 1
-    """How often the link carries it. Each copy ends as a `Lost` or an `Arrived`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +81,7 @@ class Lost:
     host: str
     """Who had sent it."""
     datagram: int
-    why: str
-    """`loss`, `partition`, `full`, `nat`, `asleep` or `nobody`."""
+    why: LossReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +93,7 @@ class Arrived:
     """Whom it reached."""
     datagram: int
     source: Address
-    """Where it seems to come from, behind a NAT that of the NAT."""
+    """Where it seems to come from: behind a NAT that of the NAT."""
     error: DropReason | None
     """Why the host dropped it."""
 
@@ -100,10 +110,7 @@ class Happened:
 
 @dataclass(frozen=True, slots=True)
 class Woke:
-    """A deadline that the engine had announced was reached, and the engine was called.
-
-    Ticks of an engine that wants to be polled are written down only where they did something.
-    """
+    """A deadline that the engine had announced was reached, and the engine was called."""
 
     at: int
     host: str
@@ -116,12 +123,9 @@ class Changed:
     """The world itself changed: a machine fell asleep, a clock was set, a link was cut."""
 
     at: int
-    host: str
-    """Whose machine, NAT or link."""
+    where: str
+    """Whose machine, NAT or link: a name, or two with a hyphen."""
     what: str
-    """`asleep`, `awake`, `cut`, `healed`, or a setting: `clock -10 s`, `address 192.0.2.7:51820`, `loss=0.2`."""
-    peer: str | None = None
-    """Where the link leads, or which peer's endpoint it is."""
 
 
-Record: TypeAlias = Offered | Delivered | Sent | Lost | Arrived | Happened | Woke | Changed
+Record: TypeAlias = Offered | Discarded | Delivered | Sent | Lost | Arrived | Happened | Woke | Changed

@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from math import inf
 
-from ._flights import KINDS, SECOND, Flight, fate, flights, say
-from ._records import Address, Arrived, Changed, Delivered, Happened, Offered, Record, Sent, Woke
+from connlib.lab._flights import KINDS, Flight, fate, flights, say
+from connlib.lab._records import (
+    Arrived,
+    Changed,
+    Delivered,
+    Discarded,
+    Happened,
+    Lost,
+    Offered,
+    Record,
+    Sent,
+    Woke,
+)
+from connlib.lab._time import SECOND
 
-LINE_KINDS = (*KINDS, "offered", "delivered", "event", "wake", "change")
+LINE_KINDS = (*KINDS, "offered", "discarded", "delivered", "event", "wake", "change")
 """What a line can be: a datagram of a kind (`Sent.kind`), or anything else."""
 
 _Row = tuple[str, str, str, str]
@@ -57,27 +69,33 @@ def _rows(
         for number, (flight, *_) in copies.items()
         if flight.sent.kind in wanted and since <= flight.sent.at <= until
     }
-    told: dict[tuple[str, str], Address] = {}
+    told = {packet for number in shown for flight in copies[number] for packet in flight.packets}
     for record in records:
         if not since <= record.at <= until:
             continue
-        time, host = seconds(record.at), f"{record.host:<{width}}"
+        time = seconds(record.at)
+        if isinstance(record, Changed):
+            if "change" in wanted:
+                yield time, record.where, record.what, ""
+            continue
+        host = f"{record.host:<{width}}"
         match record:
             case Sent() if record.datagram in shown:
                 for flight in copies[record.datagram]:
-                    yield time, f"{host} {_arrow(flight, width)}", flight.label, _outcome(flight, told)
+                    yield time, f"{host} {_arrow(flight, width)}", flight.label, _outcome(flight)
             case Offered() if "offered" in wanted:
-                error = f"dropped: {record.error.value}" if record.error else ""
-                yield time, host, f"packet {record.packet} for {record.peer}, {record.size} B", error
-            case Delivered() if "delivered" in wanted and record.datagram not in shown:
+                yield time, host, f"packet {record.packet} for {record.peer}, {record.size} B", ""
+            case Discarded() if "discarded" in wanted:
+                what = f"packet {record.packet} for {record.peer}"
+                yield time, host, what, f"dropped: {record.reason.value}"
+            case Delivered() if "delivered" in wanted and record not in told:
                 yield time, host, f"packet {record.packet} of {record.peer}, {record.size} B", ""
             case Happened() if "event" in wanted:
                 yield time, host, say(record.event), f"with {record.peer}"
             case Woke() if "wake" in wanted:
                 yield time, host, f"wake: {record.reason.value}", f"for {record.peer}"
-            case Changed() if "change" in wanted:
-                where = "" if record.peer is None else f"toward {record.peer}"
-                yield time, host, record.what, where
+            case _:
+                pass
 
 
 def _arrow(flight: Flight, width: int) -> str:
@@ -90,28 +108,16 @@ def _arrow(flight: Flight, width: int) -> str:
             return f"-x {flight.sent.peer:<{width}}"
 
 
-def _outcome(flight: Flight, told: dict[tuple[str, str], Address]) -> str:
+def _outcome(flight: Flight) -> str:
     parts = ["copy"] if flight.copy else []
-    sent, end = flight.sent, flight.end
-    if end is None:
-        return ", ".join([*parts, fate(flight)])
+    end = flight.end
     if isinstance(end, Arrived):
         parts.append(f"at {seconds(end.at)}")
         parts += [f"packet {delivered.packet}" for delivered in flight.packets]
-        if fate(flight):
-            parts.append(fate(flight))
-        # Behind a NAT, where it seems to come from: when that is first seen, and when it changes.
-        if end.source != told.get((sent.host, end.host), sent.source):
-            parts.append(f"from {_address(end.source)}")
-        told[sent.host, end.host] = end.source
-    else:
-        parts.append(fate(flight) + (f" at {seconds(end.at)}" if end.at > sent.at else ""))
+    if what := fate(flight):
+        late = f" at {seconds(end.at)}" if isinstance(end, Lost) and end.at > flight.sent.at else ""
+        parts.append(what + late)
     return ", ".join(parts)
-
-
-def _address(address: Address) -> str:
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def seconds(nanoseconds: int) -> str:

@@ -76,6 +76,8 @@ drop_reasons! {
     SourceNotAllowed = "SOURCE_NOT_ALLOWED",
     /// Neither IPv4 nor IPv6.
     NotIp = "NOT_IP",
+    /// Longer than what a UDP datagram carries.
+    TooLarge = "TOO_LARGE",
 }
 
 impl From<WireGuardError> for DropReason {

@@ -5,6 +5,7 @@ mod config;
 mod deadlines;
 mod output;
 mod peers;
+mod record;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ pub use config::{
     PeerConfig, Prefix,
 };
 pub use output::NodeOutput;
+pub use record::{Input, InputKind};
 pub use stats::{DropCounts, NodeStats, PeerStats};
 
 use std::mem;
@@ -26,10 +28,11 @@ use connlib_boringtun::noise::{self, Env, Event, Packet, Received};
 
 use crate::allowed_ips::AllowedIps;
 use crate::indices::{IndexTable, Owned};
-use crate::{DropReason, Instant, Output, Rng, Timeout};
+use crate::{DropReason, Instant, LARGEST_PACKET, Output, Rng, Timeout};
 use apply::Common;
 use deadlines::{Deadline, Deadlines};
 use peers::{Peers, Slot};
+use record::Recorder;
 
 /// A WireGuard interface with many peers, without I/O.
 ///
@@ -40,7 +43,7 @@ use peers::{Peers, Slot};
 ///   [`handle_datagram`](Node::handle_datagram) from UDP, [`handle_timeout`](Node::handle_timeout) when the time has come.
 ///   Whatever is wrong with a packet is counted; nothing that comes from outside is an error.
 /// - *commands* of whoever owns the node: [`apply`](Node::apply), [`initiate_handshake`](Node::initiate_handshake),
-///   [`set_endpoint`](Node::set_endpoint), [`set_unix_time`](Node::set_unix_time).
+///   [`set_endpoint`](Node::set_endpoint), [`set_unix_time`](Node::set_unix_time), [`record`](Node::record).
 /// - *drain*: [`output`](Node::output), then [`drain_datagrams`](Node::drain_datagrams) and
 ///   [`drain_packets`](Node::drain_packets) for as many as were delivered, [`take_events`](Node::take_events), or
 ///   [`clear_output`](Node::clear_output) for everything.
@@ -76,6 +79,7 @@ pub struct Node {
     latest: Option<Slot>,
     output: NodeOutput,
     drops: DropCounts,
+    recorder: Option<Recorder>,
     /// Memory for `handle_timeout`.
     due: Vec<Slot>,
     /// Peers whose tunnels were called, in order.
@@ -109,6 +113,7 @@ impl Node {
             latest: None,
             output: NodeOutput::default(),
             drops: DropCounts::default(),
+            recorder: None,
             due: Vec::new(),
             #[cfg(test)]
             touched: Vec::new(),
@@ -197,9 +202,14 @@ impl Node {
         {
             return self.drop_from(slot, DropReason::NoEndpoint);
         }
+        if packet.len() > LARGEST_PACKET {
+            return self.drop_from(slot, DropReason::TooLarge);
+        }
         let result = self.drive(slot, now, |tunn, env, out| {
             tunn.encapsulate(packet, env, out)
         });
+        let taken = matches!(result, Some(Ok(())));
+        self.record_input(slot, InputKind::Packet, packet.len(), taken);
         if let Some(Err(error)) = result {
             self.drop_from(slot, error.into());
         }
@@ -214,7 +224,7 @@ impl Node {
             .verify_packet(Some(source), datagram, now, &mut *self.rng)
         {
             Ok(packet) => match self.recipient(&packet) {
-                Ok(slot) => self.receive(slot, source, packet, now),
+                Ok(slot) => self.receive(slot, source, packet, datagram.len(), now),
                 Err(reason) => self.drops.add(reason),
             },
             Err(Verdict::CookieReply(reply)) => {
@@ -234,6 +244,7 @@ impl Node {
             due.push(slot);
         }
         for slot in due.drain(..) {
+            self.record_input(slot, InputKind::Timeout, 0, true);
             self.drive(slot, now, |tunn, env, out| tunn.handle_timeout(env, out));
             self.settle(slot, None);
         }
@@ -278,6 +289,8 @@ impl Node {
         let result = self.drive(slot, now, |tunn, env, out| {
             tunn.initiate_handshake(env, out)
         });
+        let taken = matches!(result, Some(Ok(())));
+        self.record_input(slot, InputKind::Handshake, 0, taken);
         self.settle(slot, None);
         result.unwrap_or(Ok(())).map_err(DropReason::from)
     }
@@ -312,6 +325,19 @@ impl Node {
         }
     }
 
+    /// Writes down from now on what comes into the tunnels, until `capacity` inputs wait to be taken out; 0 ends it.
+    pub fn record(&mut self, capacity: usize) {
+        self.recorder = (capacity > 0).then(|| Recorder::new(capacity));
+    }
+
+    /// What was written down since the last call, and how many inputs had no room.
+    pub fn take_recorded(&mut self) -> (Vec<Input>, u64) {
+        self.recorder
+            .as_mut()
+            .map(Recorder::take)
+            .unwrap_or_default()
+    }
+
     // Inside.
 
     fn advance(&mut self, now: Instant) -> Instant {
@@ -322,6 +348,22 @@ impl Node {
     fn wall_clock(&self, now: Instant) -> Duration {
         let (unix_time, at) = self.unix_time;
         unix_time.saturating_add(now.duration_since(at))
+    }
+
+    #[inline]
+    fn record_input(&mut self, slot: Slot, kind: InputKind, size: usize, taken: bool) {
+        let Some(recorder) = &mut self.recorder else {
+            return;
+        };
+        if let Some(peer) = self.peers.get(slot) {
+            recorder.push(Input {
+                at: self.clock,
+                peer: peer.settings.public_key,
+                kind,
+                size,
+                taken,
+            });
+        }
     }
 
     fn drop_from(&mut self, slot: Slot, reason: DropReason) {
@@ -351,11 +393,20 @@ impl Node {
         self.indices.owner(index).ok_or(DropReason::WrongIndex)
     }
 
-    fn receive(&mut self, slot: Slot, source: SocketAddr, packet: Packet<'_>, now: Instant) {
+    fn receive(
+        &mut self,
+        slot: Slot,
+        source: SocketAddr,
+        packet: Packet<'_>,
+        size: usize,
+        now: Instant,
+    ) {
         let packets = self.output.packets.len();
+        let kind = InputKind::of(&packet);
         let received = self.drive(slot, now, |tunn, env, out| {
             tunn.handle_verified_packet(packet, env, out)
         });
+        self.record_input(slot, kind, size, matches!(received, Some(Ok(_))));
         let (destination, moves) = match received {
             Some(Ok(Received::Transport { invalid })) => {
                 if let Some(error) = invalid {

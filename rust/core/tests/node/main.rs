@@ -6,5 +6,6 @@ mod endpoints;
 mod garbage;
 mod links;
 mod net;
+mod recording;
 mod routing;
 mod sources;

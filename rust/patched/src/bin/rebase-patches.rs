@@ -22,6 +22,12 @@ fn main() -> ExitCode {
     }
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match words[..] {
+        ["try" | "record", version] if !is_version(version) => {
+            eprintln!(
+                "rebase-patches: {version:?} is not a release: give it as x.y.z, such as 0.7.1"
+            );
+            return ExitCode::from(2);
+        }
         ["try", version] => try_release(&dir, version),
         ["record", version] => record(&dir, version),
         ["counts"] => count(&dir, false),
@@ -139,6 +145,20 @@ fn count(dir: &Path, write: bool) -> Result<bool, Error> {
         return Ok(false);
     }
     Ok(true)
+}
+
+/// Whether it looks like `0.7.1` or `0.8.0-rc.1`: cargo would answer anything else with a page about a manifest.
+fn is_version(text: &str) -> bool {
+    let (numbers, suffix) = text.split_once('-').unwrap_or((text, "0"));
+    let numbers: Vec<&str> = numbers.split('.').collect();
+    numbers.len() == 3
+        && numbers
+            .iter()
+            .all(|number| !number.is_empty() && number.bytes().all(|c| c.is_ascii_digit()))
+        && !suffix.is_empty()
+        && suffix
+            .bytes()
+            .all(|c| c.is_ascii_alphanumeric() || c == b'.' || c == b'-')
 }
 
 /// The sources of any release, by way of a package that depends on it.

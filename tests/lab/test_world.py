@@ -1,0 +1,286 @@
+"""The world: time, order, seeds, and what becomes of each packet."""
+
+from __future__ import annotations
+
+import pytest
+
+from connlib import DropReason, Role, SessionEstablished, TimeoutReason
+from connlib.lab import (
+    Arrived,
+    Changed,
+    Delivered,
+    Discarded,
+    Fate,
+    Happened,
+    Host,
+    LabError,
+    Lost,
+    Offered,
+    Sent,
+    Woke,
+    World,
+)
+
+MILLISECOND = 1_000_000
+SECOND = 1_000_000_000
+
+
+def pair(seed: int = 1, **options: str) -> tuple[World, Host, Host]:
+    """A, an initiator, and B, a responder, 20 ms apart."""
+    world = World(seed)
+    a = world.host("A", role=Role.INITIATOR)
+    b = world.host("B", role=Role.RESPONDER)
+    world.tunnel(a, b)
+    return world, a, b
+
+
+def outcomes(world: World) -> list[str]:
+    return [fate.outcome for fate in world.trace.fates().values()]
+
+
+def test_a_trace_tells_everything_that_a_packet_goes_through() -> None:
+    world, a, _ = pair()
+    a.send(at=1.0, size=100)
+    world.run(2.0)
+    records = [
+        (record.at // MILLISECOND, type(record), getattr(record, "kind", None)) for record in world.trace
+    ]
+    assert records == [
+        (1000, Offered, None),
+        (1000, Sent, "I"),
+        (1000, Happened, None),
+        (1020, Arrived, None),
+        (1020, Sent, "R"),
+        (1040, Arrived, None),
+        (1040, Sent, "D"),
+        (1040, Happened, None),
+        (1060, Arrived, None),
+        (1060, Delivered, None),
+        (1060, Happened, None),
+    ]
+    initiation, response, data = world.trace.sent()
+    assert (initiation.host, initiation.peer, initiation.packet) == ("A", "B", None)
+    assert (initiation.source, initiation.destination) == (("192.0.2.1", 51820), ("192.0.2.2", 51820))
+    assert (len(initiation.data), len(response.data), len(data.data)) == (148, 92, 112 + 32)
+    assert response.index == initiation.index, "a response names the sender index of its initiation"
+    assert data.packet == 0
+    assert world.trace.delivered("B") == [Delivered(1_060_000_000, "B", "A", 0, 100)]
+    events = [record for record in world.trace if isinstance(record, Happened)]
+    assert [(e.host, e.event) for e in events[1:]] == [
+        ("A", SessionEstablished(initiator=True)),
+        ("B", SessionEstablished(initiator=False)),
+    ]
+
+
+def test_deadlines_are_met_at_their_exact_instants() -> None:
+    world, a, b = pair()
+    a.send(at=1.0)
+    world.run(300.0)
+    wakes = [(r.at, r.host, r.reason) for r in world.trace if isinstance(r, Woke)]
+    assert wakes == [
+        (11_060_000_000, "B", TimeoutReason.PASSIVE_KEEPALIVE),
+        (181_020_000_000, "B", TimeoutReason.SESSION_EXPIRY),
+        (181_040_000_000, "A", TimeoutReason.SESSION_EXPIRY),
+    ]
+    assert (a.wakes, b.wakes) == (1, 2)
+    assert world.now == 300.0
+
+
+def busy(seed: int) -> World:
+    """Three hosts, and a bit of everything."""
+    world = World(seed)
+    hosts = [world.host(name) for name in "ABC"]
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        world.link(hosts[one], hosts[other], jitter=0.01, loss=0.1, duplicate=0.1, reorder=0.05)
+        world.tunnel(hosts[one], hosts[other], keepalive=(25, None))
+        world.traffic(hosts[one], hosts[other], every=0.7, until=400, random_intervals=True)
+        world.traffic(hosts[other], hosts[one], every=3.0, since=100, until=400)
+    hosts[0].sleep(60, at=130)
+    hosts[1].step_clock(-30, at=200)
+    world.run(500)
+    return world
+
+
+def test_equal_seeds_give_equal_traces_and_other_seeds_others() -> None:
+    one, again, other = busy(1), busy(1), busy(2)
+    assert one.trace.to_bytes() == again.trace.to_bytes()
+    assert one.trace.to_bytes() != other.trace.to_bytes()
+
+
+def test_in_a_busy_world_each_packet_has_exactly_one_fate() -> None:
+    world = busy(3)
+    offered = [record.packet for record in world.trace if isinstance(record, Offered)]
+    fates = world.trace.fates()
+    assert list(fates) == offered == list(range(len(offered)))
+    assert {fate.outcome for fate in fates.values()} == {"delivered", "lost"}
+    assert all(fate.deliveries == (fate.outcome == "delivered") for fate in fates.values())
+    assert {fate.why for fate in fates.values()} == {None, "loss", "asleep"}
+
+
+def test_one_link_s_chances_do_not_depend_on_another_host() -> None:
+    def losses(with_third: bool) -> list[int]:
+        world, a, b = pair()
+        world.link(a, b, loss=0.3)
+        if with_third:
+            c = world.host("C")
+            world.link(c, b, loss=0.3)
+            world.tunnel(c, b)
+            world.traffic(c, b, every=0.1, count=100)
+        world.traffic(a, b, every=1.0, count=100)
+        world.run(110)
+        return [r.at for r in world.trace if isinstance(r, Lost) and r.host == "A"]
+
+    assert losses(False) == losses(True)
+
+
+def test_a_packet_that_was_never_answered_for_is_discarded_when_its_tunnel_gives_up() -> None:
+    world, a, b = pair()
+    world.link(a, b).cut()
+    a.send(at=0.0)
+    world.run(89.0)
+    assert outcomes(world) == ["waiting"]
+    world.run(91.0)
+    (fate,) = world.trace.fates().values()
+    offered = Offered(0, "A", "B", 0, 64)
+    assert fate == Fate(offered, "discarded", 90 * SECOND, "gave up")
+
+
+def test_a_packet_beyond_the_queue_is_discarded_and_the_others_arrive_in_order() -> None:
+    world, a, _ = pair()
+    for _number in range(300):
+        a.send(at=0.0)
+    world.run(1.0)
+    assert outcomes(world) == ["delivered"] * 256 + ["discarded"] * 44
+    discarded = [record for record in world.trace if isinstance(record, Discarded)]
+    assert {record.reason for record in discarded} == {DropReason.QUEUE_FULL}
+    assert [record.packet for record in world.trace.delivered()] == list(range(256))
+
+
+def test_a_packet_on_its_way_is_in_flight() -> None:
+    world, a, _ = pair()
+    a.send(at=0.0)
+    world.run(0.05)
+    assert outcomes(world) == ["in flight"]
+    world.run(0.06)
+    assert outcomes(world) == ["delivered"]
+
+
+def test_a_machine_that_sleeps_sends_and_receives_nothing_and_is_called_for_nothing() -> None:
+    world, a, b = pair()
+    a.send(at=0.0)
+    a.sleep(3 * 3600, at=1.0)
+    a.send(at=100.0)
+    b.send(at=5.0)
+    a.send(at=1.0 + 3 * 3600)
+    world.run(3 * 3600)
+    during = [r for r in world.trace if r.at > SECOND and getattr(r, "host", None) == "A"]
+    assert during == []
+    assert [fate.why for fate in world.trace.fates().values()] == [None, "asleep"]
+    world.run(1.0 + 3 * 3600)
+    last = [record for record in world.trace if record.at == (1 + 3 * 3600) * SECOND]
+    kinds = [type(record) for record in last]
+    assert kinds[:3] == [Changed, Offered, Sent], "what is done on waking comes before the missed deadlines"
+
+
+def test_what_is_polled_besides_is_called_more_often_and_does_the_same() -> None:
+    def trace(every: float | None) -> bytes:
+        world, a, b = pair()
+        a.poll_every = b.poll_every = every
+        world.traffic(a, b, every=7.0, until=400)
+        world.run(500)
+        return world.trace.to_bytes()
+
+    assert trace(None) == trace(0.01)
+
+
+def test_a_host_that_is_not_polled_misses_its_deadlines_until_it_is_polled_again() -> None:
+    world, a, b = pair()
+    a.send(at=0.0)
+    b.is_polled = False
+    world.run(14.0)
+    assert world.trace.counts("B") == {"R": 1}, "the keepalive of 10.06 s was missed"
+    b.is_polled = True
+    world.run(14.0)
+    assert world.trace.times("K", host="B") == [14.0]
+
+
+@pytest.mark.parametrize(
+    "engines", [("upstream", "upstream"), ("patched", "upstream"), ("upstream", "patched")]
+)
+def test_engines_are_pluggable_on_each_side(engines: tuple[str, str]) -> None:
+    world = World(1)
+    a, b = (world.host(name, engine=engine) for name, engine in zip("AB", engines, strict=True))
+    world.tunnel(a, b)
+    world.traffic(a, b, every=1.0, count=300)
+    world.traffic(b, a, every=1.0, since=0.5, count=300)
+    world.run(310.0)
+    assert outcomes(world) == ["delivered"] * 600
+    assert all(fate.deliveries == 1 for fate in world.trace.fates().values())
+
+
+def test_upstream_is_called_at_its_ticks_which_do_not_fill_the_trace() -> None:
+    world = World(1)
+    a, b = (world.host(name, engine="upstream") for name in "AB")
+    world.tunnel(a, b)
+    world.run(10.0)
+    assert (a.wakes, b.wakes) == (40, 40)
+    assert len(world.trace) == 0
+
+
+def test_a_responder_at_another_address_is_found_by_what_it_sends_and_by_nothing_else() -> None:
+    world, a, b = pair()
+    a.send(at=0.0)
+    a.move(("203.0.113.7", 4500), at=30.0)
+    b.send(at=31.0)
+    world.run(31.5)
+    assert b.endpoint() == ("192.0.2.1", 51820)
+    assert [fate.why for fate in world.trace.fates().values()] == [None, "nobody"]
+    a.send(at=32.0)
+    b.send(at=33.0)
+    world.run(34.0)
+    assert b.endpoint() == ("203.0.113.7", 4500)
+    assert outcomes(world) == ["delivered", "lost", "delivered", "delivered"]
+    assert world.trace.counts()["I"] == 1
+
+
+def test_a_clock_that_is_set_back_does_not_lock_the_peer_out() -> None:
+    world, a, _ = pair()
+    a.send(at=0.0)
+    a.step_clock(-3600, at=100.0)
+    a.send(at=200.0)
+    world.run(201.0)
+    assert outcomes(world) == ["delivered", "delivered"]
+    assert world.trace.counts()["I"] == 2
+
+
+def test_what_cannot_be_is_named() -> None:
+    world, a, b = pair()
+    world.run(5.0)
+    for call, message in (
+        (lambda: world.host("A"), "there is a host A already"),
+        (
+            lambda: world.host("X", engine="kernel"),
+            "there is no engine 'kernel': it is one of patched, upstream",
+        ),
+        (
+            lambda: world.host("X", engine="upstream", role=Role.RESPONDER),
+            "upstream has no roles: role=RESPONDER needs the patched engine",
+        ),
+        (lambda: world.host("X", address="192.0.2.1"), "somebody has the address 192.0.2.1 already"),
+        (lambda: world.tunnel(a, b), "there is a tunnel between A and B already"),
+        (lambda: world.link(a, a), "A needs no link to itself"),
+        (lambda: world.run(4.0), "it is 5.0 s already, which is later than 4.0 s"),
+        (lambda: a.send(at=4.0), "it is 5.0 s already, which is later than 4.0 s"),
+        (lambda: a.send(at=float("nan")), "at must be a number of seconds, 0 or more, not nan"),
+        (lambda: a.send(size=31), "a packet has 32 to 65472 bytes, not 31"),
+        (lambda: world.link(a, b, loss=1.5), "loss must be a probability from 0 to 1, not 1.5"),
+        (lambda: world.link(a, b, rate=0), "rate must be a number of bits per second above 0, not 0"),
+        (lambda: world.traffic(a, b, every=1.0), "traffic needs an end: until or count"),
+        (lambda: world.traffic(a, b, every=0, count=1), "every must be more than 0 seconds"),
+    ):
+        with pytest.raises(LabError) as caught:
+            call()
+        assert str(caught.value) == message
+    a.sleep(10)
+    with pytest.raises(LabError, match=r"^A sleeps already$"):
+        a.sleep(10)
