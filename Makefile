@@ -10,7 +10,7 @@ PROFILE ?= dev
 EXTENSION_SOURCES := $(shell find rust patches -type f -not -path '*/tests/*') Cargo.toml Cargo.lock pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench audit rebase-patches venv extension lock wheel clean
+.PHONY: help demo test test-all soak lint mutants format bench audit rebase-patches venv extension lock wheel clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -27,9 +27,17 @@ test: extension
 test-all: extension
 	@$(BIN)/python tools/test_all.py --profile $(PROFILE) $(ARGS)
 
+## make soak            the tests that take minutes: a hundred bad lines of an hour
+soak: extension
+	@$(BIN)/python -m pytest -m soak $(ARGS)
+
 ## make lint            the checks that run nothing: rustfmt, clippy, ruff, mypy, stubtest
 lint: extension
 	@$(BIN)/python tools/check.py --profile $(PROFILE) --lint
+
+## make mutants         plant bugs in a copy of the engine, and see that the specification's tests find them
+mutants: extension
+	@$(BIN)/python tools/mutants.py $(ARGS)
 
 ## make format          rewrite the sources as rustfmt and ruff want them
 format: venv

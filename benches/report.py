@@ -11,6 +11,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import idle_peers
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # One measurement: (nanoseconds a packet of sealing, of opening).
@@ -58,8 +60,10 @@ def gbits(results: Results, engine: str, size: int, phase: int) -> float:
     return size * 8 / statistics.median(sample[phase] for sample in results[engine, size])
 
 
-def render(results: Results, sizes: Sequence[int], repetitions: int, seconds: float) -> str:
-    """The whole document."""
+def render(
+    results: Results, sizes: Sequence[int], repetitions: int, seconds: float, idle: tuple[int, int]
+) -> str:
+    """The whole document. `idle`: what `idle_peers.measure` gave."""
     known = [name for name in ENGINES if (name, sizes[0]) in results]
     lines = [
         "# Benchmarks",
@@ -95,7 +99,23 @@ def render(results: Results, sizes: Sequence[int], repetitions: int, seconds: fl
                 values = [ratio(results, engine, other, size, phase) for size in sizes]
                 cells = [f"{middle:.2f} ({low:.2f}-{high:.2f})" for middle, low, high in values]
                 lines.append(f"| {what} | {' | '.join(cells)} | {_verdict(goal, sizes, values)} |")
+    lines += ["", f"## {idle_peers.PEERS:,} idle peers, resident memory", "", *_idle(idle)]
     return "\n".join(lines) + "\n"
+
+
+def _idle(idle: tuple[int, int]) -> list[str]:
+    with_config, without = idle
+    rows = [("with the configuration in Python", with_config), ("without it", without)]
+    return [
+        "One Python `Node`, each peer with an endpoint and an address of each family, none with a session.",
+        "",
+        "| | MB | bytes a peer | goal in MB |",
+        "|---|---|---|---|",
+        *(
+            f"| {what} | {size / 1e6:.1f} | {size / idle_peers.PEERS:,.0f} | {idle_peers.GOAL / 1e6:.0f} |"
+            for what, size in rows
+        ),
+    ]
 
 
 def _verdict(goal: float | None, sizes: Sequence[int], values: Sequence[tuple[float, float, float]]) -> str:

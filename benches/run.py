@@ -99,9 +99,11 @@ def main() -> None:
 
 
 def render(program: Path | None, repetitions: int, seconds: float) -> str:
+    import idle_peers
     import report
 
-    return report.render(measure(program, repetitions, seconds), SIZES, repetitions, seconds)
+    idle = idle_peers.measure()
+    return report.render(measure(program, repetitions, seconds), SIZES, repetitions, seconds, idle)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from connlib import (
     ConfigDiff,
     ConfigError,
     DropReason,
+    EngineError,
     HandshakeStarted,
     InputKind,
     Node,
@@ -23,6 +24,7 @@ from connlib import (
     PeerChange,
     PeerConfig,
     PeerEvent,
+    Poisoned,
     PresharedKey,
     PrivateKey,
     PublicKey,
@@ -399,6 +401,34 @@ def test_descriptors_refuse_a_node_of_the_laboratory() -> None:
                 call()
         tun.close()
         udp_io.close()
+
+
+def test_a_panic_poisons_one_peer_which_works_again_when_it_was_removed_and_added() -> None:
+    """Fault 28: the others go on."""
+    to_bob = peer(BOB, "10.0.0.2/32", endpoint=BOB_AT)
+    to_carol = peer(CAROL, "10.0.0.3/32", endpoint=("203.0.113.3", 51820))
+    config = NodeConfig(private_key=ALICE, peers=(to_bob, to_carol))
+    alice = LabNode(config, now=START, unix_time=UNIX_TIME, seed=1)
+    send(alice, [ipv4()])
+    alice.drain()
+    alice.panic(BOB.public_key(), START)
+    assert alice.drain().events == [PeerEvent(BOB.public_key(), Poisoned())]
+    send(alice, [ipv4()])
+    send(alice, [ipv4(destination="10.0.0.3")])
+    assert [transmit.destination for transmit in alice.drain().transmits] == [("203.0.113.3", 51820)]
+    drops = {stats.public_key: dict(stats.tunnel.drops) for stats in alice.stats(START).peers}
+    # The packet that waited in the tunnel, and the one that came later.
+    assert drops == {BOB.public_key(): {DropReason.PEER_POISONED: 2}, CAROL.public_key(): {}}
+    with pytest.raises(EngineError, match="remove it from the configuration and add it again"):
+        alice.initiate_handshake(BOB.public_key(), START)
+
+    for peers in ((to_carol,), (to_bob, to_carol)):
+        alice.apply(dataclasses.replace(config, peers=peers), START)
+    send(alice, [ipv4()])
+    assert [transmit.destination for transmit in alice.drain().transmits] == [BOB_AT]
+    with pytest.raises(KeyError):
+        alice.panic(ALICE.public_key(), START)
+    assert not hasattr(Node, "panic")
 
 
 def test_a_node_writes_down_what_came_in_without_payloads(pair: tuple[Node, Node]) -> None:

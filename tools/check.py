@@ -74,12 +74,18 @@ def lints(profile: list[str]) -> list[Check]:
     ]
 
 
+def in_git() -> str | None:
+    """The copy that the bugs are planted in is made of what git lists."""
+    return None if (ROOT / ".git").exists() else "no git repository"
+
+
 def tests(profile: list[str]) -> list[Check]:
     return [
         Check("cargo test", ["cargo", "test", "--workspace", "--locked", "--quiet", *profile]),
         Check(
             "peers", [sys.executable, "-m", "interop.build"], environment={"PYTHONPATH": str(ROOT / "tests")}
         ),
+        Check("mutants", [sys.executable, "tools/mutants.py"], in_git),
     ]
 
 

@@ -7,7 +7,7 @@ buffer is copied first. A datagram of more than 65,535 bytes raises `ValueError`
 than 65,472 bytes, which no UDP datagram would carry; a `Node` drops and counts that (`TOO_LARGE`).
 
 An object that was made before `fork()` raises `ForkedError` in the child (keys excepted), and one in which the engine
-hit an internal error raises `EngineError` from then on.
+hit an internal error raises `EngineError` from then on; a `Node` loses only the peer that it happened to (`Poisoned`).
 """
 
 from collections.abc import Sequence
@@ -364,8 +364,8 @@ class Node:
         """Change to another configuration, all of it or, if it raises `ConfigError`, nothing. Sessions survive."""
 
     def initiate_handshake(self, peer: PublicKey, now: float) -> None:
-        """Start a session with a peer. Raises `KeyError` for an unknown one, and `ValueError` where the role
-        forbids it or no endpoint is known.
+        """Start a session with a peer. Raises `KeyError` for an unknown one, `ValueError` where the role forbids it or no
+        endpoint is known, and `EngineError` for a `Poisoned` one.
         """
 
     def set_unix_time(self, unix_time: float, now: float) -> None:
@@ -415,6 +415,8 @@ class LabNode(Node):
     """A `Node` whose randomness comes from `seed`, for simulations. `TunIo` and `UdpIo` refuse it."""
 
     def __new__(cls, config: NodeConfig, *, now: float, unix_time: float, seed: int) -> Self: ...
+    def panic(self, peer: PublicKey, now: float) -> None:
+        """Fail in the peer's tunnel as a bug in the engine would, to test what follows. Raises `KeyError`."""
 
 @final
 class TunIo:

@@ -103,6 +103,8 @@ class DropReason(enum.Enum):
     """`Node`: what the TUN device delivered is neither IPv4 nor IPv6."""
     TOO_LARGE = "too large"
     """`Node`: a packet of more than 65,472 bytes, which no UDP datagram would carry when it is sealed."""
+    PEER_POISONED = "peer poisoned"
+    """`Node`: connlib failed in the peer's tunnel; see `Poisoned`."""
 
 
 class Timeout(NamedTuple):
@@ -146,6 +148,12 @@ class PeerSilent:
 
 
 @dataclass(frozen=True, slots=True)
+class Poisoned:
+    """connlib failed in this peer's tunnel, which is a bug of its own: the tunnel is gone, and everything of the peer's
+    is dropped (`DropReason.PEER_POISONED`) until the peer is removed from the configuration and added again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Dropped:
     """Packets were dropped later than in the call that brought them."""
 
@@ -153,7 +161,9 @@ class Dropped:
     count: int
 
 
-Event: TypeAlias = HandshakeStarted | SessionEstablished | SessionExpired | GaveUp | PeerSilent | Dropped
+Event: TypeAlias = (
+    HandshakeStarted | SessionEstablished | SessionExpired | GaveUp | PeerSilent | Poisoned | Dropped
+)
 """Everything that a tunnel reports beside its packets."""
 
 

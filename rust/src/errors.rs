@@ -59,6 +59,10 @@ pub fn value_error(message: impl Into<String>) -> PyErr {
     PyValueError::new_err(message.into())
 }
 
+pub fn engine_error(message: impl Into<String>) -> PyErr {
+    raise(|errors| &errors.engine, message.into())
+}
+
 pub fn type_error(message: impl Into<String>) -> PyErr {
     PyTypeError::new_err(message.into())
 }

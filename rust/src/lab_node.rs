@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 use crate::arguments::{Now, UnixTime};
 use crate::lab_tunn::seeded;
 use crate::node::Node;
+use crate::public_key::PublicKey;
 
 #[pyclass(module = "connlib._native", extends = Node, frozen)]
 pub struct LabNode;
@@ -21,5 +22,9 @@ impl LabNode {
     ) -> PyResult<PyClassInitializer<Self>> {
         let node = Node::make(config, now, &unix_time, Box::new(seeded(seed)?), true)?;
         Ok(PyClassInitializer::from(node).add_subclass(LabNode))
+    }
+
+    fn panic(slf: PyRef<'_, Self>, py: Python<'_>, peer: &PublicKey, now: Now) -> PyResult<()> {
+        slf.as_super().panic_in(py, peer, now)
     }
 }

@@ -9,7 +9,7 @@ use pyo3::types::PyList;
 use rand_core::OsRng;
 
 use crate::arguments::{self, Address, Data, Lengths, MAX_PACKET, Now, UnixTime};
-use crate::errors::{type_error, value_error};
+use crate::errors::{engine_error, type_error, value_error};
 use crate::guard::Guarded;
 use crate::key_material::{has_handshake, is_handshake, without_a_trace, without_a_trace_if};
 use crate::node_config::{config_error, diff_to_python, node_config};
@@ -42,6 +42,14 @@ impl Node {
             engine: Guarded::new(node),
             seeded,
         })
+    }
+
+    /// What a bug in the engine would do to a peer.
+    pub fn panic_in(&self, py: Python<'_>, peer: &PublicKey, now: Now) -> PyResult<()> {
+        let result = self
+            .engine
+            .call(py, |node| node.panic_in(&peer.bytes, now.0))?;
+        result.map_err(|_| unknown(peer))
     }
 
     /// For I/O on descriptors. Whoever knows the seed of a node of the laboratory knows its keys.
@@ -139,6 +147,9 @@ impl Node {
             DropReason::UnknownPeer => unknown(peer),
             DropReason::Role => value_error("the role of this peer forbids to start a session"),
             DropReason::NoEndpoint => value_error("the endpoint of this peer is not known yet"),
+            DropReason::PeerPoisoned => engine_error(
+                "this peer stopped at an internal error: remove it from the configuration and add it again",
+            ),
             other => value_error(format!("no handshake was started: {}", other.name())),
         })
     }

@@ -100,6 +100,7 @@ pub fn event_to_python<'py>(
         Event::SessionExpired => classes.session_expired.bind(py).call0(),
         Event::GaveUp { dropped } => classes.gave_up.bind(py).call1((*dropped,)),
         Event::PeerSilent => classes.peer_silent.bind(py).call0(),
+        Event::Poisoned => classes.poisoned.bind(py).call0(),
         Event::Dropped { reason, count } => {
             let reason = classes.drop_reason((*reason).into(), py);
             classes.dropped.bind(py).call1((reason, *count))

@@ -22,6 +22,7 @@ from connlib._types import (
     GaveUp,
     HandshakeStarted,
     PeerSilent,
+    Poisoned,
     SessionEstablished,
     SessionExpired,
 )
@@ -193,6 +194,11 @@ def describe_event(event: Event) -> tuple[int, str]:
             return logging.WARNING, f"gave up: the peer does not answer; {dropped} packets dropped"
         case PeerSilent():
             return logging.WARNING, "the peer is silent"
+        case Poisoned():
+            return (
+                logging.ERROR,
+                "stopped: connlib failed in this peer's tunnel, which is a bug; restart to use it again",
+            )
         case Dropped(reason=reason, count=count):
             return logging.DEBUG, f"dropped {count}: {reason.value}"
 

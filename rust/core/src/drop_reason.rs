@@ -78,6 +78,8 @@ drop_reasons! {
     NotIp = "NOT_IP",
     /// Longer than what a UDP datagram carries.
     TooLarge = "TOO_LARGE",
+    /// The peer's tunnel failed in the middle of a call, which is a bug of ours.
+    PeerPoisoned = "PEER_POISONED",
 }
 
 impl From<WireGuardError> for DropReason {

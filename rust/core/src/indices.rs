@@ -38,6 +38,18 @@ impl<T: Copy> IndexTable<T> {
         self.live.remove(&index);
     }
 
+    /// Takes back every index of an owner's.
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "which go does not depend on the order"
+    )]
+    pub fn release_all(&mut self, owner: T)
+    where
+        T: PartialEq,
+    {
+        self.live.retain(|_, of| *of != owner);
+    }
+
     /// The owner of a live index.
     pub fn owner(&self, index: u32) -> Option<T> {
         self.live.get(&index).copied()

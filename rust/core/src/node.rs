@@ -3,6 +3,7 @@
 mod apply;
 mod config;
 mod deadlines;
+mod drive;
 mod output;
 mod peers;
 mod record;
@@ -24,13 +25,13 @@ use std::time::Duration;
 
 use connlib_boringtun::noise::handshake::parse_handshake_anon;
 use connlib_boringtun::noise::rate_limiter::{RateLimiter, Verdict};
-use connlib_boringtun::noise::{self, Env, Event, Packet, Received};
+use connlib_boringtun::noise::{self, Event, Packet, Received};
 
 use crate::allowed_ips::AllowedIps;
-use crate::indices::{IndexTable, Owned};
-use crate::{DropReason, Instant, LARGEST_PACKET, Output, Rng, Timeout};
+use crate::indices::IndexTable;
+use crate::{DropReason, Instant, LARGEST_PACKET, Rng, Timeout};
 use apply::Common;
-use deadlines::{Deadline, Deadlines};
+use deadlines::Deadlines;
 use peers::{Peers, Slot};
 use record::Recorder;
 
@@ -60,6 +61,10 @@ use record::Recorder;
 /// anybody who sees an initiation can forge, never move it; a response to an initiation goes to where the initiation came
 /// from. Without an endpoint nothing is started: a peer to which we may initiate gets no packets (`NO_ENDPOINT`), while a
 /// responder's packets wait for the peer to come.
+///
+/// # Panics
+/// A panic in a peer's tunnel is a bug of ours, and stops that peer alone: the tunnel is gone, an event says so, and
+/// whatever comes from the peer or is for it is counted as `PeerPoisoned`, until the peer is removed and added again.
 pub struct Node {
     common: Common,
     rng: Rng,
@@ -150,7 +155,7 @@ impl Node {
         let peers = self.peers.iter().map(|peer| PeerStats {
             public_key: peer.settings.public_key,
             endpoint: peer.endpoint,
-            tunnel: peer.tunn.stats(now),
+            tunnel: peer.stats(now),
             drops: peer.drops,
         });
         NodeStats {
@@ -206,12 +211,12 @@ impl Node {
             return self.drop_from(slot, DropReason::TooLarge);
         }
         let result = self.drive(slot, now, |tunn, env, out| {
-            tunn.encapsulate(packet, env, out)
+            tunn.encapsulate(packet, env, out).map_err(DropReason::from)
         });
-        let taken = matches!(result, Some(Ok(())));
-        self.record_input(slot, InputKind::Packet, packet.len(), taken);
-        if let Some(Err(error)) = result {
-            self.drop_from(slot, error.into());
+        let result = result.unwrap_or(Err(DropReason::PeerPoisoned));
+        self.record_input(slot, InputKind::Packet, packet.len(), result.is_ok());
+        if let Err(reason) = result {
+            self.drop_from(slot, reason);
         }
         self.settle(slot, None);
     }
@@ -271,7 +276,7 @@ impl Node {
     /// Starts a handshake with a peer now; nothing happens while one is under way.
     ///
     /// # Errors
-    /// `UnknownPeer`; `Role`: a responder never initiates; `NoEndpoint`.
+    /// `UnknownPeer`; `Role`: a responder never initiates; `NoEndpoint`; `PeerPoisoned`.
     pub fn initiate_handshake(
         &mut self,
         public_key: &[u8; 32],
@@ -287,12 +292,12 @@ impl Node {
             return Err(DropReason::NoEndpoint);
         }
         let result = self.drive(slot, now, |tunn, env, out| {
-            tunn.initiate_handshake(env, out)
+            tunn.initiate_handshake(env, out).map_err(DropReason::from)
         });
-        let taken = matches!(result, Some(Ok(())));
-        self.record_input(slot, InputKind::Handshake, 0, taken);
+        let result = result.unwrap_or(Err(DropReason::PeerPoisoned));
+        self.record_input(slot, InputKind::Handshake, 0, result.is_ok());
         self.settle(slot, None);
-        result.unwrap_or(Ok(())).map_err(DropReason::from)
+        result
     }
 
     /// Says where a peer is, until an authenticated datagram says otherwise: its host name was looked up again.
@@ -319,8 +324,8 @@ impl Node {
         let now = self.advance(now);
         self.unix_time = (unix_time, now);
         for slot in self.peers.slots().collect::<Vec<_>>() {
-            if let Some(peer) = self.peers.get_mut(slot) {
-                peer.tunn.set_unix_time(unix_time, now);
+            if let Some(tunn) = self.peers.get_mut(slot).and_then(|peer| peer.tunn.as_mut()) {
+                tunn.set_unix_time(unix_time, now);
             }
         }
     }
@@ -404,11 +409,13 @@ impl Node {
         let packets = self.output.packets.len();
         let kind = InputKind::of(&packet);
         let received = self.drive(slot, now, |tunn, env, out| {
-            tunn.handle_verified_packet(packet, env, out)
+            let received = tunn.handle_verified_packet(packet, env, out);
+            received.map_err(DropReason::from)
         });
-        self.record_input(slot, kind, size, matches!(received, Some(Ok(_))));
+        let received = received.unwrap_or(Err(DropReason::PeerPoisoned));
+        self.record_input(slot, kind, size, received.is_ok());
         let (destination, moves) = match received {
-            Some(Ok(Received::Transport { invalid })) => {
+            Ok(Received::Transport { invalid }) => {
                 if let Some(error) = invalid {
                     self.drop_from(slot, error.into());
                 }
@@ -417,11 +424,11 @@ impl Node {
                 }
                 (None, true)
             }
-            Some(Ok(Received::Response)) => (None, true),
-            Some(Ok(Received::Initiation)) => (Some(source), false),
-            Some(Ok(Received::CookieReply)) | None => (None, false),
-            Some(Err(error)) => {
-                self.drop_from(slot, error.into());
+            Ok(Received::Response) => (None, true),
+            Ok(Received::Initiation) => (Some(source), false),
+            Ok(Received::CookieReply) => (None, false),
+            Err(reason) => {
+                self.drop_from(slot, reason);
                 (None, false)
             }
         };
@@ -455,78 +462,12 @@ impl Node {
             return;
         };
         let keepalive = peer.keepalive();
-        if peer.tunn.persistent_keepalive() != keepalive {
+        let current = peer.tunn.as_ref().map(noise::Tunn::persistent_keepalive);
+        if current.is_some_and(|current| current != keepalive) {
             self.drive(slot, now, |tunn, env, out| {
                 tunn.set_persistent_keepalive(keepalive, env, out)
             });
         }
         self.settle(slot, None);
-    }
-
-    /// Calls a peer's tunnel with its surroundings. What it brings about is appended to the output; `settle` has to follow.
-    #[inline]
-    fn drive<T>(
-        &mut self,
-        slot: Slot,
-        now: Instant,
-        call: impl FnOnce(&mut noise::Tunn, &mut Env<'_>, &mut Output) -> T,
-    ) -> Option<T> {
-        let peer = self.peers.get_mut(slot)?;
-        let mut indices = Owned {
-            table: &mut self.indices,
-            owner: slot,
-        };
-        let mut env = Env {
-            now,
-            rng: &mut *self.rng,
-            indices: &mut indices,
-        };
-        #[cfg(test)]
-        self.touched.push(slot);
-        Some(call(&mut peer.tunn, &mut env, &mut self.output.tunnels))
-    }
-
-    /// After a tunnel was called: its datagrams get a destination, which is the peer's endpoint if no other is given, its
-    /// events get their peer and are counted, and it becomes the peer that was called last.
-    #[inline]
-    fn settle(&mut self, slot: Slot, destination: Option<SocketAddr>) {
-        let Some(peer) = self.peers.get_mut(slot) else {
-            return;
-        };
-        let lost = self.output.address(destination.or(peer.endpoint));
-        peer.drops.add_many(DropReason::NoEndpoint, lost);
-        for event in self.output.tunnels.events.drain(..) {
-            match event {
-                Event::Dropped { reason, count } => peer.drops.add_many(reason.into(), count),
-                Event::GaveUp { dropped } => peer.drops.add_many(DropReason::GaveUp, dropped),
-                _ => {}
-            }
-            self.output.events.push((peer.settings.public_key, event));
-        }
-        if self.latest != Some(slot) {
-            self.note_latest();
-            self.deadlines.set(slot, None);
-            self.latest = Some(slot);
-        }
-    }
-
-    /// Writes down the deadline of the peer that was called last.
-    fn note_latest(&mut self) {
-        if let Some(slot) = self.latest.take() {
-            let timeout = self
-                .peers
-                .get(slot)
-                .and_then(|peer| peer.tunn.next_timeout());
-            self.deadlines.set(slot, timeout);
-        }
-    }
-
-    fn next_deadline(&self) -> Option<Deadline> {
-        let latest = self.latest.and_then(|slot| {
-            let timeout = self.peers.get(slot)?.tunn.next_timeout()?;
-            Some(Deadline { timeout, slot })
-        });
-        let both = self.deadlines.first().into_iter().chain(latest);
-        both.min_by_key(Deadline::key)
     }
 }

@@ -197,14 +197,13 @@ impl Node {
         self.note_latest();
         for slot in removed {
             if let Some(mut peer) = self.peers.remove(slot) {
-                peer.tunn.release_indices(&mut Owned {
+                peer.release_indices(&mut Owned {
                     table: &mut self.indices,
                     owner: slot,
                 });
                 // What was counted for it, and what waited for it, is counted for the node from here on: no total falls.
                 self.drops.add_all(&peer.drops);
-                self.drops
-                    .add_many(DropReason::NoSession, peer.tunn.stats(now).queued);
+                self.drops.add_many(DropReason::NoSession, peer.queued(now));
             }
             self.deadlines.set(slot, None);
         }
@@ -230,9 +229,10 @@ impl Node {
         } = step;
         match (self.peers.get_mut(slot), tunn) {
             (Some(peer), tunn) => {
-                if peer.settings.changes(&settings).contains(&"preshared_key") {
-                    peer.tunn
-                        .set_preshared_key(settings.preshared_key.as_deref().copied());
+                if let Some(tunn) = &mut peer.tunn
+                    && peer.settings.changes(&settings).contains(&"preshared_key")
+                {
+                    tunn.set_preshared_key(settings.preshared_key.as_deref().copied());
                 }
                 // An endpoint that was not changed does not undo what the peer's roaming taught; none says nothing.
                 if settings.endpoint.is_some() && settings.endpoint != peer.settings.endpoint {
@@ -241,17 +241,16 @@ impl Node {
                 let settings_of_tunnel = self.common.settings(settings.role);
                 peer.settings = settings;
                 if let Some(tunn) = tunn {
-                    peer.tunn.release_indices(&mut Owned {
+                    peer.release_indices(&mut Owned {
                         table: &mut self.indices,
                         owner: slot,
                     });
-                    peer.drops
-                        .add_many(DropReason::NoSession, peer.tunn.stats(now).queued);
-                    peer.tunn = tunn.with_persistent_keepalive(peer.keepalive());
+                    peer.drops.add_many(DropReason::NoSession, peer.queued(now));
+                    peer.tunn = Some(tunn.with_persistent_keepalive(peer.keepalive()));
                 } else {
                     if !peer.is_reachable() {
                         // They waited for the peer to come; from now on it is for us to start, and we know not where to.
-                        let dropped = peer.tunn.discard_queue();
+                        let dropped = peer.tunn.as_mut().map_or(0, noise::Tunn::discard_queue);
                         peer.drops.add_many(DropReason::NoEndpoint, dropped);
                     }
                     self.drive(slot, now, |tunn, env, out| {

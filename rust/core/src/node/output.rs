@@ -21,6 +21,13 @@ pub struct NodeOutput {
     pub events: Vec<([u8; 32], Event)>,
 }
 
+/// Bytes and packets of the two buffers, and events, at one moment.
+pub(crate) struct Mark {
+    datagrams: (usize, usize),
+    packets: (usize, usize),
+    events: usize,
+}
+
 impl Deref for NodeOutput {
     type Target = Output;
 
@@ -70,6 +77,35 @@ impl NodeOutput {
     pub(crate) fn last_packet(&self) -> Option<&[u8]> {
         let Packets { bytes, lengths } = &self.packets;
         bytes.get(bytes.len().checked_sub(*lengths.last()?)?..)
+    }
+
+    /// How much of the tunnels' output there is: what a call that fails has to leave.
+    #[inline]
+    pub(crate) fn mark(&self) -> Mark {
+        let Output {
+            datagrams,
+            packets,
+            events,
+        } = &self.tunnels;
+        Mark {
+            datagrams: (datagrams.bytes.len(), datagrams.lengths.len()),
+            packets: (packets.bytes.len(), packets.lengths.len()),
+            events: events.len(),
+        }
+    }
+
+    /// Takes back what came after the mark, whole or not.
+    pub(crate) fn roll_back(&mut self, mark: Mark) {
+        let Output {
+            datagrams,
+            packets,
+            events,
+        } = &mut self.tunnels;
+        for (buffer, (bytes, lengths)) in [(datagrams, mark.datagrams), (packets, mark.packets)] {
+            buffer.bytes.truncate(bytes);
+            buffer.lengths.truncate(lengths);
+        }
+        events.truncate(mark.events);
     }
 
     /// Sends the datagrams that have no destination yet to this one; without one they are taken back. Returns how many

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use connlib_boringtun::noise::{self, Role};
+use connlib_boringtun::Instant;
+use connlib_boringtun::noise::{self, Indices, Role, Stats};
 
 use super::config::PeerSettings;
 use super::stats::DropCounts;
@@ -13,7 +14,8 @@ use super::stats::DropCounts;
 pub(crate) type Slot = usize;
 
 pub(crate) struct Peer {
-    pub tunn: noise::Tunn,
+    /// `None` once it has panicked, until the peer is removed.
+    pub tunn: Option<noise::Tunn>,
     pub settings: PeerSettings,
     /// Where to send: as configured, until an authenticated datagram came from elsewhere.
     pub endpoint: Option<SocketAddr>,
@@ -25,19 +27,36 @@ impl Peer {
     pub fn new(tunn: noise::Tunn, settings: PeerSettings) -> Self {
         let endpoint = settings.endpoint;
         let mut peer = Peer {
-            tunn,
+            tunn: None,
             settings,
             endpoint,
             drops: DropCounts::default(),
         };
-        let keepalive = peer.keepalive();
-        peer.tunn = peer.tunn.with_persistent_keepalive(keepalive);
+        peer.tunn = Some(tunn.with_persistent_keepalive(peer.keepalive()));
         peer
     }
 
     /// Whether packets for this peer could be sent, now or as soon as it comes to us.
     pub fn is_reachable(&self) -> bool {
         self.endpoint.is_some() || self.settings.role == Role::Responder
+    }
+
+    /// Gives its receiver indices back. Those of a tunnel that panicked were, at once.
+    pub fn release_indices(&mut self, indices: &mut dyn Indices) {
+        if let Some(tunn) = &mut self.tunn {
+            tunn.release_indices(indices);
+        }
+    }
+
+    /// How many packets wait for a session.
+    pub fn queued(&self, now: Instant) -> usize {
+        self.stats(now).queued
+    }
+
+    /// What its tunnel has counted; nothing, if it has none.
+    pub fn stats(&self, now: Instant) -> Stats {
+        let stats = self.tunn.as_ref().map(|tunn| tunn.stats(now));
+        stats.unwrap_or_default()
     }
 
     /// The keepalive that the tunnel should have now. One that would initiate waits for an endpoint: an initiation that
@@ -51,17 +70,18 @@ impl Peer {
 
 #[derive(Default)]
 pub(crate) struct Peers {
-    slots: Vec<Option<Peer>>,
+    /// Boxed, so that the places which the slab holds in reserve cost a pointer each.
+    slots: Vec<Option<Box<Peer>>>,
     by_key: BTreeMap<[u8; 32], Slot>,
 }
 
 impl Peers {
     pub fn get(&self, slot: Slot) -> Option<&Peer> {
-        self.slots.get(slot)?.as_ref()
+        self.slots.get(slot)?.as_deref()
     }
 
     pub fn get_mut(&mut self, slot: Slot) -> Option<&mut Peer> {
-        self.slots.get_mut(slot)?.as_mut()
+        self.slots.get_mut(slot)?.as_deref_mut()
     }
 
     pub fn find(&self, public_key: &[u8; 32]) -> Option<Slot> {
@@ -89,11 +109,11 @@ impl Peers {
         }
         self.by_key.insert(peer.settings.public_key, slot);
         if let Some(place) = self.slots.get_mut(slot) {
-            *place = Some(peer);
+            *place = Some(Box::new(peer));
         }
     }
 
-    pub fn remove(&mut self, slot: Slot) -> Option<Peer> {
+    pub fn remove(&mut self, slot: Slot) -> Option<Box<Peer>> {
         let peer = self.slots.get_mut(slot)?.take()?;
         self.by_key.remove(&peer.settings.public_key);
         Some(peer)

@@ -135,7 +135,18 @@ fn peers_that_are_overdue_are_called_once_each_in_the_order_of_their_deadlines()
     }
     let give_up = now + Duration::from_secs(90);
     let mut expected: Vec<_> = (0..100).collect();
-    expected.sort_by_key(|slot| (node.peers.get(*slot).unwrap().tunn.next_timeout(), *slot));
+    expected.sort_by_key(|slot| {
+        (
+            node.peers
+                .get(*slot)
+                .unwrap()
+                .tunn
+                .as_ref()
+                .unwrap()
+                .next_timeout(),
+            *slot,
+        )
+    });
     node.clear_output();
     node.touched.clear();
     node.handle_timeout(give_up);
@@ -171,6 +182,60 @@ fn receiver_indices_are_given_back() {
     b.apply(config(4, vec![peer(1)]), now).unwrap();
     assert!(a.indices.is_empty() && b.indices.is_empty());
     assert_eq!((a.next_timeout(), b.next_timeout()), (None, None));
+}
+
+#[test]
+fn a_panic_in_the_middle_of_a_call_takes_back_what_that_call_had_put_out_and_no_more() {
+    let mut hub = node(0, (1..=3).map(peer));
+    let mut spokes: Vec<_> = (1..=3).map(|number| node(number, [peer(0)])).collect();
+    let now = Instant::from_nanos(1);
+    for (number, spoke) in (1..).zip(&mut spokes) {
+        spoke.handle_packet(&packet(number, 0), now);
+        exchange((number, spoke), (0, &mut hub), now);
+    }
+    let take_packets = |node: &mut Node| {
+        let packets: Vec<_> = node.output.packets.iter().map(<[u8]>::to_vec).collect();
+        node.clear_output();
+        packets
+    };
+    assert_eq!(hub.stats(now).peers.len(), 3);
+    hub.clear_output();
+
+    // A batch: 1 has sent a packet, 2 fails with all kinds of output half done, 3 has sent a packet.
+    let mut sent = |number: u32| {
+        let spoke = &mut spokes[number as usize - 1];
+        spoke.handle_packet(&packet(number, 0), now);
+        let datagram = spoke.output.datagrams.bytes.clone();
+        spoke.clear_output();
+        datagram
+    };
+    let (first, second, third) = (sent(1), sent(2), sent(3));
+    hub.handle_datagram(address(1), &first, now);
+    hub.handle_packet(&packet(0, 1), now);
+    let slot = hub.peers.find(&public_key(2)).unwrap();
+    let indices = hub.indices.len();
+    let result: Option<()> = hub.drive(slot, now, |tunn, env, out| {
+        tunn.encapsulate(&packet(0, 2), env, out).unwrap();
+        out.packets.push(b"a whole packet");
+        out.packets.bytes.extend(b"half of one");
+        out.datagrams.bytes.extend(b"half a datagram");
+        out.events.push(Event::PeerSilent);
+        panic!("in the middle");
+    });
+    hub.settle(slot, None);
+    assert!(result.is_none());
+    hub.handle_packet(&packet(0, 3), now);
+    hub.handle_datagram(address(3), &third, now);
+
+    assert_eq!(hub.take_events(), [(public_key(2), Event::Poisoned)]);
+    let destinations: Vec<_> = hub.output.transmits().map(|(to, _)| to).collect();
+    assert_eq!(destinations, [address(1), address(3)]);
+    assert_eq!(take_packets(&mut hub), [packet(1, 0), packet(3, 0)]);
+    // Its receiver index is free, so that what it is still sent finds nobody.
+    assert_eq!(hub.indices.len(), indices - 1);
+    hub.handle_datagram(address(2), &second, now);
+    assert_eq!(hub.drops.get(DropReason::WrongIndex), 1);
+    assert!(hub.output.is_empty());
 }
 
 #[derive(Clone, Debug)]
@@ -251,10 +316,10 @@ proptest! {
             hub.apply(config, now).unwrap();
             latest = latest.max(now);
 
-            let earliest = hub.peers.iter().filter_map(|peer| peer.tunn.next_timeout()).map(|timeout| timeout.at).min();
+            let earliest = hub.peers.iter().filter_map(|peer| peer.tunn.as_ref()?.next_timeout()).map(|timeout| timeout.at).min();
             prop_assert_eq!(hub.next_timeout().map(|timeout| timeout.at), earliest.map(|at| at.max(latest)));
             let named = hub.next_timeout_peer().and_then(|key| hub.peers.find(&key));
-            let own = named.and_then(|slot| hub.peers.get(slot)).and_then(|peer| peer.tunn.next_timeout());
+            let own = named.and_then(|slot| hub.peers.get(slot)).and_then(|peer| peer.tunn.as_ref()?.next_timeout());
             prop_assert_eq!(own.map(|timeout| timeout.at), earliest);
             prop_assert_eq!(hub.output.destinations.len(), hub.output.datagrams.len());
         }

@@ -63,6 +63,8 @@ pub enum Event {
     /// Data went unanswered for keepalive timeout + rekey timeout, or a session ran out of messages that only the peer
     /// may renew.
     PeerSilent,
+    /// The tunnel panicked, and is not called any more. Said by whoever called it.
+    Poisoned,
     /// Queued packets were dropped.
     Dropped {
         reason: WireGuardError,

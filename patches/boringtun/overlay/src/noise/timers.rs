@@ -294,6 +294,7 @@ impl Tunn {
         let fresh = |since: Instant| now < since + limit;
         let stale = self.queue.iter().take_while(|q| !fresh(q.since)).count();
         self.queue.drain(..stale);
+        self.queue.shrink_to_fit();
         out.events.push(Event::Dropped {
             reason: WireGuardError::QueueTimeout,
             count: stale,
@@ -302,9 +303,8 @@ impl Tunn {
 
     /// Let go of the packets that wait for a session, because there will be none; returns how many they were.
     pub fn discard_queue(&mut self) -> usize {
-        let dropped = self.queue.len();
-        self.queue.clear();
-        dropped
+        // With its memory: an idle peer holds none.
+        std::mem::take(&mut self.queue).len()
     }
 
     /// Keepalives keep a session; without one there is nothing to keep.

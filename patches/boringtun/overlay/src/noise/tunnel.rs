@@ -25,6 +25,15 @@ const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
 /// Sealed packets are padded to a multiple of this (section 5.4.6).
 const PADDING: usize = 16;
 
+/// The length of what a data message held: 0 for a keepalive.
+#[inline]
+fn inner_length(opened: &[u8]) -> Result<usize, WireGuardError> {
+    match opened {
+        [] => Ok(0),
+        packet => ip_length(packet),
+    }
+}
+
 pub(super) struct Queued {
     pub since: Instant,
     packet: Vec<u8>,
@@ -178,9 +187,9 @@ impl Tunn {
         let payload = datagram.get_mut(DATA_HEADER_SZ..);
         let payload = payload.ok_or(WireGuardError::InvalidPacket)?;
         let opened = self.open(index, counter, payload)?;
-        let opened = payload.get(..opened).unwrap_or_default();
-        let packet = self.after_opened(index, length, opened, env, out)?;
-        Ok(packet)
+        let inner = inner_length(payload.get(..opened).unwrap_or_default());
+        self.after_opened(index, length, inner, env, out);
+        Ok(payload.get(..inner?).unwrap_or_default())
     }
 
     /// Start a handshake now, whatever the state of the session. Nothing happens while an initiation is pending.
@@ -488,36 +497,30 @@ impl Tunn {
         env: &mut Env<'_>,
         out: &mut Output,
     ) -> Result<Received, WireGuardError> {
-        // Opened at the end of the packets that came before it; taken away again if it is not one.
-        let mut bytes = std::mem::take(&mut out.packets.bytes);
-        let start = bytes.len();
+        // Opened at the end of the packets that came before it; what is no packet is taken away again.
+        let packets = &mut out.packets;
+        let start = packets.bytes.len();
         let ciphertext = packet.encrypted_encapsulated_packet;
-        bytes.extend_from_slice(ciphertext);
-        let payload = bytes.get_mut(start..).unwrap_or_default();
-        let length = DATA_HEADER_SZ + ciphertext.len();
-        let result = self
-            .open(packet.receiver_idx, packet.counter, payload)
-            .map(|opened| {
-                let opened = payload.get(..opened).unwrap_or_default();
-                let packet = self.after_opened(packet.receiver_idx, length, opened, env, out);
-                packet.map(<[u8]>::len)
-            });
-        let (kept, result) = match result {
-            Ok(Ok(kept)) => (kept, Ok(Received::Transport { invalid: None })),
-            Ok(Err(invalid)) => (
-                0,
-                Ok(Received::Transport {
-                    invalid: Some(invalid),
-                }),
-            ),
-            Err(error) => (0, Err(error)),
+        packets.bytes.extend_from_slice(ciphertext);
+        let payload = packets.bytes.get_mut(start..).unwrap_or_default();
+        let opened = match self.open(packet.receiver_idx, packet.counter, payload) {
+            Ok(opened) => payload.get(..opened).unwrap_or_default(),
+            Err(error) => {
+                packets.bytes.truncate(start);
+                return Err(error);
+            }
         };
-        bytes.truncate(start + kept);
-        out.packets.bytes = bytes;
+        let inner = inner_length(opened);
+        let kept = inner.unwrap_or(0);
+        packets.bytes.truncate(start + kept);
         if kept > 0 {
-            out.packets.lengths.push(kept);
+            packets.lengths.push(kept);
         }
-        result
+        let length = DATA_HEADER_SZ + ciphertext.len();
+        self.after_opened(packet.receiver_idx, length, inner, env, out);
+        Ok(Received::Transport {
+            invalid: inner.err(),
+        })
     }
 
     /// Open a ciphertext where it stands. Returns the length of what was in it.
@@ -533,21 +536,19 @@ impl Tunn {
         session.receive_packet_data(counter, limit, payload)
     }
 
-    /// A data message was authentic. Returns the IP packet in it.
-    ///
-    /// # Errors
-    /// `InvalidPacket` if what was in it is no IP packet.
+    /// A data message was authentic, and so long is the IP packet in it: 0 for a keepalive, an error if it is none.
     #[inline]
-    fn after_opened<'a>(
+    fn after_opened(
         &mut self,
         index: u32,
         length: usize,
-        opened: &'a [u8],
+        inner: Result<usize, WireGuardError>,
         env: &mut Env<'_>,
         out: &mut Output,
-    ) -> Result<&'a [u8], WireGuardError> {
+    ) {
         self.counts.rx_bytes += length as u64;
-        self.timers.received(!opened.is_empty(), env.now);
+        self.counts.rx_packets += u64::from(inner.is_ok_and(|inner| inner > 0));
+        self.timers.received(inner != Ok(0), env.now);
         if self.sessions.confirm(index, env.indices) {
             self.after_established(false, env, out);
             self.flush(env, out);
@@ -555,12 +556,6 @@ impl Tunn {
         if self.sessions.is_current(index) {
             self.rekey_after_receiving(env, out);
         }
-        if opened.is_empty() {
-            return Ok(opened);
-        }
-        let packet = opened.get(..ip_length(opened)?).unwrap_or_default();
-        self.counts.rx_packets += 1;
-        Ok(packet)
     }
 
     #[inline]
@@ -588,5 +583,7 @@ impl Tunn {
                 return;
             }
         }
+        // Nothing waits: its memory is not kept for the next time.
+        self.queue.shrink_to_fit();
     }
 }

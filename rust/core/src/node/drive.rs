@@ -1,0 +1,127 @@
+//! Calling one peer's tunnel: with its surroundings, so that a panic in it stops this peer and no other, and with its
+//! deadline noted afterwards.
+
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use connlib_boringtun::noise::{self, Env, Event, Output};
+
+use super::Node;
+use super::deadlines::Deadline;
+use super::peers::Slot;
+use crate::indices::Owned;
+use crate::{DropReason, Instant};
+
+impl Node {
+    /// Calls a peer's tunnel with its surroundings. What it brings about is appended to the output; `settle` has to follow.
+    ///
+    /// `None`: there is nothing to call, because the tunnel panicked, now or earlier.
+    #[inline]
+    pub(super) fn drive<T>(
+        &mut self,
+        slot: Slot,
+        now: Instant,
+        call: impl FnOnce(&mut noise::Tunn, &mut Env<'_>, &mut Output) -> T,
+    ) -> Option<T> {
+        let tunn = self.peers.get_mut(slot)?.tunn.as_mut()?;
+        let mut indices = Owned {
+            table: &mut self.indices,
+            owner: slot,
+        };
+        let mut env = Env {
+            now,
+            rng: &mut *self.rng,
+            indices: &mut indices,
+        };
+        #[cfg(test)]
+        self.touched.push(slot);
+        let mark = self.output.mark();
+        let out = &mut self.output.tunnels;
+        // Of what the call can leave half changed, `poison` gives up the tunnel and takes back the output; the table of
+        // indices and the generator hold no invariant across two statements.
+        let result = catch_unwind(AssertUnwindSafe(|| call(tunn, &mut env, out)));
+        match result {
+            Ok(result) => Some(result),
+            Err(_) => {
+                self.output.roll_back(mark);
+                self.poison(slot, now);
+                None
+            }
+        }
+    }
+
+    /// A peer's tunnel panicked: a fault of ours, and nothing that it holds can be relied on any more. It is gone, and
+    /// everything of this peer's is dropped until the peer is removed and added anew.
+    #[cold]
+    fn poison(&mut self, slot: Slot, now: Instant) {
+        self.indices.release_all(slot);
+        let Some(peer) = self.peers.get_mut(slot) else {
+            return;
+        };
+        let Some(tunn) = peer.tunn.take() else {
+            return;
+        };
+        let queued = catch_unwind(AssertUnwindSafe(|| tunn.stats(now).queued)).unwrap_or(0);
+        peer.drops.add_many(DropReason::PeerPoisoned, queued);
+        let public_key = peer.settings.public_key;
+        self.output.events.push((public_key, Event::Poisoned));
+    }
+
+    /// Panics in a peer's tunnel, for tests of what follows.
+    ///
+    /// # Errors
+    /// `UnknownPeer`.
+    #[doc(hidden)]
+    #[allow(clippy::panic, reason = "it is what the call is for")]
+    pub fn panic_in(&mut self, public_key: &[u8; 32], now: Instant) -> Result<(), DropReason> {
+        let now = self.advance(now);
+        let slot = self.peers.find(public_key).ok_or(DropReason::UnknownPeer)?;
+        self.drive(slot, now, |_, _, _| panic!("a panic that a test asked for"));
+        self.settle(slot, None);
+        Ok(())
+    }
+
+    /// After a tunnel was called: its datagrams get a destination, which is the peer's endpoint if no other is given, its
+    /// events get their peer and are counted, and it becomes the peer that was called last.
+    #[inline]
+    pub(super) fn settle(&mut self, slot: Slot, destination: Option<SocketAddr>) {
+        let Some(peer) = self.peers.get_mut(slot) else {
+            return;
+        };
+        let lost = self.output.address(destination.or(peer.endpoint));
+        peer.drops.add_many(DropReason::NoEndpoint, lost);
+        for event in self.output.tunnels.events.drain(..) {
+            match event {
+                Event::Dropped { reason, count } => peer.drops.add_many(reason.into(), count),
+                Event::GaveUp { dropped } => peer.drops.add_many(DropReason::GaveUp, dropped),
+                _ => {}
+            }
+            self.output.events.push((peer.settings.public_key, event));
+        }
+        if self.latest != Some(slot) {
+            self.note_latest();
+            self.deadlines.set(slot, None);
+            self.latest = Some(slot);
+        }
+    }
+
+    /// Writes down the deadline of the peer that was called last.
+    pub(super) fn note_latest(&mut self) {
+        if let Some(slot) = self.latest.take() {
+            let timeout = self
+                .peers
+                .get(slot)
+                .and_then(|peer| peer.tunn.as_ref()?.next_timeout());
+            self.deadlines.set(slot, timeout);
+        }
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Deadline> {
+        let latest = self.latest.and_then(|slot| {
+            let timeout = self.peers.get(slot)?.tunn.as_ref()?.next_timeout()?;
+            Some(Deadline { timeout, slot })
+        });
+        let both = self.deadlines.first().into_iter().chain(latest);
+        both.min_by_key(Deadline::key)
+    }
+}
