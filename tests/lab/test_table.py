@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from connlib import DropReason, Limits
+from connlib import Dropped, DropReason, Event, GaveUp, Limits, PeerSilent
+from connlib._types import Poisoned
 from connlib.lab import Trace, World
-from connlib.lab._records import Arrived, Delivered, Record, Sent
+from connlib.lab._records import Arrived, Delivered, Happened, Record, Sent
 from connlib.lab._table import format_table
 from lab.traces import crossing, idle_then_send, long_sleep, outage, pair, run
 
@@ -142,3 +143,18 @@ def test_times_are_exact() -> None:
 
 def test_an_empty_trace_is_a_header() -> None:
     assert format_table(("A", "B"), ()).split() == ["time", "host", "what", "outcome"]
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        (GaveUp(2), "gave up, 2 packets dropped"),
+        (GaveUp(0), "gave up"),
+        (Dropped(DropReason.QUEUE_TIMEOUT, 1), "1 packet dropped: queue timeout"),
+        (PeerSilent(), "peer silent"),
+        (Poisoned(), "poisoned by an internal error"),
+    ],
+)
+def test_events_are_told_in_words(event: Event, words: str) -> None:
+    table = format_table("AB", [Happened(0, "A", "B", event)])
+    assert " ".join(table.splitlines()[1].split()) == f"0.000000 A {words} with B"

@@ -12,6 +12,7 @@ from connlib._types import (
     GaveUp,
     HandshakeStarted,
     PeerSilent,
+    Poisoned,
     SessionEstablished,
     SessionExpired,
 )
@@ -114,6 +115,8 @@ def say(event: Event) -> str:
             return "peer silent"
         case Dropped():
             return f"{count(event.count, 'packet')} dropped: {event.reason.value}"
+        case Poisoned():
+            return "poisoned by an internal error"
 
 
 def count(number: int, noun: str) -> str:
