@@ -246,7 +246,7 @@ class Tunn:
 class LabTunn(Tunn):
     """A `Tunn` whose randomness comes from `seed`, for simulations: equal seeds give equal traces.
 
-    Whoever knows the seed knows the keys of every session.
+    Whoever knows the seed knows the keys of every session, so it hands them out as well.
     """
 
     def __new__(
@@ -266,6 +266,13 @@ class LabTunn(Tunn):
         timers: Timers = ...,
         limits: Limits = ...,
     ) -> Self: ...
+    def key_log(self) -> list[str]:
+        """Its secrets, as lines of a key log that Wireshark decrypts the tunnel with: `NAME = base64`.
+
+        The names are LOCAL_STATIC_PRIVATE_KEY, REMOTE_STATIC_PUBLIC_KEY and, for each handshake that it began or
+        answered, LOCAL_EPHEMERAL_PRIVATE_KEY, with a PRESHARED_KEY after it if there was one. The log of one end is
+        enough. It goes back to the last 65,536 handshakes.
+        """
 
 @final
 class UpstreamTunn:
