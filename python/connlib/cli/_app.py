@@ -145,6 +145,10 @@ def crosscheck(
     markdown: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the table between its two marks in FILE anew.")
     ] = None,
+    draw: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Draw each run as a sequence diagram (SVG) into FOLDER."),
+    ] = None,
     record: Annotated[
         str | None,
         typer.Option(
@@ -163,7 +167,7 @@ def crosscheck(
     """
     names = scenarios or []
     if record is not None:
-        if len(names) != 1 or replay is not None or markdown is not None:
+        if len(names) != 1 or replay or markdown or draw:
             raise typer.BadParameter("--record takes one wg-quick file, and nothing else")
         from ._stop import stop_signals
 
@@ -175,8 +179,8 @@ def crosscheck(
     from . import crosscheck as command
 
     if replay is not None:
-        if names or markdown is not None:
+        if names or markdown or draw:
             raise typer.BadParameter("--replay takes its file, and nothing else")
         command.replay(replay, lines=lines, seed=seed)
     else:
-        command.run(names, lines=lines, seed=seed, markdown=markdown)
+        command.run(names, lines=lines, seed=seed, markdown=markdown, draw=draw)

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from connlib._errors import ConfigError, ConnlibError
 from connlib.lab import (
+    ENGINES,
     Comparison,
     Elsewhere,
     Scenario,
@@ -30,17 +31,21 @@ MARKS = ("<!-- crosscheck: begin -->", "<!-- crosscheck: end -->")
 """The lines of a document between which the table stands."""
 
 
-def run(names: Sequence[str], *, lines: int, seed: int, markdown: str | None) -> None:
+def run(
+    names: Sequence[str], *, lines: int, seed: int, markdown: str | None = None, draw: str | None = None
+) -> None:
     """Compare the scenarios of these numbers, or all forty.
 
     lines: of the two traces side by side, at most, from the first difference on. markdown: a file in which the table
-    between two marks is written anew.
+    between two marks is written anew. draw: a folder for a sequence diagram of each run.
 
     Raises `ConfigError` for what is no number of a scenario, and `ConnlibError` if the file has no marks.
     """
     scenarios = chosen(_numbers(names))
     document = None if markdown is None else _document(markdown)
     compared = _compare(scenarios, lines=lines, seed=seed)
+    if draw is not None:
+        _draw(scenarios, Path(draw), seed)
     if document is not None and markdown is not None:
         before, after = document
         text = f"{before}{MARKS[0]}\n{markdown_table(compared)}{MARKS[1]}{after}"
@@ -101,6 +106,16 @@ def _compare(scenarios: Sequence[Scenario | Elsewhere], *, lines: int, seed: int
     if compared:
         _show_table(console, compared)
     return compared
+
+
+def _draw(scenarios: Sequence[Scenario | Elsewhere], folder: Path, seed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for scenario in scenarios:
+        for engine in ENGINES:
+            if isinstance(scenario, Scenario) and not (engine == "upstream" and scenario.needs_patched):
+                trace = scenario.run((engine, engine), seed=seed).trace
+                title = f"{scenario.number}: {scenario.title} ({engine})"
+                trace.draw(folder / f"scenario-{scenario.number}-{engine}.svg", title=title)
 
 
 def _show_difference(console: Console, scenario: Scenario, lines: int, seed: int) -> None:

@@ -5,7 +5,8 @@
     world.tunnel(a, b)
     a.send(b, at=1.0)
     world.run(until=200.0)
-    print(world.trace.counts())
+    print(world.trace.table())
+    world.trace.draw("trace.svg")
 
 Nothing here touches a network or a clock, and whoever knows the seed knows every key: it is for experiments only.
 """
@@ -21,11 +22,12 @@ from connlib.lab._crosscheck import (
     side_by_side,
     steps,
 )
-from connlib.lab._engines import Engine
+from connlib.lab._engines import ENGINES, Engine
 from connlib.lab._errors import LabError
 from connlib.lab._host import Host
 from connlib.lab._links import Link
 from connlib.lab._nat import Nat
+from connlib.lab._png import PictureError
 from connlib.lab._recordings import Recording, Writer, load_recording, replays
 from connlib.lab._records import (
     Address,
@@ -48,6 +50,7 @@ from connlib.lab._world import World
 
 __all__ = [
     "COLUMNS",
+    "ENGINES",
     "SCENARIOS",
     "Address",
     "Arrived",
@@ -70,6 +73,7 @@ __all__ = [
     "Nat",
     "Offered",
     "Outcome",
+    "PictureError",
     "Record",
     "Recording",
     "Scenario",

@@ -72,6 +72,11 @@ class World:
         """The machines by their names, in the order in which they were made."""
         return dict(self._hosts)
 
+    def key_log(self) -> list[str]:
+        """The keys of all patched tunnels, as lines of a WireGuard key log for `Trace.save_capture`."""
+        tunnels = (end.tunnel for host in self._hosts.values() for end in host._ends.values())
+        return [line for tunnel in tunnels if isinstance(tunnel, LabTunn) for line in tunnel.key_log()]
+
     # What there is.
 
     def host(
