@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers_memory import chacha20, keys_in, memory_of
+from two_tunnels import ipv4
+
 TESTS = Path(__file__).parent
 
 
@@ -199,19 +202,50 @@ def test_no_key_is_left_in_memory_after_its_objects_are_gone() -> None:
     assert gone == (0, 0)
 
 
-def memory_of(pid: int) -> bytes:
-    """Everything that a process can write to."""
-    pieces = []
-    maps = Path(f"/proc/{pid}/maps").read_text()
-    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-        for line in maps.splitlines():
-            match = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw", line)
-            if match is None or "[vvar" in line:
-                continue
-            start, end = (int(bound, 16) for bound in match.groups())
-            memory.seek(start)
-            try:
-                pieces.append(memory.read(end - start))
-            except OSError:  # device memory
-                continue
-    return b"\0".join(pieces)
+def test_the_keystream_of_the_test_is_that_of_the_rfc() -> None:
+    """RFC 8439, section 2.4.2, whose first block has the counter 1."""
+    key = bytes(range(32))
+    counter = bytes.fromhex("0000004a00000000")
+    assert chacha20(key, counter)[:8].hex() == "224f51f3401bd9e1"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/PID/mem")
+def test_no_key_of_a_session_is_left_when_it_has_expired() -> None:
+    """The keys are in no Python object ever; they are found as those that decrypt what was sent."""
+    script = """
+        import sys
+        from two_tunnels import *
+
+        def say(word):
+            print(word, flush=True)
+            sys.stdin.readline()
+
+        alice, bob = connected()
+        for sender in (alice, bob):
+            print(only(sender.encapsulate(ipv4(), START).datagrams).hex())
+        say("made")
+        for tunn in (alice, bob):
+            tunn.handle_timeout(START + 180)
+        say("expired")
+        """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
+    ) as child:
+        assert child.stdin is not None and child.stdout is not None
+        datagrams = [bytes.fromhex(child.stdout.readline()) for _ in range(2)]
+        memories = []
+        for state in ("made\n", "expired\n"):
+            assert child.stdout.readline() == state
+            memories.append(memory_of(child.pid))
+            child.stdin.write("\n")
+            child.stdin.flush()
+    made, expired = memories
+    keys = [key for datagram in datagrams for key in keys_in(made, datagram, ipv4())]
+    # One for each direction; each end had both.
+    assert len(keys) == 2
+    assert all(made.count(key) >= 2 for key in keys)
+    assert [expired.count(key) for key in keys] == [0, 0]

@@ -512,3 +512,34 @@ def test_other_threads_run_while_a_batch_is_sealed() -> None:
         thread.join()
     assert errors == []
     assert alice.stats(START).tx_packets == bob.stats(START).tx_packets == 2 * 50 * 64
+
+
+def test_a_buffer_that_another_thread_changes_is_sealed_as_it_was_at_one_moment() -> None:
+    """Fault 27: a mutable buffer is copied once, before the engine sees it."""
+    import threading
+
+    alice, bob = connected()
+    contents = [ipv4(bytes([n]) * 1380) * 64 for n in range(4)]
+    buffer = bytearray(contents[0])
+    done = threading.Event()
+
+    def change() -> None:
+        while not done.is_set():
+            for content in contents:
+                buffer[:] = content
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        seen = set()
+        for view in (buffer, memoryview(buffer)):
+            for _ in range(200):
+                sealed = alice.encapsulate_batch(view, [1400] * 64, START)
+                opened = bob.decapsulate_batch(sealed.data, sealed.lengths, START)
+                assert opened.data in contents
+                seen.add(opened.data[20])
+    finally:
+        done.set()
+        thread.join()
+    # It did change meanwhile.
+    assert len(seen) > 1

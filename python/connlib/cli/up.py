@@ -30,6 +30,7 @@ from connlib.config import InterfaceConfig, check_interface_name, describe_peer
 from connlib.driver import Interface, InterfaceStats, open_interface
 from connlib.wgquick import display_path, load_config
 
+from ._dumps import forbid_dumps
 from ._recorder import Recorder
 from ._stop import StopSignals
 
@@ -55,6 +56,9 @@ def run(
     Raises `ConfigError` for a bad file or name, and `DeviceError` if the device or the sockets cannot be had.
     """
     set_up_log(level)
+    # Before there is a key to be seen.
+    if not forbid_dumps():
+        log.warning("core dumps of this process cannot be forbidden here: they would hold its keys")
     config = load_config(file, allow_world_readable=allow_world_readable)
     device = check_interface_name(name) if name is not None else config.name or _name_after(file)
     stop.tell(None)
