@@ -29,8 +29,8 @@ test-all: extension
 
 ## make soak            the tests that take an hour or two: a hundred bad lines, and 100,000 runs of the state machine
 soak: extension
-	@$(BIN)/python -m pytest -m soak $(ARGS)
-	@CONNLIB_SOAK_EXAMPLES=100000 $(BIN)/python -m pytest tests/lab/test_state_machine.py $(ARGS)
+	@$(BIN)/python -m pytest -o faulthandler_timeout=0 -m soak $(ARGS)
+	@CONNLIB_SOAK_EXAMPLES=100000 $(BIN)/python -m pytest -o faulthandler_timeout=0 tests/lab/test_state_machine.py $(ARGS)
 
 ## make lint            the checks that run nothing: rustfmt, clippy, ruff, mypy, stubtest
 lint: extension
