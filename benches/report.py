@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import idle_peers
+import lab_day
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,7 +62,12 @@ def gbits(results: Results, engine: str, size: int, phase: int) -> float:
 
 
 def render(
-    results: Results, sizes: Sequence[int], repetitions: int, seconds: float, idle: tuple[int, int]
+    results: Results,
+    sizes: Sequence[int],
+    repetitions: int,
+    seconds: float,
+    idle: tuple[int, int],
+    days: Mapping[str, Sequence[float]],
 ) -> str:
     """The whole document. `idle`: what `idle_peers.measure` gave."""
     known = [name for name in ENGINES if (name, sizes[0]) in results]
@@ -100,6 +106,7 @@ def render(
                 cells = [f"{middle:.2f} ({low:.2f}-{high:.2f})" for middle, low, high in values]
                 lines.append(f"| {what} | {' | '.join(cells)} | {_verdict(goal, sizes, values)} |")
     lines += ["", f"## {idle_peers.PEERS:,} idle peers, resident memory", "", *_idle(idle)]
+    lines += ["", "## 24 simulated hours in `connlib.lab`, seconds", "", *_days(days)]
     return "\n".join(lines) + "\n"
 
 
@@ -116,6 +123,20 @@ def _idle(idle: tuple[int, int]) -> list[str]:
             for what, size in rows
         ),
     ]
+
+
+def _days(days: Mapping[str, Sequence[float]]) -> list[str]:
+    lines = [
+        "A pair of hosts whose session nobody uses; the median, lowest and highest of "
+        f"{len(next(iter(days.values())))}.",
+        "",
+        "| pair | seconds | goal |",
+        "|---|---|---|",
+    ]
+    for name, taken in days.items():
+        goal = f"under {lab_day.GOAL:g}" if name.startswith("patched, idle") else "-"
+        lines.append(f"| {name} | {statistics.median(taken):.3f} ({taken[0]:.3f}-{taken[-1]:.3f}) | {goal} |")
+    return lines
 
 
 def _verdict(goal: float | None, sizes: Sequence[int], values: Sequence[tuple[float, float, float]]) -> str:
