@@ -10,7 +10,7 @@ PROFILE ?= dev
 EXTENSION_SOURCES := $(shell find rust patches -type f -not -path '*/tests/*') Cargo.toml Cargo.lock pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint mutants format bench audit rebase-patches venv extension lock wheel clean
+.PHONY: help demo test test-all soak lint mutants format bench audit docs rebase-patches venv extension lock wheel clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -26,6 +26,11 @@ test: extension
 ## make test-all        the Python tests on every CPython >= 3.10 of this machine, with one wheel
 test-all: extension
 	@$(BIN)/python tools/test_all.py --profile $(PROFILE) $(ARGS)
+
+## make soak            the tests that take an hour or two: a hundred bad lines, and 100,000 runs of the state machine
+soak: extension
+	@$(BIN)/python -m pytest -o faulthandler_timeout=0 -m soak $(ARGS)
+	@CONNLIB_SOAK_EXAMPLES=100000 $(BIN)/python -m pytest -o faulthandler_timeout=0 tests/lab/test_state_machine.py $(ARGS)
 
 ## make lint            the checks that run nothing: rustfmt, clippy, ruff, mypy, stubtest
 lint: extension
@@ -45,10 +50,15 @@ format: venv
 bench: venv
 	@$(BIN)/python benches/run.py $(ARGS)
 
-## make audit           licences and advisories: cargo-deny and pip-audit, where they are installed
+## make audit           licences and advisories: needs cargo-deny and pip-audit
 audit: venv
 	cargo deny check
 	$(BIN)/python -m pip_audit -r requirements.lock --disable-pip
+
+## make docs            write the cross-check's table and diagrams in docs/ anew
+docs: extension
+	@$(BIN)/connlib crosscheck --lines 0 --markdown docs/engine.md >/dev/null
+	@$(BIN)/connlib crosscheck --lines 0 --draw docs/pictures 2 24 38 >/dev/null
 
 ## make rebase-patches VERSION=x.y.z   try the patch series on another release of boringtun
 rebase-patches:

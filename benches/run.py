@@ -100,10 +100,12 @@ def main() -> None:
 
 def render(program: Path | None, repetitions: int, seconds: float) -> str:
     import idle_peers
+    import lab_day
     import report
 
     idle = idle_peers.measure()
-    return report.render(measure(program, repetitions, seconds), SIZES, repetitions, seconds, idle)
+    days = lab_day.measure(min(repetitions, 3))
+    return report.render(measure(program, repetitions, seconds), SIZES, repetitions, seconds, idle, days)
 
 
 if __name__ == "__main__":

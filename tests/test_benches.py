@@ -21,6 +21,7 @@ def test_the_python_benchmarks_run() -> None:
     assert done.returncode == 0, done.stderr
     assert "connlib, Python: `Tunn`, batches of 64" in done.stdout
     assert "10,000 idle peers" in done.stdout
+    assert "| patched, idle | 0." in done.stdout
 
 
 def test_a_ratio_compares_neighbours_and_faster_is_more() -> None:

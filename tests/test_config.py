@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import shutil
 import subprocess
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given
@@ -129,7 +131,7 @@ BAD_LINES = [
     (
         MINIMAL + "# connlib: rekey-after-time = 5\n# connlib: reject-after-time = 12\n",
         4,
-        "reject-after-time must be more than keepalive-timeout and rekey-timeout together",
+        "reject-after-time must be more than keepalive-timeout, rekey-timeout and 0.333 s together",
         "correct it",
     ),
     (
@@ -152,7 +154,13 @@ BAD_LINES = [
     (
         MINIMAL + "MTU = 1279\nAddress = 10.0.0.1/24\nAddress = fd00::1/64\n",
         3,
-        "MTU: 1279 is too small for an IPv6 Address",
+        "MTU: 1279 is too small for an IPv6 address",
+        "use 1280 or more",
+    ),
+    (
+        peer("AllowedIPs = fd00::/64").replace("[Peer]", "MTU = 1279\n[Peer]"),
+        3,
+        "MTU: 1279 is too small for a route to an IPv6 prefix of a peer",
         "use 1280 or more",
     ),
     (MINIMAL + "# connlib: role\n", 3, "not a connlib setting", "role"),
@@ -298,6 +306,15 @@ def test_a_file_that_is_missing_or_a_directory_is_one_line(tmp_path: Path) -> No
         load_config(tmp_path)
     with pytest.raises(ConfigError, match=r"not a path"):
         load_config("a\0b")
+
+
+def test_a_file_that_may_not_be_read_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(ConfigError, match=r"permission denied; run as its owner or as root$"):
+        load_config(tmp_path / "wg0.conf")
 
 
 def test_a_pipe_is_as_good_as_a_file() -> None:

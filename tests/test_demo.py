@@ -124,6 +124,16 @@ def test_the_demo_fails_if_something_is_not_as_it_should_be(
     assert "FAILED initiations since then: client 0, gateway 0" in capsys.readouterr().out
 
 
+def test_a_transfer_that_takes_too_long_is_a_failed_check(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(connlib.cli.demo, "TRANSFER_PATIENCE", 0.0)
+    with pytest.raises(SystemExit) as stop:
+        connlib.cli.demo.run()
+    assert stop.value.code == 1
+    assert "FAILED all 134,217,728 bytes within 0 s" in capsys.readouterr().out
+
+
 def test_the_demo_into_a_closed_pipe_is_silent() -> None:
     script = f"{' '.join(COMMAND)} | head -1"
     done = subprocess.run(
@@ -199,6 +209,35 @@ def test_with_real_devices_a_signal_leaves_nothing_behind(number: int, tmp_path:
         finally:
             process.kill()  # nothing if it has ended
     assert "Traceback" not in log.read_text()
+    assert leftovers(folder) == []
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_process_is_started_leaves_nothing_behind(number: int, folder: Path) -> None:
+    script = f"""
+import os, subprocess, sys
+from connlib.cli import main
+
+class Popen(subprocess.Popen):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        os.kill(os.getpid(), {int(number)})
+
+subprocess.Popen = Popen
+sys.argv = ["connlib", "demo", "--tun"]
+sys.exit(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+        env={**os.environ, "TMPDIR": str(folder)},
+    )
+    assert done.returncode == 128 + number, done.stderr
+    assert "Traceback" not in done.stderr
     assert leftovers(folder) == []
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import logging
-import socket
-from ipaddress import ip_network
+from ipaddress import ip_interface, ip_network
 from typing import Any
 
 import anyio
@@ -17,12 +15,14 @@ from connlib import (
     ClosedError,
     ConfigError,
     DeviceError,
+    DropReason,
     HandshakeStarted,
     PeerConfig,
     PeerEvent,
     PrivateKey,
     SessionEstablished,
     TimeoutReason,
+    Transmit,
 )
 from connlib.driver import BUDGET, MemoryTun, MemoryUdp, _serve, open_interface
 from helpers_driver import (
@@ -33,7 +33,6 @@ from helpers_driver import (
     GATEWAY_HOST,
     GATEWAY_KEY,
     PORT,
-    Pair,
     SpyNode,
     client_config,
     gateway_config,
@@ -330,95 +329,6 @@ async def test_an_engine_that_refuses_a_configuration_refuses_it_before_anything
     assert not network._sockets
 
 
-class Resolver(trio.abc.HostnameResolver):
-    """A name server that is not up for a while."""
-
-    def __init__(self, failures: int, answer: str = GATEWAY_HOST) -> None:
-        self.failures = failures
-        self.answer = answer
-        self.asked: list[float] = []
-
-    async def getaddrinfo(self, host: Any, port: Any, *_: Any, **__: Any) -> Any:
-        assert host == b"gateway.example"
-        self.asked.append(trio.current_time())
-        if len(self.asked) <= self.failures:
-            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-        return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", (self.answer, port))]
-
-    async def getnameinfo(self, *_: Any) -> Any:
-        raise NotImplementedError
-
-
-@in_virtual_time
-async def test_a_host_name_is_looked_up_until_it_is_found(caplog: pytest.LogCaptureFixture) -> None:
-    resolver = Resolver(failures=8)
-    trio.socket.set_custom_hostname_resolver(resolver)
-    with caplog.at_level(logging.INFO, "connlib"):
-        async with open_pair(client_config(("gateway.example", PORT), persistent_keepalive=25.0)) as pair:
-            # The interface is up all the while, and counts what it cannot send.
-            await pair.client_tun.send(packet(CLIENT, GATEWAY))
-            await trio.sleep(400)
-            await pair.exchange()
-            assert pair.client.stats().peers[0].endpoint == (GATEWAY_HOST, PORT)
-    pauses = [later - earlier for earlier, later in zip(resolver.asked, resolver.asked[1:], strict=False)]
-    assert pauses == pytest.approx([1, 2, 4, 8, 16, 32, 60, 60])
-    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(warnings) == 8
-    assert warnings[0].startswith("gateway: cannot look up gateway.example: Temporary failure")
-
-
-@in_virtual_time
-async def test_another_host_name_is_a_change_that_apply_reports() -> None:
-    resolver = Resolver(failures=0)
-    trio.socket.set_custom_hostname_resolver(resolver)
-    async with open_pair(client_config(("gateway.example", 1))) as pair:
-        await trio.sleep(1)
-        assert pair.client.stats().peers[0].endpoint == (GATEWAY_HOST, 1)
-        diff = await pair.client.apply(client_config(("gateway.example", PORT)))
-        assert diff.changed == ((GATEWAY_KEY.public_key(), ("endpoint",)),)
-        await pair.exchange()
-        assert not await pair.client.apply(client_config(("gateway.example", PORT)))
-        await trio.sleep(1)
-        assert len(resolver.asked) == 2
-        await pair.client.apply(client_config((GATEWAY_HOST, PORT)))
-        await pair.exchange()
-
-
-@in_virtual_time
-async def test_an_answer_that_comes_late_does_not_undo_what_a_packet_has_taught() -> None:
-    (peer,) = gateway_config().peers
-    named = gateway_config(peers=(dataclasses.replace(peer, endpoint=("gateway.example", 7)),))
-    resolver = Resolver(failures=3, answer="203.0.113.5")
-    trio.socket.set_custom_hostname_resolver(resolver)
-    network, gateway_tun, client_tun = MemoryUdp(), MemoryTun(), MemoryTun()
-    async with (
-        open_interface(named, tun=gateway_tun, udp=network.host(GATEWAY_HOST)) as gateway,
-        open_interface(client_config(), tun=client_tun, udp=network.host(CLIENT_HOST)) as client,
-    ):
-        await Pair(network, gateway, client, gateway_tun, client_tun).exchange()
-        learned = gateway.stats().peers[0].endpoint
-        await trio.sleep(60)
-        assert len(resolver.asked) == 4
-        assert gateway.stats().peers[0].endpoint == learned != ("203.0.113.5", 7)
-
-
-@in_virtual_time
-async def test_an_answer_that_cannot_be_used_is_a_failed_lookup() -> None:
-    resolver = Resolver(failures=0, answer="fe80::1%lo")
-    trio.socket.set_custom_hostname_resolver(resolver)
-    async with open_pair(client_config(("gateway.example", PORT))) as pair:
-        await trio.sleep(10)
-        assert len(resolver.asked) > 2
-        assert pair.client.stats().peers[0].endpoint is None
-
-
-@in_virtual_time
-async def test_names_that_cannot_be_names_are_no_crash() -> None:
-    async with open_pair(client_config(("x" * 300, PORT))) as pair:
-        await trio.sleep(5)
-        assert pair.client.stats().peers[0].endpoint is None
-
-
 @in_virtual_time
 async def test_what_the_body_raises_comes_out_as_it_is() -> None:
     class Mine(Exception):
@@ -563,3 +473,38 @@ def test_deadlines_are_kept_on_asyncio_too() -> None:
             assert after.timer_wakes - before.timer_wakes <= sent + 1
 
     anyio.run(main, backend="asyncio")
+
+
+@in_virtual_time
+async def test_a_packet_that_no_datagram_carries_is_dropped_and_the_tunnel_goes_on() -> None:
+    async with open_pair() as pair:
+        await pair.exchange()
+        for length in (65_472, 65_473, 65_535):
+            await pair.client_tun.send(packet(CLIENT, GATEWAY, bytes(length - 20)))
+        assert len(await pair.gateway_tun.receive()) == 65_472
+        await pair.exchange()
+        assert pair.client.stats().peers[0].tunnel.drops == {DropReason.TOO_LARGE: 2}
+
+
+def test_a_network_in_memory_carries_what_udp_carries() -> None:
+    network = MemoryUdp()
+    sender, receiver = (network.host(address).open(PORT) for address in (CLIENT_HOST, GATEWAY_HOST))
+    sender.deliver([Transmit((GATEWAY_HOST, PORT), bytes(size)) for size in (65_507, 65_508)])
+    assert (sender.stats()["sent"], sender.stats()["lost"]) == (1, 1)
+    receiver.close()
+
+
+@in_virtual_time
+async def test_apply_reports_what_only_the_interface_sees() -> None:
+    async with open_pair() as pair:
+        before = pair.client.config
+        (peer,) = before.peers
+        renamed = dataclasses.replace(
+            before, peers=(dataclasses.replace(peer, name="other", persistent_keepalive=25.0),)
+        )
+        diff = await pair.client.apply(renamed)
+        assert diff.changed == ((peer.public_key, ("persistent_keepalive", "name")),)
+        moved = dataclasses.replace(renamed, addresses=(ip_interface("10.9.9.9/24"),), routes=False)
+        diff = await pair.client.apply(moved)
+        assert (diff.changed, diff.node) == ((), ("addresses", "routes"))
+        assert not await pair.client.apply(moved)

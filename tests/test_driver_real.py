@@ -309,6 +309,12 @@ def test_sockets_that_cannot_serve_are_refused() -> None:
         pytest.raises(DeviceError, match="of one family"),
     ):
         open_udp((one, two), 0)
+    closed = loopback_socket()
+    closed.close()
+    with pytest.raises(DeviceError, match=r"^cannot use the UDP socket: .*; is it closed\?$"):
+        open_udp(closed, 0)
+    with pytest.raises(TypeError, match=r"^udp must be .*, not an empty tuple$"):
+        open_udp((), 0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -335,6 +341,8 @@ def test_a_descriptor_that_is_not_open_is_one_clear_error() -> None:
     os.close(spare)
     with pytest.raises(DeviceError, match="not an open descriptor"):
         open_tun(spare, None)
+    with pytest.raises(DeviceError, match="not an open descriptor"):
+        open_tun(2**40, None)
 
 
 def test_a_descriptor_of_something_else_is_one_clear_error(tmp_path: Path) -> None:

@@ -68,6 +68,21 @@ def configs(draw: st.DrawFn) -> InterfaceConfig:
     )
 
 
+def test_what_needs_no_ipv6_of_the_device_goes_with_a_small_mtu() -> None:
+    for networks, routes in ((("fd00::/64",), False), (("::/0",), True), (("10.0.0.0/8",), True)):
+        peer = PeerConfig(public_key=ALICE, allowed_ips=tuple(map(ip_network, networks)))
+        config = InterfaceConfig(private_key=OWN, mtu=1279, peers=(peer,), routes=routes)
+        assert parse_config(format_config(config)) == config
+
+
+def test_the_longest_timer_and_a_keepalive_that_is_off_can_be_written() -> None:
+    timers = Timers(rekey_attempt_time=1e9)
+    peer = PeerConfig(public_key=ALICE, persistent_keepalive=0)
+    written = format_config(InterfaceConfig(private_key=OWN, timers=timers, peers=(peer,)))
+    off = dataclasses.replace(peer, persistent_keepalive=None)
+    assert parse_config(written) == InterfaceConfig(private_key=OWN, timers=timers, peers=(off,))
+
+
 @given(configs())
 @settings(deadline=None)
 def test_a_configuration_that_is_written_and_read_is_the_same(config: InterfaceConfig) -> None:
@@ -109,6 +124,10 @@ def test_what_the_format_cannot_say_is_not_written(peer: PeerConfig, message: st
             {"mtu": 1279, "addresses": (ip_interface("fd00::1/64"),)},
             "MTU 1279 is too small for an IPv6 address; use 1280 or more",
         ),
+        (
+            {"mtu": 1279, "peers": (PeerConfig(public_key=ALICE, allowed_ips=(ip_network("fd00::/64"),)),)},
+            "MTU 1279 is too small for a route to an IPv6 prefix of a peer; use 1280 or more",
+        ),
         ({"addresses": (ip_interface("10.0.0.1/8"),) * 2}, "10.0.0.1/8 is there twice; remove"),
         (
             {"peers": (PeerConfig(public_key=ALICE, name="alice", endpoint=("192.0.2.1", 0)),)},
@@ -120,7 +139,7 @@ def test_what_the_format_cannot_say_is_not_written(peer: PeerConfig, message: st
         ),
         (
             {"peers": (PeerConfig(public_key=ALICE, name="alice", endpoint=("", 1)),)},
-            "the endpoint of alice has no host",
+            "the endpoint of alice has no host; use a host name or an address",
         ),
         *(
             (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import logging
@@ -317,6 +318,36 @@ def test_apply_changes_addresses_routes_and_mtu() -> None:
             assert routes() == set()
 
     trio.run(main)
+
+
+@in_namespace
+def test_an_apply_that_asyncio_cancels_is_done_or_undone() -> None:
+    other = device_config(mtu=1300, addresses=(ip_interface("10.9.0.2/24"),))
+
+    def state() -> tuple[Any, ...]:
+        return addresses(), routes(), link()["mtu"]
+
+    async def main() -> None:
+        async with open_interface(device_config()) as interface:
+            old = state()
+            await interface.apply(other)
+            new = state()
+            assert old[0] != new[0] and old[2] != new[2]
+            outcomes = set()
+            for tenth_of_ms in range(0, 300, 10):
+                await interface.apply(device_config())
+                try:
+                    await asyncio.wait_for(interface.apply(other), tenth_of_ms / 10_000)
+                except asyncio.TimeoutError:
+                    assert interface.config.mtu == 1380
+                    assert state() == old
+                else:
+                    assert interface.config.mtu == 1300
+                    assert state() == new
+                outcomes.add(interface.config.mtu)
+            assert 1380 in outcomes, "none was cancelled"
+
+    asyncio.run(main())
 
 
 @in_namespace

@@ -65,7 +65,7 @@ def test_a_value_out_of_range_is_a_value_error_that_names_it(options: dict[str, 
         (Timers, {"rekey_attempt_time": math.nan}, "timers.rekey_attempt_time"),
         # Sessions would be renewed with every packet, or never.
         (Timers, {"rekey_after_time": 180}, r"timers.rekey_after_time .* timers.reject_after_time"),
-        (Timers, {"rekey_after_time": 1, "reject_after_time": 15}, "timers.keepalive_timeout"),
+        (Timers, {"rekey_after_time": 1, "reject_after_time": 15.333}, "timers.keepalive_timeout"),
         (Limits, {"queue_packets": -1}, "limits.queue_packets"),
         (Limits, {"queue_packets": 10**6}, "limits.queue_packets"),
         (Limits, {"rekey_after_messages": 1}, "limits.rekey_after_messages"),

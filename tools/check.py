@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BIN = Path(sys.executable).parent
 IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 

@@ -31,7 +31,10 @@ def interpreters() -> dict[str, str]:
             if not re.fullmatch(r"python3(\.\d+t?)?", path.name):
                 continue
             # A shim of pyenv for a version that is not active fails; that version is found in its own folder.
-            asked = subprocess.run([path, "-c", PROBE], capture_output=True, text=True, timeout=60)
+            try:
+                asked = subprocess.run([path, "-c", PROBE], capture_output=True, text=True, timeout=60)
+            except (OSError, subprocess.TimeoutExpired):
+                continue  # a link to nowhere, or no program
             if asked.returncode != 0:
                 continue
             implementation, version, executable, free_threaded = json.loads(asked.stdout)

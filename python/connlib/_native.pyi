@@ -4,7 +4,7 @@ Instances are safe to share between threads. Sans-IO: `now` is a float in second
 caller's choice; nothing here reads a clock. A time that goes backwards is treated as standing still. NaN, infinite and
 negative times, and those beyond 2**62 nanoseconds, raise `ValueError`. Packets and datagrams are `bytes`; another
 buffer is copied first. A datagram of more than 65,535 bytes raises `ValueError`, and so does a packet to seal of more
-than 65,472 bytes: no UDP datagram would carry it.
+than 65,472 bytes, which no UDP datagram would carry; a `Node` drops and counts that (`TOO_LARGE`).
 
 An object that was made before `fork()` raises `ForkedError` in the child (keys excepted), and one in which the engine
 hit an internal error raises `EngineError` from then on; a `Node` loses only the peer that it happened to (`Poisoned`).
@@ -246,7 +246,7 @@ class Tunn:
 class LabTunn(Tunn):
     """A `Tunn` whose randomness comes from `seed`, for simulations: equal seeds give equal traces.
 
-    Whoever knows the seed knows the keys of every session.
+    Whoever knows the seed knows the keys of every session, so it hands them out as well.
     """
 
     def __new__(
@@ -266,6 +266,13 @@ class LabTunn(Tunn):
         timers: Timers = ...,
         limits: Limits = ...,
     ) -> Self: ...
+    def key_log(self) -> list[str]:
+        """Its secrets, as lines of a key log that Wireshark decrypts the tunnel with: `NAME = base64`.
+
+        The names are LOCAL_STATIC_PRIVATE_KEY, REMOTE_STATIC_PUBLIC_KEY and, for each handshake that it began or
+        answered, LOCAL_EPHEMERAL_PRIVATE_KEY, with a PRESHARED_KEY after it if there was one. The log of one end is
+        enough. It goes back to the last 65,536 handshakes.
+        """
 
 @final
 class UpstreamTunn:
@@ -339,14 +346,15 @@ class UpstreamTunn:
 
 @disjoint_base
 class Node:
-    """A WireGuard interface with many peers. Three kinds of methods, and one order: mutate, then drain, then mutate.
+    """A WireGuard interface with many peers. Its methods, and their order: mutate, then drain, then mutate.
 
     - commands change what it is: `apply`, `initiate_handshake`, `set_unix_time`, `set_endpoint`;
     - `handle_*` tell it what happened: packets, datagrams, time;
     - `drain` takes out everything that these caused (a `TunIo` and a `UdpIo` do it without Python objects);
-    - getters change nothing: `next_timeout`, `stats`, `pending`.
+    - getters change nothing: `next_timeout`, `stats`, `pending`;
+    - `record` and `take_recorded` tell what came in and when, for a replay.
 
-    config: the private key and the peers. Raises `ConfigError` for what cannot be, such as overlapping allowed IPs.
+    config: the private key and the peers. Raises `ConfigError` for what cannot be: a prefix that two peers have.
     now: seconds on the caller's monotonic clock.
     unix_time: seconds since 1970; it advances with `now`.
     """
@@ -356,8 +364,9 @@ class Node:
         """Change to another configuration, all of it or, if it raises `ConfigError`, nothing. Sessions survive."""
 
     def initiate_handshake(self, peer: PublicKey, now: float) -> None:
-        """Start a session with a peer. Raises `KeyError` for an unknown one, `ValueError` where the role forbids it, or
-        `EngineError` for a `Poisoned` one."""
+        """Start a session with a peer. Raises `KeyError` for an unknown one, `ValueError` where the role forbids it or
+        no endpoint is known, and `EngineError` for a `Poisoned` one.
+        """
 
     def set_unix_time(self, unix_time: float, now: float) -> None:
         """Tell that the wall clock stepped. Timestamps of initiations still strictly rise."""

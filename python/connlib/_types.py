@@ -101,6 +101,8 @@ class DropReason(enum.Enum):
     """`Node`: the inner source address does not belong to the peer that sent it (paper section 2)."""
     NOT_IP = "not ip"
     """`Node`: what the TUN device delivered is neither IPv4 nor IPv6."""
+    TOO_LARGE = "too large"
+    """`Node`: a packet of more than 65,472 bytes, which no UDP datagram would carry when it is sealed."""
     PEER_POISONED = "peer poisoned"
     """`Node`: connlib failed in the peer's tunnel; see `Poisoned`."""
 
@@ -203,6 +205,8 @@ class Batch(NamedTuple):
 SHORTEST_TIMER = 0.1
 """Below this an engine would do little but handshakes."""
 LONGEST_TIMER = 1e9
+MOST_JITTER = 0.333
+"""Seconds that a retry comes later than `rekey_timeout` at most (paper section 6.1)."""
 LIMIT_RANGES = {
     # The first message confirms a session: renewing it at once would never end.
     "rekey_after_messages": (2, 2**64 - 2**13 - 1),
@@ -216,7 +220,8 @@ class Timers:
     """The timer constants of the paper (section 6.1), in seconds. Both sides of a tunnel should agree on them.
 
     Raises `ValueError` if one is below 0.1 s, or if two contradict each other: a session has to be renewed before it
-    is rejected, and `keepalive_timeout` and `rekey_timeout` together have to leave time between two renewals.
+    is rejected, and `keepalive_timeout` and `rekey_timeout`, with its jitter of up to 0.333 s, have to leave time
+    between two renewals.
     """
 
     rekey_after_time: float = 120.0
@@ -243,9 +248,10 @@ class Timers:
                 raise ValueError(f"timers.{name} must be {SHORTEST_TIMER} to {LONGEST_TIMER:.0f} seconds")
         if self.rekey_after_time >= self.reject_after_time:
             raise ValueError("timers.rekey_after_time must be less than timers.reject_after_time")
-        if self.reject_after_time <= self.keepalive_timeout + self.rekey_timeout:
+        if self.reject_after_time <= self.keepalive_timeout + self.rekey_timeout + MOST_JITTER:
             raise ValueError(
-                "timers.reject_after_time must be more than timers.keepalive_timeout and timers.rekey_timeout together"
+                "timers.reject_after_time must be more than timers.keepalive_timeout, timers.rekey_timeout and "
+                f"{MOST_JITTER} s together"
             )
 
 
@@ -339,18 +345,18 @@ class PeerChange(NamedTuple):
 
     public_key: PublicKey
     fields: tuple[str, ...]
-    """The names of the `PeerConfig` fields that changed."""
+    """The names of the `PeerConfig` fields that changed. Only `Interface.apply` sees `name` and host names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigDiff:
-    """What `Node.apply` changed. False if nothing did."""
+    """What `Node.apply` or `Interface.apply` changed. False if nothing did."""
 
     added: tuple[PublicKey, ...] = ()
     removed: tuple[PublicKey, ...] = ()
     changed: tuple[PeerChange, ...] = ()
     node: tuple[str, ...] = ()
-    """The names of the `NodeConfig` fields that changed, `peers` not counted."""
+    """The names of the `NodeConfig` or `InterfaceConfig` fields that changed, `peers` not counted."""
 
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.changed or self.node)

@@ -24,7 +24,7 @@ Key = TypeVar("Key", PublicKey, PrivateKey, PresharedKey)
 
 # ASCII digits only: int() and float() also take other scripts' digits, underscores and blanks.
 _NUMBER = re.compile(r"[0-9]{1,20}")
-_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,25})?(e-?[0-9]{1,2})?", re.ASCII)
+_SECONDS = re.compile(r"[0-9]{1,10}(\.[0-9]{1,25})?(e-?[0-9]{1,2})?", re.ASCII)
 _PREFIXED = re.compile(r"[0-9a-fA-F:.]{2,45}(/[0-9]{1,3})?")
 
 

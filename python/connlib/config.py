@@ -104,6 +104,9 @@ class InterfaceConfig:
             object.__setattr__(self, "peers", peers)
         self._check_keys()
         self._check_allowed_ips()
+        routed = [prefix for peer in self.peers for prefix in peer.allowed_ips if self.routes]
+        if too_small_for := mtu_is_too_small(self.mtu, self.addresses, routed):
+            raise ConfigError(f"the MTU {self.mtu} is too small for {too_small_for}", hint=IPV6_MTU_HINT)
 
     def _check_addresses(self) -> None:
         seen: set[object] = set()
@@ -111,8 +114,6 @@ class InterfaceConfig:
             if (identity := address_identity(address)) in seen:
                 raise ConfigError(f"the address {address} is there twice", hint="remove one of the two")
             seen.add(identity)
-        if not mtu_carries(self.mtu, self.addresses):
-            raise ConfigError(f"the MTU {self.mtu} is too small for an IPv6 address", hint=IPV6_MTU_HINT)
 
     def _check_keys(self) -> None:
         own = self.private_key.public_key()
@@ -148,12 +149,25 @@ def check_mtu(mtu: int | None) -> None:
         raise ConfigError(f"the MTU {mtu} is out of range", hint=f"use {MIN_MTU} to {MAX_MTU}")
 
 
-IPV6_MTU_HINT = f"use {MIN_IPV6_MTU} or more, or only IPv4 addresses"
+IPV6_MTU_HINT = f"use {MIN_IPV6_MTU} or more, or only IPv4"
 
 
-def mtu_carries(mtu: int | None, addresses: Iterable[IPv4Interface | IPv6Interface]) -> bool:
-    """Whether a device of this MTU can have these addresses: Linux has no IPv6 on one below 1280."""
-    return mtu is None or mtu >= MIN_IPV6_MTU or all(address.version == 4 for address in addresses)
+def mtu_is_too_small(
+    mtu: int | None,
+    addresses: Iterable[IPv4Interface | IPv6Interface],
+    routed: Iterable[IPv4Network | IPv6Network],
+) -> str | None:
+    """What a device of this MTU cannot have, of its addresses and the prefixes that become routes into it, or None.
+
+    Linux has no IPv6 on a device below 1280. Default routes are not made (`connlib.links`).
+    """
+    if mtu is None or mtu >= MIN_IPV6_MTU:
+        return None
+    if any(address.version == 6 for address in addresses):
+        return "an IPv6 address"
+    if any(prefix.version == 6 and prefix.prefixlen > 0 for prefix in routed):
+        return "a route to an IPv6 prefix of a peer"
+    return None
 
 
 def address_identity(address: IPv4Interface | IPv6Interface) -> IPv4Interface | IPv6Address:
@@ -170,7 +184,9 @@ def _check_peer(peer: PeerConfig) -> None:
                 hint="use 1 to 65535",
             )
         if not host:
-            raise ConfigError(f"the endpoint of {describe_peer(peer)} has no host", hint=ZONE_HINT)
+            raise ConfigError(
+                f"the endpoint of {describe_peer(peer)} has no host", hint="use a host name or an address"
+            )
         if "%" in host:
             raise ConfigError(f"the endpoint of {describe_peer(peer)} {ZONE_PROBLEM}", hint=ZONE_HINT)
     keepalive = peer.persistent_keepalive

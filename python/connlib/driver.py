@@ -26,7 +26,7 @@ from anyio.abc import TaskGroup
 
 from ._errors import ClosedError, ConfigError
 from ._native import Node, PublicKey
-from ._types import ConfigDiff, NodeConfig, NodeStats, PeerChange
+from ._types import ConfigDiff, NodeConfig, NodeInput, NodeStats, PeerChange, PeerConfig
 from .clock import Alarm, BootClock, Clock, LoopClock, alarm_for
 from .config import InterfaceConfig
 from .events import EventStream
@@ -250,6 +250,18 @@ class Interface:
         self._node.initiate_handshake(peer, self._now())
         self._settle()
 
+    def record(self, capacity: int) -> None:
+        """Write down from now on what comes into the tunnels, until `capacity` inputs wait to be taken; 0 ends it.
+
+        Raises `ClosedError` after the interface was closed.
+        """
+        self._check_open()
+        self._node.record(capacity)
+
+    def take_recorded(self) -> tuple[list[NodeInput], int]:
+        """What was written down since the last call, and how many more inputs found no room."""
+        return self._node.take_recorded()
+
     async def apply(self, config: InterfaceConfig) -> ConfigDiff:
         """Change to another configuration: all of it, or, if this raises, nothing. Sessions go on where they can.
 
@@ -278,7 +290,7 @@ class Interface:
             before, self._config = self._config, config
             self._resolver.update(config.peers)
             self._settle()
-            return with_renamed_endpoints(diff, before, config)
+            return with_what_the_node_does_not_see(diff, before, config)
 
     async def _set_link(self, config: InterfaceConfig) -> None:
         if self._manages_link:
@@ -290,7 +302,7 @@ class Interface:
 
     async def _revert_link(self, to: LinkState) -> None:
         if self._manages_link:
-            await change_link(self.name, self._link, to)
+            await change_link(self.name, self._link, to, keep=True)
             self._link = to
 
     def _check_unchangeable(self, config: InterfaceConfig) -> None:
@@ -438,16 +450,24 @@ def node_config(config: InterfaceConfig) -> NodeConfig:
     )
 
 
-def with_renamed_endpoints(diff: ConfigDiff, old: InterfaceConfig, new: InterfaceConfig) -> ConfigDiff:
-    """Add the endpoints that changed from one host name to another, which the node does not see."""
-    endpoints = {peer.public_key: peer.endpoint for peer in old.peers}
+_PEER_FIELDS = tuple(field.name for field in dataclasses.fields(PeerConfig))
+
+
+def with_what_the_node_does_not_see(
+    diff: ConfigDiff, old: InterfaceConfig, new: InterfaceConfig
+) -> ConfigDiff:
+    """Add what changed of names, of host names that endpoints have, and of the device."""
+    before = {peer.public_key: peer for peer in old.peers}
     fields = {change.public_key: set(change.fields) for change in diff.changed}
     for peer in new.peers:
-        if endpoints.get(peer.public_key, peer.endpoint) != peer.endpoint:
-            fields.setdefault(peer.public_key, set()).add("endpoint")
+        was = before.get(peer.public_key, peer)
+        for field in ("endpoint", "name"):
+            if getattr(was, field) != getattr(peer, field):
+                fields.setdefault(peer.public_key, set()).add(field)
     changed = tuple(
-        PeerChange(peer.public_key, tuple(sorted(fields[peer.public_key])))
+        PeerChange(peer.public_key, tuple(sorted(fields[peer.public_key], key=_PEER_FIELDS.index)))
         for peer in new.peers
         if peer.public_key in fields
     )
-    return dataclasses.replace(diff, changed=changed)
+    device = tuple(field for field in ("addresses", "routes") if getattr(old, field) != getattr(new, field))
+    return dataclasses.replace(diff, changed=changed, node=diff.node + device)

@@ -11,8 +11,7 @@ import errno
 import logging
 import os
 import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 import anyio
 
 from ._errors import DeviceError
+from ._threads import ThreadCall
 from .config import InterfaceConfig
 
 _log = logging.getLogger("connlib")
@@ -78,16 +78,17 @@ def warn_of_default_routes(config: InterfaceConfig, name: str) -> None:
                 )
 
 
-async def change_link(name: str, have: LinkState, want: LinkState) -> None:
+async def change_link(name: str, have: LinkState, want: LinkState, *, keep: bool = False) -> None:
     """Set a device up, or change how it is set up: everything, or, if it raises `DeviceError`, nothing.
 
-    Takes a few milliseconds and cannot be cancelled, so that nobody sees half of it.
+    Takes a few milliseconds. Whoever is cancelled meanwhile waits for its end, and then it is undone, so that nobody
+    sees half of it; unless `keep`.
     """
     if have == want:
         return
     index = _index_of(name)
 
-    def change() -> None:
+    def change(have: LinkState, want: LinkState) -> None:
         # Importing it takes longer than all of this file's work.
         from pyroute2 import IPRoute
 
@@ -105,8 +106,18 @@ async def change_link(name: str, have: LinkState, want: LinkState) -> None:
                 _Link(route_socket, index, name, best_effort=True).change(want, have)
                 raise
 
-    with anyio.CancelScope(shield=True):
-        await _in_thread_of_its_own(change)
+    # pyroute2 wants an event loop of its own, so it cannot be called from this thread.
+    changing = ThreadCall(lambda: change(have, want), _THREAD)
+    try:
+        await _wait_for(changing)
+    except BaseException:
+        if not (keep or changing.failed):
+            undoing = ThreadCall(lambda: change(want, have), _THREAD)
+            undoing.join()  # as short, and nobody must come between
+            if undoing.failed:
+                _log.warning("%s: what was cancelled could not be undone", name)
+        raise
+    changing.result()
 
 
 def _index_of(name: str) -> int:
@@ -119,27 +130,25 @@ def _index_of(name: str) -> int:
         ) from None
 
 
-async def _in_thread_of_its_own(function: Callable[[], T]) -> T:
-    """Call `function` in a new thread, which is in the network namespace of the caller's thread.
+_THREAD = "connlib-netlink"
 
-    A pooled worker thread may be in another one: namespaces belong to threads, and it keeps that of whoever started it.
-    pyroute2 wants an event loop of its own, so it cannot be called from this thread.
+
+async def _wait_for(call: ThreadCall[T]) -> None:
+    """Wait for the end of a call, whatever cancels the waiting.
+
+    A shield keeps anyio's and trio's cancellation away until it is over. asyncio's own (`Task.cancel`,
+    `asyncio.timeout`) comes through it, so that it is held back here.
     """
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def call() -> None:
-        try:
-            results.append(function())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=call, name="connlib-netlink")
-    thread.start()
-    await anyio.to_thread.run_sync(thread.join)
-    if errors:
-        raise errors[0]
-    return results[0]
+    cancelled: BaseException | None = None
+    with anyio.CancelScope(shield=True):
+        while call.is_running:
+            try:
+                # With a limiter of its own: the application's worker threads may all be waiting for this interface.
+                await anyio.to_thread.run_sync(call.join, limiter=anyio.CapacityLimiter(1))
+            except anyio.get_cancelled_exc_class() as error:
+                cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 class _Link:

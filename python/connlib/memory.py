@@ -23,6 +23,8 @@ T = TypeVar("T")
 Address = tuple[str, int]
 
 MAX_PACKET = 65_535
+MAX_DATAGRAM = 65_507
+"""Bytes that UDP over IPv4 carries."""
 
 
 class Bell:
@@ -228,8 +230,8 @@ class MemoryUdp:
     """A network in memory that joins interfaces: give the same object to several of them as `udp`.
 
     Each interface becomes a host of its own, 192.0.2.1 and so on in the order in which they open; `host()` names
-    another address. Datagrams arrive at once and in order, and none is lost unless `drop` says so or the receiver is
-    1,024 behind.
+    another address. Datagrams arrive at once and in order, and none is lost unless `drop` says so, the receiver is
+    1,024 behind, or it has more than 65,507 bytes.
 
     drop: called with source, destination and datagram; True loses it. Can be replaced at any time.
     """
@@ -256,6 +258,8 @@ class MemoryUdp:
 
     def _send(self, source: Address, transmit: Transmit) -> bool:
         receiver = self._sockets.get(transmit.destination)
+        if len(transmit.datagram) > MAX_DATAGRAM:
+            return False
         if receiver is None or (self.drop is not None and self.drop(source, *transmit)):
             return False
         receiver.arrive(source, transmit.datagram)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from ipaddress import ip_address
 
 import anyio
@@ -39,7 +39,7 @@ class Resolver:
     """Looks up the endpoints that are host names.
 
     found: called with a peer and its address once there is one, and whether it takes the place of an address that the
-        peer may have already: for a name that was new when the configuration changed.
+        peer may have already: for a name that a peer got in place of another one, or of an address.
     can_reach: whether there is a socket for the family of an address.
     """
 
@@ -53,9 +53,9 @@ class Resolver:
         self._can_reach = can_reach
         self._tasks = tasks
         self._names: dict[PublicKey, tuple[Endpoint, anyio.CancelScope]] = {}
-        self._first = True
+        self._seen: set[PublicKey] = set()
 
-    def update(self, peers: Iterable[PeerConfig]) -> None:
+    def update(self, peers: Collection[PeerConfig]) -> None:
         """Look up the names that are new, and forget those that are gone."""
         wanted = {
             peer.public_key: peer
@@ -70,8 +70,8 @@ class Resolver:
             if key not in self._names and peer.endpoint is not None:
                 scope = anyio.CancelScope()
                 self._names[key] = (peer.endpoint, scope)
-                self._tasks.start_soon(self._look_up, peer, peer.endpoint, scope, not self._first)
-        self._first = False
+                self._tasks.start_soon(self._look_up, peer, peer.endpoint, scope, key in self._seen)
+        self._seen = {peer.public_key for peer in peers}
 
     async def _look_up(
         self, peer: PeerConfig, endpoint: Endpoint, scope: anyio.CancelScope, replace: bool

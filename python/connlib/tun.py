@@ -153,7 +153,7 @@ def _name_of(fd: int) -> str | None:
 
     try:
         mode = os.fstat(fd).st_mode
-    except OSError:
+    except (OSError, OverflowError):
         raise DeviceError(f"{fd} is not an open descriptor", hint="give one of a TUN device") from None
     if not (stat.S_ISCHR(mode) or stat.S_ISSOCK(mode)):
         raise DeviceError(f"the descriptor {fd} is not a TUN device", hint="give one of a TUN device")

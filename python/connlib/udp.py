@@ -76,11 +76,11 @@ def open_udp(udp: Sockets | MemoryUdp | MemoryHost | None, port: int) -> UdpEnd:
     if udp is None:
         return _SocketEnd(bind_pair(port), owned=True)
     sockets = udp if isinstance(udp, tuple) else (udp,)
-    for one in sockets:
+    for one in sockets or [udp]:
         if not isinstance(one, socket.socket):
             raise TypeError(
                 "udp must be a UDP socket, a pair of them, a MemoryUdp, a MemoryHost or None, not "
-                + type(one).__name__
+                + ("an empty tuple" if one == () else type(one).__name__)
             )
     return _SocketEnd(_by_family(sockets), owned=False)
 
@@ -156,7 +156,11 @@ def _by_family(sockets: tuple[socket.socket, ...]) -> dict[int, socket.socket]:
             raise DeviceError(
                 "the socket is not a UDP socket", hint="make it with AF_INET or AF_INET6 and SOCK_DGRAM"
             )
-        if given.getsockname()[1] == 0:
+        try:
+            port = given.getsockname()[1]
+        except OSError as error:
+            raise DeviceError.from_os("cannot use the UDP socket", error, hint="is it closed?") from error
+        if port == 0:
             raise DeviceError("the UDP socket is not bound", hint="bind it to an address and a port first")
         if given.family in by_family:
             raise DeviceError(

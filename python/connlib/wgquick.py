@@ -29,9 +29,9 @@ Settings that wg-quick has no word for are comments to it, `# connlib: key = val
     interface            the device's name
     rekey-after-time, reject-after-time, rekey-attempt-time, rekey-timeout, keepalive-timeout
                          seconds, 0.1 or more; a session must be renewed before it ends, and must outlast
-                         keepalive-timeout and rekey-timeout together
+                         keepalive-timeout, rekey-timeout and 0.333 s together
     rekey-after-messages, reject-after-messages
-                         counts, 1 to 2^64 - 2^13 - 1
+                         counts, from 2 and from 1, to 2^64 - 2^13 - 1
     queue-packets        0 to 65536
     [Peer]
     role                 initiator or responder (either only if the interface does not say otherwise)
@@ -45,6 +45,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import logging
 import os
 import re
@@ -65,7 +66,7 @@ from .config import (
     InterfaceConfig,
     address_identity,
     check_interface_name,
-    mtu_carries,
+    mtu_is_too_small,
     shown,
 )
 
@@ -184,7 +185,7 @@ def _peer_lines(peer: PeerConfig, default: Role) -> list[str]:
         endpoint = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         _check_writable("endpoint", endpoint, values.endpoint, peer.endpoint)
         lines.append(f"Endpoint = {endpoint}")
-    if peer.persistent_keepalive is not None:
+    if peer.persistent_keepalive:
         seconds = f"{peer.persistent_keepalive:.9f}".rstrip("0").rstrip(".")
         _check_writable("persistent keepalive", seconds, values.keepalive, peer.persistent_keepalive)
         lines.append(f"PersistentKeepalive = {seconds}")
@@ -211,6 +212,13 @@ def _changed(values: object, defaults: object, names: dict[str, str]) -> list[tu
     return [(name, value) for name, value, default in pairs if value != default]
 
 
+_READ_HINTS = {
+    errno.EACCES: "run as its owner or as root",
+    errno.EPERM: "run as its owner or as root",
+    errno.EMFILE: "raise the limit of open files: ulimit -n",
+}
+
+
 def _read(path: str, allow_world_readable: bool) -> bytes:
     if not path:
         raise ConfigError("the path is empty", hint="name a wg-quick file")
@@ -222,9 +230,8 @@ def _read(path: str, allow_world_readable: bool) -> bytes:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
-        raise ConfigError(
-            f"cannot read it: {reason}", hint="name a wg-quick file", path=display_path(path)
-        ) from None
+        hint = _READ_HINTS.get(error.errno or 0, "name a wg-quick file")
+        raise ConfigError(f"cannot read it: {reason}", hint=hint, path=display_path(path)) from None
     if stat.S_ISREG(mode) and mode & (stat.S_IROTH | stat.S_IWOTH) and not allow_world_readable:
         raise ConfigError(
             f"every user of this machine can read or change it (mode {stat.S_IMODE(mode):04o}), "
@@ -480,8 +487,9 @@ class _Parser:
         if interface.private_key is None:
             hint = "add one; `connlib genkey` makes a key"
             self._note(interface.line, BadValue("[Interface] has no PrivateKey", hint))
-        if not mtu_carries(interface.mtu, interface.addresses):
-            problem = f"MTU: {interface.mtu} is too small for an IPv6 Address"
+        routed = [prefix for peer in self.peers for prefix in peer.allowed_ips if interface.routes]
+        if too_small_for := mtu_is_too_small(interface.mtu, interface.addresses, routed):
+            problem = f"MTU: {interface.mtu} is too small for {too_small_for}"
             self._note(interface.seen["mtu"], BadValue(problem, IPV6_MTU_HINT))
         try:
             Timers(**interface.timers)

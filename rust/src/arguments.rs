@@ -16,9 +16,7 @@ use crate::time;
 /// The longest UDP payload and IP packet there can be.
 pub const MAX_PACKET: usize = 65_535;
 
-/// The longest IP packet that a tunnel sends: sealed, with 32 bytes around it, it must fit into the 65,507 bytes that UDP
-/// over IPv4 carries, whether it is padded (to a multiple of 16) or not.
-pub const MAX_SENT: usize = 65_472;
+pub use connlib_core::LARGEST_PACKET as MAX_SENT;
 
 /// `now`.
 #[derive(Clone, Copy)]

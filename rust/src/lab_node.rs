@@ -20,7 +20,7 @@ impl LabNode {
         unix_time: UnixTime,
         seed: &Bound<'_, PyAny>,
     ) -> PyResult<PyClassInitializer<Self>> {
-        let node = Node::make(config, now, &unix_time, seeded(seed)?, true)?;
+        let node = Node::make(config, now, &unix_time, Box::new(seeded(seed)?), true)?;
         Ok(PyClassInitializer::from(node).add_subclass(LabNode))
     }
 

@@ -1,11 +1,15 @@
-//! `LabTunn`: a `Tunn` whose randomness is seeded, for simulations.
+//! `LabTunn`: a `Tunn` whose randomness is seeded, for simulations, and whose keys can be had.
 
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 use pyo3::prelude::*;
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
 
 use crate::arguments::{self, Now, UnixTime};
 use crate::index_table::IndexTable;
+use crate::key_log::{KeyLog, Recorder};
 use crate::preshared_key::PresharedKey;
 use crate::private_key::PrivateKey;
 use crate::public_key::PublicKey;
@@ -14,12 +18,14 @@ use crate::tunn::Tunn;
 use crate::tunn_options::TunnOptions;
 
 #[pyclass(module = "connlib._native", extends = Tunn, frozen)]
-pub struct LabTunn;
+pub struct LabTunn {
+    keys: Arc<Mutex<KeyLog>>,
+}
 
 /// A generator that gives equal numbers for equal seeds.
-pub fn seeded(seed: &Bound<'_, PyAny>) -> PyResult<connlib_core::Rng> {
+pub fn seeded(seed: &Bound<'_, PyAny>) -> PyResult<ChaCha20Rng> {
     let seed = arguments::integer(seed, "seed", 0..=u64::MAX)?;
-    Ok(Box::new(ChaCha20Rng::seed_from_u64(seed)))
+    Ok(ChaCha20Rng::seed_from_u64(seed))
 }
 
 #[pymethods]
@@ -63,7 +69,31 @@ impl LabTunn {
             timers,
             limits,
         };
-        let tunn = Tunn::make(options, now, seeded(seed)?, py)?;
-        Ok(PyClassInitializer::from(tunn).add_subclass(LabTunn))
+        let keys = Arc::new(Mutex::new(KeyLog::new(
+            private_key.secret.bytes(),
+            &peer_public_key.bytes,
+            preshared_key.map(|key| key.secret.bytes()),
+        )));
+        let rng = Recorder::new(seeded(seed)?, &keys);
+        let tunn = Tunn::make(options, now, Box::new(rng), py)?;
+        // What the constructor drew is for cookies: only from here on are 32 bytes an ephemeral key.
+        keys.lock().open();
+        Ok(PyClassInitializer::from(tunn).add_subclass(LabTunn { keys }))
+    }
+
+    fn set_preshared_key(
+        slf: PyRef<'_, Self>,
+        key: Option<&PresharedKey>,
+        now: Now,
+    ) -> PyResult<()> {
+        slf.as_super().set_preshared_key(slf.py(), key, now)?;
+        let key = key.map(|key| key.secret.bytes());
+        slf.keys.lock().set_preshared_key(key);
+        Ok(())
+    }
+
+    fn key_log(slf: PyRef<'_, Self>) -> PyResult<Vec<String>> {
+        slf.as_super().check()?;
+        Ok(slf.keys.lock().lines())
     }
 }

@@ -11,6 +11,7 @@ mod errors;
 mod fork;
 mod guard;
 mod index_table;
+mod key_log;
 mod key_material;
 mod lab_node;
 mod lab_tunn;

@@ -102,6 +102,9 @@ pub fn config_error(error: ConfigError, py: Python<'_>) -> PyErr {
         ConfigError::PrefixLength { .. } => "use at most 32 bits for IPv4 and 128 for IPv6",
         ConfigError::Keepalive { .. } => "use 1 to 65535 seconds",
         ConfigError::Timer { .. } => "use at most a century",
+        ConfigError::RejectedTooSoon => {
+            "use more than keepalive_timeout, rekey_timeout and 0.333 s together"
+        }
     };
     let problem = match error.public_key() {
         Some(key) => format!("{error} (peer {})", PublicKey::new(key).to_base64()),

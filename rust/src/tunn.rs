@@ -72,6 +72,11 @@ impl Tunn {
         })
     }
 
+    /// Raises `ForkedError` in a child process.
+    pub fn check(&self) -> PyResult<()> {
+        self.engine.check()
+    }
+
     /// Run a call that appends to an output, and hand all of it to Python. Any call may make an initiation.
     fn drain<'py>(
         &self,
@@ -253,7 +258,7 @@ impl Tunn {
     }
 
     /// It counts at once for handshakes, one that is pending included: `now` is there for the shape of all calls.
-    fn set_preshared_key(
+    pub fn set_preshared_key(
         &self,
         py: Python<'_>,
         key: Option<&PresharedKey>,

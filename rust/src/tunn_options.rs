@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use connlib_core::{Limits, Role, Settings, TimerConfig, TunnConfig};
+use connlib_core::{DEFAULT_MTU, Limits, Role, Settings, TimerConfig, TunnConfig};
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
@@ -31,8 +31,6 @@ pub struct TunnOptions<'a, 'py> {
     pub timers: Option<&'a Bound<'py, PyAny>>,
     pub limits: Option<&'a Bound<'py, PyAny>>,
 }
-
-const DEFAULT_MTU: usize = 1420;
 
 impl TunnOptions<'_, '_> {
     pub fn check(self, py: Python<'_>) -> PyResult<TunnConfig> {
@@ -102,7 +100,7 @@ pub fn limits(limits: Option<&Bound<'_, PyAny>>, py: Python<'_>) -> PyResult<Lim
         arguments::integer(&limits.getattr(name)?, &format!("limits.{name}"), range)
     };
     Ok(Limits {
-        rekey_after_messages: count("rekey_after_messages", 1..=MAX_MESSAGES)?,
+        rekey_after_messages: count("rekey_after_messages", 2..=MAX_MESSAGES)?,
         reject_after_messages: count("reject_after_messages", 1..=MAX_MESSAGES)?,
         queue_packets: count("queue_packets", 0..=MAX_QUEUE)? as usize,
     })

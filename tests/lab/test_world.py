@@ -171,11 +171,11 @@ def test_a_machine_that_sleeps_sends_and_receives_nothing_and_is_called_for_noth
     a.sleep(3 * 3600, at=1.0)
     a.send(at=100.0)
     b.send(at=5.0)
+    a.send(at=1.0 + 3 * 3600)
     world.run(3 * 3600)
     during = [r for r in world.trace if r.at > SECOND and getattr(r, "host", None) == "A"]
     assert during == []
     assert [fate.why for fate in world.trace.fates().values()] == [None, "asleep"]
-    a.send(at=1.0 + 3 * 3600)
     world.run(1.0 + 3 * 3600)
     last = [record for record in world.trace if record.at == (1 + 3 * 3600) * SECOND]
     kinds = [type(record) for record in last]

@@ -10,7 +10,8 @@ import typer
 HELP = """WireGuard tunnels from Python.
 
 `up` runs a tunnel from a wg-quick file in the foreground; `demo` shows the engine at work without root and without a
-network; `genkey`, `pubkey` and `genpsk` make keys, byte for byte as `wg` does.
+network; `crosscheck` compares it with pristine boringtun; `genkey`, `pubkey` and `genpsk` make keys, byte for byte as
+`wg` does.
 """
 
 app = typer.Typer(
@@ -124,3 +125,62 @@ def demo(
         from .demo import run
 
         run()
+
+
+@app.command()
+def crosscheck(
+    scenarios: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SCENARIO]...", help="Numbers of scenarios (docs/engine.md); all if there is none."
+        ),
+    ] = None,
+    lines: Annotated[
+        int,
+        typer.Option(
+            min=0, help="How much of the two traces to show side by side, from the first difference on."
+        ),
+    ] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random but upstream's own keys.")] = 1,
+    markdown: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the table between its two marks in FILE anew.")
+    ] = None,
+    draw: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Draw each run as a sequence diagram (SVG) into FOLDER."),
+    ] = None,
+    record: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Run the wg-quick file that is given in place of SCENARIO, as `up` does, and write what comes in to "
+            "FILE: times, kinds and sizes; no payload, no address, no key.",
+        ),
+    ] = None,
+    replay: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Run what `--record` wrote, on both engines.")
+    ] = None,
+) -> None:
+    """Run the same scenarios on pristine boringtun and on connlib's engine, and show what differs.
+
+    In virtual time: nothing is sent. `--record` and `--replay` do it with what a live interface was given.
+    """
+    names = scenarios or []
+    if record is not None:
+        if len(names) != 1 or replay or markdown or draw:
+            raise typer.BadParameter("--record takes one wg-quick file, and nothing else")
+        from ._stop import stop_signals
+
+        stop_signals.install()
+        from .up import run as run_up
+
+        run_up(names[0], stop_signals, name=None, level="info", allow_world_readable=False, record=record)
+        return
+    from . import crosscheck as command
+
+    if replay is not None:
+        if names or markdown or draw:
+            raise typer.BadParameter("--replay takes its file, and nothing else")
+        command.replay(replay, lines=lines, seed=seed)
+    else:
+        command.run(names, lines=lines, seed=seed, markdown=markdown, draw=draw)

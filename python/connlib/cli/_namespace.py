@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
 from collections.abc import Callable
 from typing import TypeVar
+
+from connlib._threads import ThreadCall
 
 T = TypeVar("T")
 
@@ -21,7 +22,7 @@ class Namespace:
     """
 
     def __init__(self) -> None:
-        self._fd = _in_thread(_make)
+        self._fd = ThreadCall(_make, "namespace").result()
 
     def fileno(self) -> int:
         """The descriptor that netlink wants where a device is to be moved here."""
@@ -37,7 +38,7 @@ class Namespace:
             _check(_libc().setns(self._fd, _CLONE_NEWNET))
             return function()
 
-        return _in_thread(call)
+        return ThreadCall(call, "namespace").result()
 
     def close(self) -> None:
         """Let go of it."""
@@ -47,24 +48,6 @@ class Namespace:
 def _make() -> int:
     _check(_libc().unshare(_CLONE_NEWNET))
     return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _in_thread(function: Callable[[], T]) -> T:
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def call() -> None:
-        try:
-            results.append(function())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=call)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
 
 
 def _libc() -> ctypes.CDLL:

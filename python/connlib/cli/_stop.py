@@ -12,7 +12,8 @@ from __future__ import annotations
 import atexit
 import itertools
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -36,6 +37,8 @@ class StopSignals:
             signal.signal(number, self._handle)
             # At its end, the interpreter takes its handlers out before the process is gone.
             atexit.register(_ignore, number)
+        # Whoever started the process may have held them back until it had written down whom to stop.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def tell(self, callback: Callable[[], None] | None) -> None:
         """Have `callback` called when the first signal comes, at once if it has come; None: only remember it."""
@@ -53,6 +56,19 @@ class StopSignals:
         _block()
         if self._tell is not None:
             self._tell()
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Keep stop signals with the kernel for the length of the block.
+
+    Only where no other thread would take them: those that are started inside the block do not.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _block() -> None:

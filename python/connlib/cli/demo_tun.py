@@ -34,6 +34,7 @@ from connlib.wgquick import format_config
 from . import _packets
 from ._namespace import Namespace
 from ._show import Show, rate
+from ._stop import held_back
 
 GATEWAY = IPv4Interface("10.77.0.1/24")
 CLIENT = IPv4Interface("10.77.0.2/24")
@@ -57,10 +58,11 @@ def run() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="connlib-")))
         spaces = stack.enter_context(_namespaces())
         show.step("Two connlib up processes")
-        sides = {
-            side: stack.enter_context(_Tunnel(spaces[side], folder / f"{side}.conf", config))
-            for side, config in _configs().items()
-        }
+        sides = {}
+        for side, config in _configs().items():
+            # A signal between the start of a process and the note that it is to be stopped would leave it behind.
+            with held_back():
+                sides[side] = stack.enter_context(_Tunnel(spaces[side], folder / f"{side}.conf", config))
         for side, tunnel in sides.items():
             show.line(f"{side:8} {tunnel.wait_for(' is up: ').partition(', public key')[0]}")
         show.step("Handshake and pings")

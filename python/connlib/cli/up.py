@@ -31,6 +31,7 @@ from connlib.driver import Interface, InterfaceStats, open_interface
 from connlib.wgquick import display_path, load_config
 
 from ._dumps import forbid_dumps
+from ._recorder import Recorder
 from ._stop import StopSignals
 
 log = logging.getLogger("connlib.up")
@@ -39,8 +40,18 @@ LOOK_AFTER = 2.0
 """Seconds between two looks at the errors of the network; more where the interface has so many peers that it takes."""
 
 
-def run(file: str, stop: StopSignals, *, name: str | None, level: str, allow_world_readable: bool) -> None:
+def run(
+    file: str,
+    stop: StopSignals,
+    *,
+    name: str | None,
+    level: str,
+    allow_world_readable: bool,
+    record: str | None = None,
+) -> None:
     """Run the tunnel of `file` until a signal stops it.
+
+    record: a new file for what comes into the tunnels (`connlib crosscheck --record`).
 
     Raises `ConfigError` for a bad file or name, and `DeviceError` if the device or the sockets cannot be had.
     """
@@ -51,10 +62,11 @@ def run(file: str, stop: StopSignals, *, name: str | None, level: str, allow_wor
     config = load_config(file, allow_world_readable=allow_world_readable)
     device = check_interface_name(name) if name is not None else config.name or _name_after(file)
     stop.tell(None)
-    try:
-        trio.run(_serve, dataclasses.replace(config, name=device), file, stop)
-    finally:
-        stop.tell(None)
+    with Recorder(record, config) as recorder:
+        try:
+            trio.run(_serve, dataclasses.replace(config, name=device), file, stop, recorder)
+        finally:
+            stop.tell(None)
 
 
 def set_up_log(level: str) -> None:
@@ -91,7 +103,7 @@ def _name_after(file: str) -> str:
         ) from None
 
 
-async def _serve(config: InterfaceConfig, file: str, stop: StopSignals) -> None:
+async def _serve(config: InterfaceConfig, file: str, stop: StopSignals, recorder: Recorder) -> None:
     with trio.CancelScope() as scope:
         token = trio.lowlevel.current_trio_token()
         # A handler may run between any two instructions of the event loop, so that it only leaves a message there.
@@ -109,10 +121,12 @@ async def _serve(config: InterfaceConfig, file: str, stop: StopSignals) -> None:
             )
             try:
                 nursery.start_soon(_watch_network, interface)
+                nursery.start_soon(recorder.follow, interface)
                 async for peer, event in interface.events():
                     level, text = describe_event(event)
                     log.log(level, "%-*s  %s", width, names[peer], text)
             finally:
+                recorder.write(interface)
                 for line in summarize(interface.stats(), names, width):
                     log.info("%s", line)
             nursery.cancel_scope.cancel()

@@ -5,16 +5,30 @@
     world.tunnel(a, b)
     a.send(b, at=1.0)
     world.run(until=200.0)
-    print(world.trace.counts())
+    print(world.trace.table())
+    world.trace.draw("trace.svg")
 
 Nothing here touches a network or a clock, and whoever knows the seed knows every key: it is for experiments only.
 """
 
-from connlib.lab._engines import Engine
+from connlib.lab._crosscheck import (
+    COLUMNS,
+    Comparison,
+    Measure,
+    chosen,
+    compare,
+    markdown,
+    rows,
+    side_by_side,
+    steps,
+)
+from connlib.lab._engines import ENGINES, Engine
 from connlib.lab._errors import LabError
 from connlib.lab._host import Host
 from connlib.lab._links import Link
 from connlib.lab._nat import Nat
+from connlib.lab._png import PictureError
+from connlib.lab._recordings import Recording, Writer, load_recording, replays
 from connlib.lab._records import (
     Address,
     Arrived,
@@ -30,15 +44,22 @@ from connlib.lab._records import (
     Sent,
     Woke,
 )
+from connlib.lab._scenarios import SCENARIOS, Asked, Elsewhere, Scenario
 from connlib.lab._trace import Fate, Outcome, Trace
 from connlib.lab._world import World
 
 __all__ = [
+    "COLUMNS",
+    "ENGINES",
+    "SCENARIOS",
     "Address",
     "Arrived",
+    "Asked",
     "Changed",
+    "Comparison",
     "Delivered",
     "Discarded",
+    "Elsewhere",
     "Engine",
     "Fate",
     "Happened",
@@ -48,12 +69,25 @@ __all__ = [
     "Link",
     "LossReason",
     "Lost",
+    "Measure",
     "Nat",
     "Offered",
     "Outcome",
+    "PictureError",
     "Record",
+    "Recording",
+    "Scenario",
     "Sent",
     "Trace",
     "Woke",
     "World",
+    "Writer",
+    "chosen",
+    "compare",
+    "load_recording",
+    "markdown",
+    "replays",
+    "rows",
+    "side_by_side",
+    "steps",
 ]

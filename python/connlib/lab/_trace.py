@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
 from typing import Literal, TypeAlias
 
+from connlib.lab._diagram import draw_png, draw_svg
+from connlib.lab._errors import LabError
+from connlib.lab._pcapng import write_pcapng
 from connlib.lab._records import (
     Arrived,
     Delivered,
@@ -16,6 +21,7 @@ from connlib.lab._records import (
     Record,
     Sent,
 )
+from connlib.lab._table import format_table
 from connlib.lab._time import SECOND
 
 Outcome: TypeAlias = Literal["delivered", "discarded", "dropped", "lost", "in flight", "waiting"]
@@ -126,6 +132,37 @@ class Trace:
                 return Fate(offered, "lost", last.at, last.why)
             return Fate(offered, "dropped", last.at, last.error.value if last.error else None)
         return decided
+
+    def table(self, *, since: float = 0.0, until: float = inf, kinds: Collection[str] | None = None) -> str:
+        """What happened, a line for each datagram, packet, event, deadline and change, ended by a newline.
+
+        since, until: seconds, inclusive. kinds: only lines of these kinds: I, R, C, D, K, `offered`, `discarded`,
+        `delivered`, `event`, `wake`, `change`. Raises `ValueError` for another one.
+        """
+        return format_table(self.hosts, self.records, since=since, until=until, kinds=kinds)
+
+    def draw(self, path: str | Path, *, since: float = 0.0, until: float = inf, title: str = "") -> None:
+        """Draw a sequence diagram, time downwards, as SVG or PNG by the end of the file's name.
+
+        Raises `LabError` for another ending, `PictureError` if this machine can make no PNG, and `OSError`.
+        """
+        path = Path(path)
+        if path.suffix == ".svg":
+            svg = draw_svg(self.hosts, self.records, since=since, until=until, title=title)
+            path.write_text(svg, encoding="utf-8")
+        elif path.suffix == ".png":
+            path.write_bytes(draw_png(self.hosts, self.records, since=since, until=until, title=title))
+        else:
+            raise LabError(f"a picture is a .svg or a .png, not {path.name}")
+
+    def save_capture(self, path: str | Path, *, keys: Sequence[str] | None = None) -> None:
+        """Write the datagrams as pcapng, for Wireshark.
+
+        keys: what `World.key_log` says, to have Wireshark decrypt them: then the file holds the private keys of the
+        world's hosts, which are for nothing else. Raises `OSError`.
+        """
+        with open(path, "wb") as file:
+            write_pcapng(file, self.hosts, self.records, keys=keys)
 
     def to_bytes(self) -> bytes:
         """All of it, so that two traces are equal if and only if these bytes are."""

@@ -37,8 +37,8 @@ _UNIX_ORIGIN = 1_700_000_000.0
 _PORT = 51820
 _MOST_HOSTS = 200
 
-# What is scheduled for one instant comes in this order: what users and links do, deadlines, other polls.
-_ACTION, _WAKE, _POLL = range(3)
+# The order within an instant: machines wake up, what users and links do, deadlines, other polls.
+_MORNING, _ACTION, _WAKE, _POLL = range(4)
 
 
 class World:
@@ -66,6 +66,16 @@ class World:
     def now(self) -> float:
         """Seconds since the start of the world."""
         return self._now / SECOND
+
+    @property
+    def hosts(self) -> dict[str, Host]:
+        """The machines by their names, in the order in which they were made."""
+        return dict(self._hosts)
+
+    def key_log(self) -> list[str]:
+        """The keys of all patched tunnels, as lines of a WireGuard key log for `Trace.save_capture`."""
+        tunnels = (end.tunnel for host in self._hosts.values() for end in host._ends.values())
+        return [line for tunnel in tunnels if isinstance(tunnel, LabTunn) for line in tunnel.key_log()]
 
     # What there is.
 
@@ -319,7 +329,7 @@ class World:
             raise LabError(f"{host.name} sleeps already")
         host._is_asleep = True
         self.note(host.name, f"sleeps for {length / SECOND:g} s")
-        self._push(self._now + length, _ACTION, lambda: self._awake(host))
+        self._push(self._now + length, _MORNING, lambda: self._awake(host))
 
     def _awake(self, host: Host) -> None:
         host._is_asleep = False

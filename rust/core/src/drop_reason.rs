@@ -76,6 +76,8 @@ drop_reasons! {
     SourceNotAllowed = "SOURCE_NOT_ALLOWED",
     /// Neither IPv4 nor IPv6.
     NotIp = "NOT_IP",
+    /// Longer than what a UDP datagram carries.
+    TooLarge = "TOO_LARGE",
     /// The peer's tunnel failed in the middle of a call, which is a bug of ours.
     PeerPoisoned = "PEER_POISONED",
 }

@@ -35,4 +35,8 @@ pub use node::{
     ConfigDiff, ConfigError, DEFAULT_HANDSHAKE_LIMIT, DEFAULT_MTU, DropCounts, Input, InputKind,
     Node, NodeConfig, NodeOutput, NodeStats, PeerChange, PeerConfig, PeerStats, Prefix,
 };
+/// The longest IP packet that a tunnel sends: sealed, with 32 bytes around it, it must fit into the 65,507 bytes that UDP
+/// over IPv4 carries, whether it is padded (to a multiple of 16) or not.
+pub const LARGEST_PACKET: usize = 65_472;
+
 pub use tunn::{Rng, Secret, SharedLimiter, Tunn, TunnConfig};

@@ -29,7 +29,7 @@ use connlib_boringtun::noise::{self, Event, Packet, Received};
 
 use crate::allowed_ips::AllowedIps;
 use crate::indices::IndexTable;
-use crate::{DropReason, Instant, Rng, Timeout};
+use crate::{DropReason, Instant, LARGEST_PACKET, Rng, Timeout};
 use apply::Common;
 use deadlines::Deadlines;
 use peers::{Peers, Slot};
@@ -206,6 +206,9 @@ impl Node {
             .is_some_and(|peer| !peer.is_reachable())
         {
             return self.drop_from(slot, DropReason::NoEndpoint);
+        }
+        if packet.len() > LARGEST_PACKET {
+            return self.drop_from(slot, DropReason::TooLarge);
         }
         let result = self.drive(slot, now, |tunn, env, out| {
             tunn.encapsulate(packet, env, out).map_err(DropReason::from)

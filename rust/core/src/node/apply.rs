@@ -248,6 +248,11 @@ impl Node {
                     peer.drops.add_many(DropReason::NoSession, peer.queued(now));
                     peer.tunn = Some(tunn.with_persistent_keepalive(peer.keepalive()));
                 } else {
+                    if !peer.is_reachable() {
+                        // They waited for the peer to come; from now on it is for us to start, and we know not where to.
+                        let dropped = peer.tunn.as_mut().map_or(0, noise::Tunn::discard_queue);
+                        peer.drops.add_many(DropReason::NoEndpoint, dropped);
+                    }
                     self.drive(slot, now, |tunn, env, out| {
                         tunn.reconfigure(settings_of_tunnel, env, out);
                     });

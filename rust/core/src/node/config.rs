@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use connlib_boringtun::noise::{Limits, Role, TimerConfig};
+use connlib_boringtun::noise::{Limits, MAX_JITTER, Role, TimerConfig};
 use ipnet::IpNet;
 use subtle::ConstantTimeEq;
 
@@ -119,8 +119,10 @@ pub enum ConfigError {
     },
     /// A persistent keepalive of more than a century.
     Keepalive { public_key: [u8; 32] },
-    /// A timer of more than a century, or a reject-after time that leaves no time between renewals; which one.
+    /// A timer of more than a century; which one.
     Timer { name: &'static str },
+    /// A reject-after time that leaves no time between renewals.
+    RejectedTooSoon,
 }
 
 impl ConfigError {
@@ -133,7 +135,7 @@ impl ConfigError {
             | ConfigError::PrefixLength { public_key, .. }
             | ConfigError::Keepalive { public_key } => Some(public_key),
             ConfigError::DuplicatePrefix { second, .. } => Some(second),
-            ConfigError::Timer { .. } => None,
+            ConfigError::Timer { .. } | ConfigError::RejectedTooSoon => None,
         }
     }
 }
@@ -152,6 +154,9 @@ impl fmt::Display for ConfigError {
             }
             ConfigError::Keepalive { .. } => f.write_str("a persistent keepalive is out of range"),
             ConfigError::Timer { name } => write!(f, "the timer {name} is out of range"),
+            ConfigError::RejectedTooSoon => {
+                f.write_str("reject_after_time leaves no time between renewals")
+            }
         }
     }
 }
@@ -264,19 +269,16 @@ pub(crate) fn check_timers(timers: &TimerConfig) -> Result<(), ConfigError> {
         ("rekey_attempt_time", timers.rekey_attempt_time > LONGEST),
         ("rekey_timeout", timers.rekey_timeout > LONGEST),
         ("keepalive_timeout", timers.keepalive_timeout > LONGEST),
-        // A session would be renewed with every packet from its first moment on.
-        (
-            "reject_after_time",
-            timers.reject_after_time
-                <= timers
-                    .keepalive_timeout
-                    .saturating_add(timers.rekey_timeout),
-        ),
     ]);
-    match too_long.first() {
-        Some(name) => Err(ConfigError::Timer { name }),
-        None => Ok(()),
+    if let Some(name) = too_long.first() {
+        return Err(ConfigError::Timer { name });
     }
+    // A session would be renewed with every packet from its first moment on, or end while its peer is waited for.
+    let renewal = timers.keepalive_timeout + timers.rekey_timeout + MAX_JITTER;
+    if timers.reject_after_time <= renewal {
+        return Err(ConfigError::RejectedTooSoon);
+    }
+    Ok(())
 }
 
 /// In constant time. An absent preshared key and one of zeros are the same to the protocol, yet not the same setting.

@@ -424,6 +424,11 @@ fn a_wrong_configuration_is_refused_whole() {
             },
         ),
         (
+            // 10 s, 5 s and the jitter of a retry.
+            with(|new| new.timers.reject_after_time = Duration::from_millis(15_333)),
+            ConfigError::RejectedTooSoon,
+        ),
+        (
             with(|new| new.private_key = private_key(2)),
             ConfigError::OwnKey { public_key: two },
         ),

@@ -126,6 +126,44 @@ fn padding_is_taken_off() {
 }
 
 #[test]
+fn a_packet_that_no_datagram_would_carry_is_dropped_and_counted() {
+    let mut net = Net::connected();
+    // 28 bytes of headers; 32 more sealed: 65,504 of the 65,507 that UDP carries over IPv4.
+    net.send(1, &between(1, 2, &[0; 65_472 - 20]));
+    net.send(1, &between(1, 2, &[0; 65_473 - 20]));
+    net.run_for(1.0);
+    assert_eq!(
+        net.log.iter().map(|sent| sent.bytes.len()).max(),
+        Some(65_504)
+    );
+    assert_eq!(net.host(2).received.len(), 1);
+    assert_eq!(net.drops(1, 2, DropReason::TooLarge), 1);
+}
+
+#[test]
+fn what_waited_for_a_client_is_dropped_when_it_becomes_ours_to_start_and_we_know_not_where_to() {
+    let client = |role| PeerConfig {
+        role,
+        endpoint: None,
+        ..peer(2)
+    };
+    for role in [Role::Either, Role::Initiator] {
+        let mut net = Net::new([(1, config(1, vec![client(Role::Responder)]))]);
+        net.send(1, &between(1, 2, b"waits"));
+        net.call(1, |node| {
+            let config = config(1, vec![client(role)]);
+            node.apply(config, seconds(1.0)).unwrap();
+        });
+        assert_eq!(net.drops(1, 2, DropReason::NoEndpoint), 1);
+        let tunnel = net.peer_stats(1, 2).tunnel;
+        assert_eq!((tunnel.initiations_sent, tunnel.queued), (0, 0));
+        assert!(!tunnel.handshake_pending);
+        assert_eq!(net.host(1).node.next_timeout(), None);
+        assert_eq!(net.host(1).events, []);
+    }
+}
+
+#[test]
 fn a_responders_packets_wait_for_a_client_that_is_nowhere_yet() {
     let client = |role| PeerConfig {
         role,

@@ -29,7 +29,7 @@ pub use env::{Env, Indices};
 pub use errors::WireGuardError;
 pub use output::{Event, Output, Packets, Received};
 pub use settings::{Limits, Role, Settings, Stats, TunnParams};
-pub use timers::{TimerConfig, Timeout, TimeoutReason};
+pub use timers::{MAX_JITTER, TimerConfig, Timeout, TimeoutReason};
 pub use tunnel::Tunn;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -23,7 +23,7 @@ use rand_core::CryptoRngCore;
 use std::time::Duration;
 
 /// The largest jitter on a retry (section 6.1: "333 ms").
-const MAX_JITTER: Duration = Duration::from_millis(333);
+pub const MAX_JITTER: Duration = Duration::from_millis(333);
 
 /// The paper's time constants (section 6.1), changeable for paths that must fail over sooner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -285,7 +285,7 @@ impl Tunn {
         self.timers.attempt = None;
         // A persistent keepalive tries again one interval later.
         self.timers.traversal(env.now);
-        let dropped = std::mem::take(&mut self.queue).len();
+        let dropped = self.discard_queue();
         out.events.push(Event::GaveUp { dropped });
     }
 
@@ -299,6 +299,12 @@ impl Tunn {
             reason: WireGuardError::QueueTimeout,
             count: stale,
         });
+    }
+
+    /// Let go of the packets that wait for a session, because there will be none; returns how many they were.
+    pub fn discard_queue(&mut self) -> usize {
+        // With its memory: an idle peer holds none.
+        std::mem::take(&mut self.queue).len()
     }
 
     /// Keepalives keep a session; without one there is nothing to keep.

@@ -1,0 +1,81 @@
+"""`connlib crosscheck --record`: what comes into the tunnels of a live interface, line by line into a file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TextIO
+
+import trio
+
+from connlib._errors import ConnlibError
+from connlib.config import InterfaceConfig
+from connlib.driver import Interface
+
+log = logging.getLogger("connlib.up")
+
+CAPACITY = 1 << 18
+"""How many inputs may come within `PAUSE`; more are counted as missed."""
+PAUSE = 0.5
+"""Seconds between two writes."""
+
+
+class Recorder:
+    """Writes a recording, or, without a file, does nothing. The file is closed at the end of the `with` block.
+
+    Raises `ConnlibError` if the file cannot be made, or is there already.
+    """
+
+    def __init__(self, path: str | None, config: InterfaceConfig) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+        if path is None:
+            return
+        from connlib.lab import Writer
+
+        self._writer = Writer(config.peers)
+        try:
+            self._file = open(path, "x", encoding="ascii")  # noqa: SIM115
+        except FileExistsError:
+            raise ConnlibError(f"{path} is there already; name another file to record to") from None
+        except OSError as error:
+            raise ConnlibError(f"cannot record to {path}: {error.strerror}") from None
+        self._put([self._writer.header()])
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    async def follow(self, interface: Interface) -> None:
+        """Write down what comes in, until cancelled; then `write` takes the rest."""
+        if self._file is None:
+            return
+        interface.record(CAPACITY)
+        log.info("%s: recording to %s", interface.name, self._path)
+        while True:
+            await trio.sleep(PAUSE)
+            self.write(interface)
+
+    def write(self, interface: Interface) -> None:
+        """Write down what has come in since the last call."""
+        if self._file is not None:
+            self._put(self._writer.lines(*interface.take_recorded()))
+
+    def _put(self, lines: Iterable[str]) -> None:
+        assert self._file is not None
+        try:
+            self._file.writelines(lines)
+            self._file.flush()
+        except OSError as error:
+            # The tunnel matters more than its recording.
+            log.warning("the recording ends: cannot write to %s: %s", self._path, error.strerror)
+            self._end()
+
+    def _end(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            with suppress(OSError):
+                file.close()

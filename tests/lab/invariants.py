@@ -1,0 +1,123 @@
+"""What must hold of every trace of patched engines, whatever happens: checked record by record as the world goes on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from connlib import GaveUp, Role
+from connlib.lab import Arrived, Delivered, Discarded, Happened, Host, Offered, Record, Sent, World
+
+SECOND = 1_000_000_000
+# The paper's constants, written out again: REKEY_TIMEOUT, REJECT_AFTER_TIME, and that less KEEPALIVE_TIMEOUT.
+REKEY_TIMEOUT = 5 * SECOND
+REJECT_AFTER_TIME = 180 * SECOND
+LAST_DATA = 170 * SECOND
+
+
+@dataclass(slots=True)
+class Session:
+    """What one response makes."""
+
+    initiator: str
+    responder: str
+    created: dict[str, int]
+    """When each side got it, in nanoseconds; the initiator not before the response came."""
+
+
+class Invariants:
+    """Follows the trace of a world."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._seen = 0
+        self._sent: dict[int, Sent] = {}
+        self._pending: dict[tuple[str, str], int] = {}
+        self._sessions: dict[tuple[str, int], Session] = {}
+        """By receiver and receiver index."""
+        self._waiting: Counter[tuple[str, str]] = Counter()
+        self._ended: set[int] = set()
+        self.last_used: dict[tuple[str, str], Session] = {}
+        """The session of the last transport packet that a host took from a peer."""
+
+    def check(self) -> None:
+        """Look at what has happened since the last call, and at the hosts."""
+        records = self._world.trace.records
+        for record in records[self._seen :]:
+            self._follow(record)
+        self._seen = len(records)
+        for host in self._world.hosts.values():
+            for peer in self._world.hosts.values():
+                if peer.name in host._ends:
+                    self._look_at(host, peer)
+
+    def _look_at(self, host: Host, peer: Host) -> None:
+        stats = host.stats(peer)
+        assert stats.sessions <= 3, "previous, current and an unconfirmed one"
+        assert stats.queued == self._waiting[host.name, peer.name], (
+            "each packet is sent, waits, or was dropped"
+        )
+        if host.role is Role.RESPONDER:
+            assert stats.initiations_sent == 0
+
+    def _follow(self, record: Record) -> None:
+        match record:
+            case Offered():
+                self._waiting[record.host, record.peer] += 1
+            case Discarded():
+                self._waiting[record.host, record.peer] -= 1
+                self._end(record.packet)
+            case Delivered():
+                self._end(record.packet)
+            case Sent():
+                self._follow_sent(record)
+            case Arrived():
+                if record.error is None:
+                    self._follow_taken(record, self._sent[record.datagram])
+            case Happened(event=GaveUp()):
+                self._pending.pop((record.host, record.peer), None)
+            case _:
+                pass
+
+    def _end(self, packet: int) -> None:
+        assert packet not in self._ended, f"packet {packet} was delivered or dropped twice"
+        self._ended.add(packet)
+
+    def _follow_sent(self, sent: Sent) -> None:
+        self._sent[sent.datagram] = sent
+        side = (sent.host, sent.peer)
+        match sent.kind:
+            case "I":
+                assert self._world.hosts[sent.host].role is not Role.RESPONDER
+                before = self._pending.get(side)
+                assert before is None or sent.at - before >= REKEY_TIMEOUT, (
+                    "a second initiation while one is pending"
+                )
+                self._pending[side] = sent.at
+            case "R":
+                assert self._world.hosts[sent.host].role is not Role.INITIATOR
+                self._pending.pop(side, None)
+                session = Session(sent.peer, sent.host, {sent.host: sent.at})
+                self._sessions[sent.peer, sent.index] = session
+                self._sessions[sent.host, int.from_bytes(sent.data[4:8], "little")] = session
+            case "D" | "K":
+                if sent.packet is not None:
+                    self._waiting[side] -= 1
+                session = self._sessions[sent.peer, sent.index]
+                age = sent.at - session.created[sent.host]
+                may_be = (
+                    LAST_DATA if sent.kind == "D" and sent.host == session.initiator else REJECT_AFTER_TIME
+                )
+                assert age < may_be, f"{sent.host} sealed on a session of {age / SECOND} s"
+            case _:
+                pass
+
+    def _follow_taken(self, arrived: Arrived, sent: Sent) -> None:
+        if sent.kind == "R":
+            self._pending.pop((arrived.host, sent.host), None)
+            self._sessions[arrived.host, sent.index].created[arrived.host] = arrived.at
+        elif sent.kind in "DK":
+            session = self._sessions[arrived.host, sent.index]
+            age = arrived.at - session.created[arrived.host]
+            assert age < REJECT_AFTER_TIME, f"{arrived.host} opened on a session of {age / SECOND} s"
+            self.last_used[arrived.host, sent.host] = session
