@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -145,6 +146,26 @@ def test_a_timeout_before_its_time_does_nothing() -> None:
     assert timeout is not None
     assert nothing(alice.handle_timeout(timeout.at - 0.001))
     assert alice.next_timeout() == timeout
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda alice: alice.decapsulate(b"xx", START + 50),
+        lambda alice: alice.decapsulate(bytes([1, 0, 0, 0]) + bytes(144), START + 50, SOURCE),
+        lambda alice: alice.decapsulate_batch(b"xx", [2], START + 50),
+        lambda alice: alice.set_preshared_key(None, START + 50),
+        lambda alice: alice.set_unix_time(UNIX_TIME, START + 50),
+    ],
+    ids=["garbage", "a wrong mac", "a batch of garbage", "a preshared key", "the wall clock"],
+)
+def test_no_instant_is_announced_that_has_passed(call: Callable[[Tunn], object]) -> None:
+    alice = tunnel(ALICE)
+    alice.initiate_handshake(START)
+    call(alice)
+    timeout = alice.next_timeout()
+    assert timeout is not None and timeout.at == START + 50
+    assert [len(datagram) for datagram in alice.handle_timeout(timeout.at).datagrams] == [INITIATION]
 
 
 def test_attempts_end_after_ninety_seconds_and_drop_what_waited() -> None:

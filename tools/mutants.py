@@ -70,7 +70,7 @@ MUTANTS = (
         let mut buffer""",
             ),
         ),
-        ("tests/spec/test_timers.py", "tests/spec/test_handshake.py"),
+        ("tests/spec/test_roles.py",),
     ),
     Mutant(
         "expiry is strict",
@@ -85,7 +85,7 @@ MUTANTS = (
     Mutant(
         "crossing initiations are both answered",
         (Edit(_NOISE + "tunnel.rs", "if crossing && self.is_larger {", "if crossing && false {"),),
-        ("tests/spec/test_handshake.py",),
+        ("tests/spec/test_crossing.py",),
     ),
     Mutant(
         "the replay window is half as large",

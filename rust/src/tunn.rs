@@ -257,18 +257,17 @@ impl Tunn {
         })
     }
 
-    /// It counts at once for handshakes, one that is pending included: `now` is there for the shape of all calls.
+    /// It counts at once for handshakes, one that is pending included.
     pub fn set_preshared_key(
         &self,
         py: Python<'_>,
         key: Option<&PresharedKey>,
         now: Now,
     ) -> PyResult<()> {
-        let _ = now;
         self.engine.call(py, |engine| {
             without_a_trace(|| {
                 let key = key.map(|key| key.secret.to_engine());
-                engine.tunn.set_preshared_key(key);
+                engine.tunn.set_preshared_key(key, now.0);
             });
         })
     }

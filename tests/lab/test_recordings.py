@@ -53,6 +53,10 @@ def test_what_is_written_is_read_again_and_holds_no_key(tmp_path: Path) -> None:
         (['{"connlib-recording": 2, "peers": []}'], 1),
         (['{"connlib-recording": 1, "peers": [{"role": "king", "keepalive": null}]}'], 1),
         (["{}", "[0, 0, 1]"], 1),
+        *(
+            ([f'{{"connlib-recording": 1, "peers": [{{"role": "either", "keepalive": {keepalive}}}]}}'], 1)
+            for keepalive in ("NaN", "-5", "Infinity", "1" + "0" * 400)
+        ),
         (['{"connlib-recording": 1, "peers": []}', '[0, 0, "data", 1, true]'], 2),
         *(
             (['{"connlib-recording": 1, "peers": [{"role": "either", "keepalive": null}]}', line], 2)
@@ -63,6 +67,8 @@ def test_what_is_written_is_read_again_and_holds_no_key(tmp_path: Path) -> None:
                 '[0, 0, "data", 1]',
                 '[0, -1, "data", 1, true]',
                 '[-1, 0, "data", 1, true]',
+                f'[{10**400}, 0, "data", 1, true]',
+                '[100000000000000000000, 0, "data", 1, true]',
                 '[0.5, 0, "data", 1, true]',
                 '[0, 0, "letter", 1, true]',
                 '[0, 0, "data", true, true]',
@@ -91,6 +97,22 @@ def test_files_that_cannot_be_recordings_are_refused(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\0")
     with pytest.raises(ConfigError, match=r"this is not a recording"):
         load_recording(tmp_path / "binary")
+
+
+def test_a_gateway_s_recording_replays_the_client_s_handshake_and_what_found_no_room(tmp_path: Path) -> None:
+    client = PeerConfig(public_key=ALICE, role=Role.RESPONDER)
+    writer = Writer([client])
+    inputs = [
+        NodeInput(0.0, ALICE, InputKind.INITIATION, 148, True),
+        NodeInput(0.04, ALICE, InputKind.DATA, 32, True),
+        *(NodeInput(10.0 + number, ALICE, InputKind.PACKET, 100, number % 2 == 0) for number in range(10)),
+    ]
+    path = tmp_path / "recording"
+    path.write_text(writer.header() + "".join(writer.lines(inputs)))
+    (script,) = replays(load_recording(path))
+    for engines in (("patched", "patched"), ("upstream", "upstream")):
+        measured = measure(script.run(engines), script)
+        assert (measured.offered, measured.undelivered) == (10, 0)
 
 
 def test_times_that_go_back_are_refused(tmp_path: Path) -> None:

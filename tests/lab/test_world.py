@@ -276,6 +276,13 @@ def test_what_cannot_be_is_named() -> None:
         (lambda: world.link(a, b, loss=1.5), "loss must be a probability from 0 to 1, not 1.5"),
         (lambda: world.link(a, b, rate=0), "rate must be a number of bits per second above 0, not 0"),
         (lambda: world.traffic(a, b, every=1.0), "traffic needs an end: until or count"),
+        (lambda: world.traffic(a, b, every=1.0, count=-3), "count must be 0 or more, not -3"),
+        (lambda: world.traffic(a, b, every=1.0, count=1, size=10), "a packet has 32 to 65472 bytes, not 10"),
+        (
+            lambda: world.traffic(a, b, every=1.0, count=1, since=4.0),
+            "it is 5.0 s already, which is later than 4.0 s",
+        ),
+        (lambda: a.move(("192.0.2.2", 1)), "somebody has the address 192.0.2.2 already"),
         (lambda: world.traffic(a, b, every=0, count=1), "every must be more than 0 seconds"),
     ):
         with pytest.raises(LabError) as caught:
@@ -284,3 +291,52 @@ def test_what_cannot_be_is_named() -> None:
     a.sleep(10)
     with pytest.raises(LabError, match=r"^A sleeps already$"):
         a.sleep(10)
+    refusal = r"^A sleeps: nobody can change its tunnels before it wakes up$"
+    with pytest.raises(LabError, match=refusal):
+        a.set_persistent_keepalive(25.0)
+    with pytest.raises(LabError, match=refusal):
+        a.set_preshared_key(None)
+    # None of this has changed anything.
+    world.run(20.0)
+    a.send(at=20.0)
+    world.run(21.0)
+    assert outcomes(world) == ["delivered"]
+
+
+def test_polls_that_are_switched_on_again_do_not_come_twice() -> None:
+    world, a, _ = pair()
+    every: float | None
+    for every in (1.0, None, 1.0):
+        a.poll_every = every
+    calls = []
+    tunnel = a.tunnel()
+
+    class Counting:
+        def __getattr__(self, name: str) -> object:
+            if name == "handle_timeout":
+                calls.append(world.now)
+            return getattr(tunnel, name)
+
+    a._ends["B"].tunnel = Counting()  # type: ignore[assignment]
+    world.run(10.0)
+    assert calls == [float(second) for second in range(1, 11)]
+
+
+def test_two_flows_of_random_packets_are_not_the_same_one() -> None:
+    world, a, b = pair()
+    for _flow in range(2):
+        world.traffic(a, b, every=1.0, count=20, random_intervals=True)
+    world.run(100.0)
+    offered = [record.at for record in world.trace if isinstance(record, Offered)]
+    assert len(set(offered[2:])) == 38
+
+
+def test_a_host_without_tunnels_takes_nothing() -> None:
+    world, a, b = pair()
+    c = world.host("C")
+    world.link(a, c)
+    b.move(("203.0.113.9", 1))
+    c.move(("192.0.2.2", 51820))
+    a.send()
+    world.run(1.0)
+    assert [record.why for record in world.trace if isinstance(record, Lost)] == ["nobody"]

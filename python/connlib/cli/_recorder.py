@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import TextIO
@@ -30,13 +31,16 @@ class Recorder:
     def __init__(self, path: str | None, config: InterfaceConfig) -> None:
         self._path = path
         self._file: TextIO | None = None
+        self._started = False
         if path is None:
             return
         from connlib.lab import Writer
 
         self._writer = Writer(config.peers)
         try:
-            self._file = open(path, "x", encoding="ascii")  # noqa: SIM115
+            # Who talks when is nobody else's business.
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            self._file = open(descriptor, "w", encoding="ascii")  # noqa: SIM115
         except FileExistsError:
             raise ConnlibError(f"{path} is there already; name another file to record to") from None
         except OSError as error:
@@ -48,14 +52,21 @@ class Recorder:
 
     def __exit__(self, *_: object) -> None:
         self._end()
+        if self._path is not None and not self._started:
+            # The interface did not come up.
+            with suppress(OSError):
+                os.unlink(self._path)
+
+    def start(self, interface: Interface) -> None:
+        """From here on what comes in is written down."""
+        if self._file is not None:
+            self._started = True
+            interface.record(CAPACITY)
+            log.info("%s: recording to %s", interface.name, self._path)
 
     async def follow(self, interface: Interface) -> None:
-        """Write down what comes in, until cancelled; then `write` takes the rest."""
-        if self._file is None:
-            return
-        interface.record(CAPACITY)
-        log.info("%s: recording to %s", interface.name, self._path)
-        while True:
+        """Write it into the file now and then, until cancelled; then `write` takes the rest."""
+        while self._file is not None:
             await trio.sleep(PAUSE)
             self.write(interface)
 

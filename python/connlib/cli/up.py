@@ -109,6 +109,7 @@ async def _serve(config: InterfaceConfig, file: str, stop: StopSignals, recorder
         # A handler may run between any two instructions of the event loop, so that it only leaves a message there.
         stop.tell(lambda: _tell(token, stop, scope))
         async with _opened(config, file) as interface, trio.open_nursery() as nursery:
+            recorder.start(interface)
             names = {peer.public_key: describe_peer(peer) for peer in config.peers}
             width = max((len(name) for name in names.values()), default=0)
             log.info(

@@ -20,10 +20,16 @@ if TYPE_CHECKING:
 DEFAULT_SIZE = 64
 
 
+def check_size(size: int) -> None:
+    """Raises `LabError` for a packet that there cannot be."""
+    if not SMALLEST <= size <= LARGEST:
+        raise LabError(f"a packet has {SMALLEST} to {LARGEST} bytes, not {size}")
+
+
 class TunnelEnd:
     """One host's end of a tunnel."""
 
-    __slots__ = ("due", "endpoint", "host", "peer", "reason", "tunnel", "version", "waiting")
+    __slots__ = ("due", "endpoint", "flows", "host", "peer", "reason", "tunnel", "version", "waiting")
 
     def __init__(self, host: Host, peer: Host, tunnel: Tunnel, endpoint: Address | None) -> None:
         self.host = host
@@ -34,6 +40,8 @@ class TunnelEnd:
         self.reason: TimeoutReason | None = None
         self.version = 0
         """Counts the changes of `due`, so that a wake that was set for an earlier one is known."""
+        self.flows = 0
+        """How often traffic was scheduled on it."""
         self.waiting: deque[int] = deque()
         """Numbers of the packets that were offered and not sealed yet. Only the patched engine keeps their order."""
 
@@ -73,6 +81,7 @@ class Host:
         self._is_asleep = False
         self._is_polled = True
         self._poll_every: int | None = None
+        self._poll_version = 0
         self._clock_step = 0
 
     def __repr__(self) -> str:
@@ -108,10 +117,10 @@ class Host:
         every = None if seconds is None else nanoseconds(seconds, "poll_every")
         if every == 0:
             raise LabError("poll_every must be more than 0 seconds")
-        was_polling = self._poll_every is not None
         self._poll_every = every
-        if every is not None and not was_polling:
-            self._world._poll_later(self)
+        # The calls that were planned are not made.
+        self._poll_version += 1
+        self._world._poll_later(self)
 
     def stats(self, peer: Host | None = None) -> TunnStats:
         """What the engine counted, of its only tunnel or of that to `peer`, now."""
@@ -141,8 +150,7 @@ class Host:
     def send(self, peer: Host | None = None, *, at: float | None = None, size: int = DEFAULT_SIZE) -> None:
         """Hand a packet of `size` bytes (32 to 65,472) to the tunnel. A host that sleeps then does not."""
         end = self._end(peer)
-        if not SMALLEST <= size <= LARGEST:
-            raise LabError(f"a packet has {SMALLEST} to {LARGEST} bytes, not {size}")
+        check_size(size)
         self._world.at(at, lambda: self._world._offer(end, size))
 
     def initiate_handshake(self, peer: Host | None = None, *, at: float | None = None) -> None:

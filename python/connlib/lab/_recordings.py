@@ -105,7 +105,7 @@ def load_recording(path: str | Path) -> Recording:
                         missed += _count(content["missed"])
                     else:
                         inputs.append(_input(content, len(peers), inputs[-1].at if inputs else 0))
-                except (ValueError, KeyError, TypeError, RecursionError):
+                except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
                     raise ConfigError(
                         "this is not a line of a recording",
                         path=str(path),
@@ -132,13 +132,21 @@ def _peers(content: Any) -> tuple[RecordedPeer, ...]:
     if content["connlib-recording"] != _VERSION:
         raise ValueError
     return tuple(
-        RecordedPeer(Role(peer["role"]), None if peer["keepalive"] is None else float(peer["keepalive"]))
+        RecordedPeer(Role(peer["role"]), None if peer["keepalive"] is None else _keepalive(peer["keepalive"]))
         for peer in content["peers"]
     )
 
 
+def _keepalive(value: Any) -> float:
+    seconds = float(value)
+    if not 1 <= seconds <= 65_535:
+        raise ValueError
+    return seconds
+
+
 def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
+    # A month is more than upstream, which is polled, can be played.
+    if type(value) is not int or not 0 <= value <= 31 * 86_400 * SECOND:
         raise ValueError
     return value
 
@@ -153,8 +161,8 @@ def _input(content: Any, peers: int, since: int) -> RecordedInput:
 def replays(recording: Recording) -> list[Scenario]:
     """A script for each peer that something came from or went to: A is the recorded side, B the peer.
 
-    What is replayed is packets, and handshakes that were asked for: B sends its packets one latency before they came.
-    Handshakes, keepalives and renewals are each engine's own.
+    What is replayed is packets and the beginnings of handshakes: B's one latency before they came. What follows from
+    them, retries and renewals is each engine's own, and so are keepalives: those that B sent are not in it.
     """
     return [
         _replay(recording, number)
@@ -165,7 +173,7 @@ def replays(recording: Recording) -> list[Scenario]:
 
 def _replay(recording: Recording, number: int) -> Scenario:
     peer = recording.peers[number]
-    inputs = [each for each in recording.inputs if each.peer == number and each.taken]
+    inputs = [each for each in recording.inputs if each.peer == number]
 
     def play(stage: Stage) -> None:
         for each in inputs:
@@ -173,7 +181,9 @@ def _replay(recording: Recording, number: int) -> Scenario:
             match each.kind:
                 case InputKind.PACKET:
                     stage.a.send(at=stage.at(at), size=_packet_size(each.size))
-                case InputKind.DATA if each.size > _OVERHEAD:
+                case InputKind.INITIATION if each.taken:
+                    stage.b.initiate_handshake(at=stage.at(max(0.0, at - LATENCY)))
+                case InputKind.DATA if each.taken and each.size > _OVERHEAD:
                     # Padding cannot be told from the packet, and does no harm.
                     stage.b.send(
                         at=stage.at(max(0.0, at - LATENCY)), size=_packet_size(each.size - _OVERHEAD)

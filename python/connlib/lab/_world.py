@@ -11,7 +11,7 @@ from connlib._native import LabTunn, PresharedKey, PrivateKey
 from connlib._types import Dropped, DropReason, GaveUp, Limits, Output, Role, Timers
 from connlib.lab._engines import check_engine, derived, make_tunnel
 from connlib.lab._errors import LabError
-from connlib.lab._host import DEFAULT_SIZE, Host, TunnelEnd
+from connlib.lab._host import DEFAULT_SIZE, Host, TunnelEnd, check_size
 from connlib.lab._links import Link
 from connlib.lab._nat import DEFAULT_TIMEOUT, Nat
 from connlib.lab._packets import index_of, kind_of, number_of, packet, sender_index_of
@@ -157,12 +157,15 @@ class World:
         """Put hosts behind a NAT, before they have tunnels. timeout: seconds until an unused mapping is forgotten."""
         if name in self._nats:
             raise LabError(f"there is a NAT {name} already")
+        for host in hosts:
+            if host._ends:
+                raise LabError(f"{host.name} has tunnels already: make its NAT first")
+            if host.nat is not None:
+                raise LabError(f"{host.name} is behind the NAT {host.nat.name} already")
         nat = Nat(self, name, address or f"198.51.100.{len(self._nats) + 1}", timeout)
         self._own(nat.address, nat)
         self._nats[name] = nat
         for host in hosts:
-            if host._ends:
-                raise LabError(f"{host.name} has tunnels already: make its NAT first")
             host.nat = nat
         return nat
 
@@ -225,10 +228,16 @@ class World:
         interval = nanoseconds(every, "every")
         if interval == 0:
             raise LabError("every must be more than 0 seconds")
+        check_size(size)
+        if count is not None and count < 0:
+            raise LabError(f"count must be 0 or more, not {count}")
         first = self._now if since is None else nanoseconds(since, "since")
+        if first < self._now:
+            raise LabError(f"it is {self.now} s already, which is later than {since} s")
         last = None if until is None else nanoseconds(until, "until")
         end = sender._end(receiver)
-        chance = random.Random(f"{self.seed}/traffic/{sender.name}>{receiver.name}/{first}")
+        end.flows += 1
+        chance = random.Random(f"{self.seed}/traffic/{sender.name}>{receiver.name}/{end.flows}")
         left = count
 
         def step() -> None:
@@ -249,7 +258,7 @@ class World:
             schedule(first)
 
     def _own(self, address: str, owner: Host | Nat) -> None:
-        if address in self._owners:
+        if self._owners.get(address, owner) is not owner:
             raise LabError(f"somebody has the address {address} already")
         self._owners[address] = owner
 
@@ -313,12 +322,18 @@ class World:
             raise LabError(f"upstream cannot {what}: {end.host.name} needs the patched engine")
         return end.tunnel
 
+    def _awake_or_refused(self, host: Host) -> None:
+        if host.is_asleep:
+            raise LabError(f"{host.name} sleeps: nobody can change its tunnels before it wakes up")
+
     def _set_keepalive(self, end: TunnelEnd, seconds: float | None) -> None:
+        self._awake_or_refused(end.host)
         tunnel = self._patched(end, "change its keepalive")
         self.note(end.host.name, f"keepalive {'off' if seconds is None else f'{seconds:g} s'}")
         self._absorb(end, tunnel.set_persistent_keepalive(seconds, self._clock()))
 
     def _set_preshared_key(self, end: TunnelEnd, key: PresharedKey | None) -> None:
+        self._awake_or_refused(end.host)
         tunnel = self._patched(end, "change its preshared key")
         self.note(end.host.name, "another preshared key")
         tunnel.set_preshared_key(key, self._clock())
@@ -346,8 +361,9 @@ class World:
     def _move(self, host: Host, address: Address) -> None:
         if host.nat is not None:
             raise LabError(f"{host.name} is behind a NAT: rebind that")
-        self._owners.pop(host.address[0])
         self._own(address[0], host)
+        if address[0] != host.address[0]:
+            self._owners.pop(host.address[0])
         host.address = address
         self.note(host.name, f"moves to {address[0]}:{address[1]}")
 
@@ -400,9 +416,12 @@ class World:
 
     def _poll_later(self, host: Host) -> None:
         if host._poll_every is not None:
-            self._push(self._now + host._poll_every, _POLL, lambda: self._poll(host))
+            version = host._poll_version
+            self._push(self._now + host._poll_every, _POLL, lambda: self._poll(host, version))
 
-    def _poll(self, host: Host) -> None:
+    def _poll(self, host: Host, version: int) -> None:
+        if version != host._poll_version:
+            return
         if not host.is_asleep:
             for end in list(host._ends.values()):
                 self._absorb(end, end.tunnel.handle_timeout(self._clock()))
@@ -497,6 +516,8 @@ class World:
             return self._lose(sent, "nobody")
         if owner.is_asleep:
             return self._lose(sent, "asleep")
+        if not owner._ends:
+            return self._lose(sent, "nobody")
         self._receive(owner, sent)
         return None
 
