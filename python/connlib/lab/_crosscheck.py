@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from connlib.lab._engines import Engine
+from connlib.lab._flights import KINDS
 from connlib.lab._records import (
     Arrived,
     Changed,
@@ -138,7 +139,7 @@ def _step(record: Record, arrivals: dict[int, Record]) -> str | None:
                 ending = f", lost: {fate.why}"
             elif isinstance(fate, Arrived) and fate.error is not None:
                 ending = f", refused: {fate.error.value}"
-            return f"{at}{record.host} → {record.peer}  {_KIND_NAMES[record.kind]}{ending}"
+            return f"{at}{record.host} → {record.peer}  {KINDS[record.kind]}{ending}"
         case Delivered():
             return f"{at}{record.host}  receives a packet"
         case Changed():
@@ -146,9 +147,6 @@ def _step(record: Record, arrivals: dict[int, Record]) -> str | None:
         # Upstream reports no events, and its wakes are ticks.
         case Happened() | Woke() | Lost() | Arrived():
             return None
-
-
-_KIND_NAMES = {"I": "initiation", "R": "response", "C": "cookie reply", "D": "data", "K": "keepalive"}
 
 
 def side_by_side(

@@ -16,6 +16,7 @@ from connlib._types import (
     SessionEstablished,
     SessionExpired,
 )
+from connlib.lab._packets import sender_index_of
 from connlib.lab._records import Arrived, Delivered, Kind, Lost, Record, Sent
 from connlib.lab._time import SECOND
 
@@ -77,6 +78,14 @@ def flights(records: Sequence[Record]) -> list[Flight]:
     ]
 
 
+def by_datagram(flying: Iterable[Flight]) -> dict[int, list[Flight]]:
+    """The copies of each datagram, by its number."""
+    copies: dict[int, list[Flight]] = defaultdict(list)
+    for flight in flying:
+        copies[flight.sent.datagram].append(flight)
+    return copies
+
+
 def number_sessions(datagrams: Iterable[Sent]) -> dict[int, int | None]:
     """Which handshake each datagram belongs to, by the datagram's number; None where that cannot be told.
 
@@ -95,7 +104,7 @@ def number_sessions(datagrams: Iterable[Sent]) -> dict[int, int | None]:
         else:
             number = numbers.get((sent.peer, sent.index))
         if sent.kind == "R" and number is not None:
-            numbers[sent.host, int.from_bytes(sent.data[4:8], "little")] = number
+            numbers[sent.host, sender_index_of(sent.data)] = number
         found[sent.datagram] = number
     return found
 

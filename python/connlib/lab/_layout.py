@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from connlib.lab._flights import Flight, count, fate, say
+from connlib.lab._flights import Flight, by_datagram, count, fate, say
 from connlib.lab._records import (
     Arrived,
     Changed,
@@ -160,13 +160,11 @@ class _Placer:
         self._starts: dict[int, Spot] = {}
         self._asleep: dict[int, int] = {}
         self._cuts: dict[tuple[int, int], tuple[int, set[int]]] = {}
-        self._flights: dict[int, list[Flight]] = defaultdict(list)
+        self._flights = by_datagram(flying)
         self._links = {
             f"{one}-{other}": (min(lanes[one], lanes[other]), max(lanes[one], lanes[other]))
             for one, other in itertools.permutations(lanes, 2)
         }
-        for flight in flying:
-            self._flights[flight.sent.datagram].append(flight)
         self._last = records[-1].at if records else 0
         for record in records:
             self._place(record)

@@ -33,10 +33,16 @@ def _headers(source: str, destination: str, size: int) -> bytes:
         addresses = [bytes(map(int, address.split("."))) for address in (source, destination)]
         return struct.pack(">BBHHHBBH4s4s", 0x45, 0, size, 0, 0, 64, 17, checksum, *addresses)
 
-    total = sum(struct.unpack(">10H", ipv4(0)))
-    total = (total & 0xFFFF) + (total >> 16)
-    checksum = ~(total + (total >> 16)) & 0xFFFF
-    return ipv4(checksum) + struct.pack(">HHHH", _PORT, _PORT, size - 20, 0)
+    return ipv4(internet_checksum(ipv4(0))) + struct.pack(">HHHH", _PORT, _PORT, size - 20, 0)
+
+
+def internet_checksum(data: bytes) -> int:
+    """As RFC 1071 has it."""
+    even = data + bytes(len(data) % 2)
+    total: int = sum(struct.unpack(f">{len(even) // 2}H", even))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
 
 
 def kind_of(datagram: bytes) -> Kind:

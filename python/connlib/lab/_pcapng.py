@@ -7,12 +7,10 @@ import struct
 from collections.abc import Sequence
 from typing import BinaryIO
 
-from connlib.lab._flights import Flight, fate, flights
+from connlib.lab._flights import Flight, by_datagram, fate, flights
+from connlib.lab._packets import internet_checksum
 from connlib.lab._records import Address, Arrived, Record
-from connlib.lab._time import SECOND
-
-UNIX_ORIGIN = 1_700_000_000
-"""What the clocks of a world show when it begins, in seconds since 1970."""
+from connlib.lab._time import SECOND, UNIX_ORIGIN
 
 # Blocks and options of pcapng, as in draft-ietf-opsawg-pcapng.
 _SECTION_HEADER = 0x0A0D0D0A
@@ -62,7 +60,7 @@ def write_pcapng(
     if keys is not None:
         file.write(_secrets(keys))
     places = {host: place for place, host in enumerate(hosts)}
-    for copies in _datagrams(records):
+    for copies in by_datagram(flights(records)).values():
         sent = copies[0].sent
         at = unix_origin * SECOND + sent.at
         frame = udp_frame(sent.source, sent.destination, sent.data)
@@ -71,14 +69,6 @@ def write_pcapng(
         options.append((_FLAGS, struct.pack("<I", _OUTBOUND)))
         header = struct.pack("<IIIII", places[sent.host], at >> 32, at & 0xFFFF_FFFF, len(frame), len(frame))
         file.write(_block(_PACKET, header + _padded(frame), options))
-
-
-def _datagrams(records: Sequence[Record]) -> list[list[Flight]]:
-    """The copies of each datagram."""
-    copies: dict[int, list[Flight]] = {}
-    for flight in flights(records):
-        copies.setdefault(flight.sent.datagram, []).append(flight)
-    return [*copies.values()]
 
 
 def _comment(flight: Flight) -> str:
@@ -137,23 +127,14 @@ def udp_frame(source: Address, destination: Address | None, payload: bytes) -> b
     header = struct.pack(">HHHH", source[1], to_port, length, 0)
     addresses = from_ip.packed + to_ip.packed
     # Zero would say that there is no checksum.
-    checksum = _checksum(addresses + struct.pack(">II", length, _UDP) + header + payload) or 0xFFFF
+    checksum = internet_checksum(addresses + struct.pack(">II", length, _UDP) + header + payload) or 0xFFFF
     udp = header[:6] + struct.pack(">H", checksum) + payload
     if from_ip.version == 6:
         return struct.pack(">IHBB", 0x6000_0000, length, _UDP, 64) + addresses + udp
     ip = struct.pack(">BBHHHBBH", 0x45, 0, 20 + length, 0, 0x4000, 64, _UDP, 0) + addresses
-    return ip[:10] + struct.pack(">H", _checksum(ip)) + ip[12:] + udp
+    return ip[:10] + struct.pack(">H", internet_checksum(ip)) + ip[12:] + udp
 
 
 def _ip(address: Address) -> _Ip:
     # A zone is for the machine that it is on.
     return ipaddress.ip_address(address[0].partition("%")[0])
-
-
-def _checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071)."""
-    even = data + bytes(len(data) % 2)
-    total: int = sum(struct.unpack(f">{len(even) // 2}H", even))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF

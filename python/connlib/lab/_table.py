@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from math import inf
 
-from connlib.lab._flights import KINDS, Flight, fate, flights, say
+from connlib.lab._flights import KINDS, Flight, by_datagram, fate, flights, say
 from connlib.lab._records import (
     Arrived,
     Changed,
@@ -61,9 +61,7 @@ def format_table(
 def _rows(
     records: Sequence[Record], since: float, until: float, wanted: set[str], width: int
 ) -> Iterator[_Row]:
-    copies: dict[int, list[Flight]] = {}
-    for flight in flights(records):
-        copies.setdefault(flight.sent.datagram, []).append(flight)
+    copies = by_datagram(flights(records))
     shown = {
         number
         for number, (flight, *_) in copies.items()

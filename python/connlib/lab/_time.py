@@ -7,6 +7,8 @@ import math
 from connlib.lab._errors import LabError
 
 SECOND = 1_000_000_000
+UNIX_ORIGIN = 1_700_000_000
+"""What the wall clocks of a world show when it begins, in seconds since 1970."""
 
 
 def nanoseconds(seconds: float, what: str) -> int:

@@ -28,12 +28,11 @@ from connlib.lab._records import (
     Sent,
     Woke,
 )
-from connlib.lab._time import SECOND, nanoseconds
+from connlib.lab._time import SECOND, UNIX_ORIGIN, nanoseconds
 from connlib.lab._trace import Trace
 
 _ORIGIN = 10_000 * SECOND
 """What the engines' clock shows when the world begins: not 0, which would hide who takes a time for a duration."""
-_UNIX_ORIGIN = 1_700_000_000.0
 _PORT = 51820
 _MOST_HOSTS = 200
 
@@ -292,7 +291,7 @@ class World:
         return (_ORIGIN + self._now) / SECOND
 
     def _unix_time(self, host: Host) -> float:
-        return _UNIX_ORIGIN + (self._now + host._clock_step) / SECOND
+        return UNIX_ORIGIN + (self._now + host._clock_step) / SECOND
 
     def note(self, where: str, what: str) -> None:
         """Write a change of the world into the trace."""
