@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from connlib import GaveUp, Role
-from connlib.lab import Arrived, Delivered, Discarded, Happened, Host, Offered, Record, Sent, World
+from connlib import DropReason, GaveUp, Role, Timers
+from connlib.lab import Arrived, Changed, Delivered, Discarded, Happened, Host, Offered, Record, Sent, World
 
 SECOND = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Ages:
+    """What a host's timers ask for, in nanoseconds."""
+
+    rekey_timeout: int
+    reject_after_time: int
+    last_data: int
+    """Of a session's initiator: later, its data could arrive after the peer has wiped the session."""
+
+
 # The paper's constants, written out again: REKEY_TIMEOUT, REJECT_AFTER_TIME, and that less KEEPALIVE_TIMEOUT.
-REKEY_TIMEOUT = 5 * SECOND
-REJECT_AFTER_TIME = 180 * SECOND
-LAST_DATA = 170 * SECOND
+OF_THE_PAPER = Ages(5 * SECOND, 180 * SECOND, 170 * SECOND)
+
+
+def ages(host: Host) -> Ages:
+    """The paper's, unless the host was given others."""
+    timers = host.timers
+    if timers == Timers():
+        return OF_THE_PAPER
+    last_data = timers.reject_after_time - timers.keepalive_timeout
+    return Ages(*(round(s * SECOND) for s in (timers.rekey_timeout, timers.reject_after_time, last_data)))
 
 
 @dataclass(slots=True)
@@ -36,6 +56,7 @@ class Invariants:
         self._sessions: dict[tuple[str, int], Session] = {}
         """By receiver and receiver index."""
         self._waiting: Counter[tuple[str, str]] = Counter()
+        self._drops: dict[str, Counter[DropReason]] = defaultdict(Counter)
         self._ended: set[int] = set()
         self.last_used: dict[tuple[str, str], Session] = {}
         """The session of the last transport packet that a host took from a peer."""
@@ -47,11 +68,13 @@ class Invariants:
             self._follow(record)
         self._seen = len(records)
         for host in self._world.hosts.values():
-            for peer in self._world.hosts.values():
-                if peer.name in host._ends:
-                    self._look_at(host, peer)
+            counted: Counter[DropReason] = Counter()
+            for peer in host.peers:
+                counted.update(self._look_at(host, peer))
+            assert counted == self._drops[host.name], "what is dropped is counted, and nothing else"
 
-    def _look_at(self, host: Host, peer: Host) -> None:
+    def _look_at(self, host: Host, peer: Host) -> Mapping[DropReason, int]:
+        """Check a tunnel's counters, and return those of its drops."""
         stats = host.stats(peer)
         assert stats.sessions <= 3, "previous, current and an unconfirmed one"
         assert stats.queued == self._waiting[host.name, peer.name], (
@@ -59,6 +82,7 @@ class Invariants:
         )
         if host.role is Role.RESPONDER:
             assert stats.initiations_sent == 0
+        return stats.drops
 
     def _follow(self, record: Record) -> None:
         match record:
@@ -66,6 +90,7 @@ class Invariants:
                 self._waiting[record.host, record.peer] += 1
             case Discarded():
                 self._waiting[record.host, record.peer] -= 1
+                self._drops[record.host][record.reason] += 1
                 self._end(record.packet)
             case Delivered():
                 self._end(record.packet)
@@ -74,6 +99,10 @@ class Invariants:
             case Arrived():
                 if record.error is None:
                     self._follow_taken(record, self._sent[record.datagram])
+                else:
+                    self._drops[record.host][record.error] += 1
+            case Changed(what="starts no handshake: role"):
+                self._drops[record.where][DropReason.ROLE] += 1
             case Happened(event=GaveUp()):
                 self._pending.pop((record.host, record.peer), None)
             case _:
@@ -86,16 +115,17 @@ class Invariants:
     def _follow_sent(self, sent: Sent) -> None:
         self._sent[sent.datagram] = sent
         side = (sent.host, sent.peer)
+        host = self._world.hosts[sent.host]
         match sent.kind:
             case "I":
-                assert self._world.hosts[sent.host].role is not Role.RESPONDER
+                assert host.role is not Role.RESPONDER
                 before = self._pending.get(side)
-                assert before is None or sent.at - before >= REKEY_TIMEOUT, (
+                assert before is None or sent.at - before >= ages(host).rekey_timeout, (
                     "a second initiation while one is pending"
                 )
                 self._pending[side] = sent.at
             case "R":
-                assert self._world.hosts[sent.host].role is not Role.INITIATOR
+                assert host.role is not Role.INITIATOR
                 self._pending.pop(side, None)
                 session = Session(sent.peer, sent.host, {sent.host: sent.at})
                 self._sessions[sent.peer, sent.index] = session
@@ -105,9 +135,8 @@ class Invariants:
                     self._waiting[side] -= 1
                 session = self._sessions[sent.peer, sent.index]
                 age = sent.at - session.created[sent.host]
-                may_be = (
-                    LAST_DATA if sent.kind == "D" and sent.host == session.initiator else REJECT_AFTER_TIME
-                )
+                is_last = sent.kind == "D" and sent.host == session.initiator
+                may_be = ages(host).last_data if is_last else ages(host).reject_after_time
                 assert age < may_be, f"{sent.host} sealed on a session of {age / SECOND} s"
             case _:
                 pass
@@ -119,5 +148,6 @@ class Invariants:
         elif sent.kind in "DK":
             session = self._sessions[arrived.host, sent.index]
             age = arrived.at - session.created[arrived.host]
-            assert age < REJECT_AFTER_TIME, f"{arrived.host} opened on a session of {age / SECOND} s"
+            may_be = ages(self._world.hosts[arrived.host]).reject_after_time
+            assert age < may_be, f"{arrived.host} opened on a session of {age / SECOND} s"
             self.last_used[arrived.host, sent.host] = session

@@ -6,11 +6,13 @@ As it was reported: a client with a keepalive of 25 s that fetches something eve
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from connlib.lab import Lost, World
 
-PATHS = {
+PATHS: dict[str, dict[str, Any]] = {
     "clean": {},
     "jitter": {"jitter": 0.01},
     "reordering": {"reorder": 0.02},
@@ -25,7 +27,7 @@ def fetched(client: str, server: str, path: str) -> World:
     """Fifty fetches: a question, then twenty full packets, each acknowledged."""
     world = World(1)
     a, b = world.host("client", engine=client), world.host("server", engine=server)
-    world.link(a, b, latency=0.015, **PATHS[path])
+    world.link(a, b).set(latency=0.015, **PATHS[path])
     world.tunnel(a, b, keepalive=(25, None))
     for number in range(FETCHES):
         start = 1.0 + 3.0 * number

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from connlib.lab import Arrived, Changed, Delivered, Host, LabError, Link, Lost, Sent, World
@@ -9,14 +11,14 @@ from connlib.lab import Arrived, Changed, Delivered, Host, LabError, Link, Lost,
 SECOND = 1_000_000_000
 
 
-def connected(**settings: float) -> tuple[World, Host, Host, Link]:
+def connected(**settings: Any) -> tuple[World, Host, Host, Link]:
     """A and B with a session, and a link that gets its settings afterwards."""
     world = World(5)
     a, b = world.host("A"), world.host("B")
     world.tunnel(a, b)
     a.send(at=0.0)
     world.run(0.5)
-    return world, a, b, world.link(a, b, **settings)
+    return world, a, b, world.link(a, b).set(**settings)
 
 
 def transits(world: World) -> list[float]:
@@ -137,3 +139,22 @@ def test_links_have_no_way_to_strangers() -> None:
     c = world.host("C")
     with pytest.raises(LabError, match=r"^the link A-B does not lead to C$"):
         link.cut(to=c)
+
+
+def test_settings_are_changed_all_or_none() -> None:
+    world, a, b, link = connected()
+    with pytest.raises(LabError, match=r"^loss must be a probability from 0 to 1, not 2$"):
+        link.set(latency=0.5, loss=2)
+    with pytest.raises(LabError, match=r"^jitter must be a number of seconds, 0 or more, not -1$"):
+        link.set(duplicate=1.0, jitter=-1)
+    a.send(b, at=1.0)
+    world.run(2.0)
+    assert transits(world) == [0.02]
+
+
+def test_a_rate_ends_with_an_infinite_one() -> None:
+    world, a, b, link = connected(rate=1000.0)
+    link.set(rate=float("inf"))
+    world.traffic(a, b, every=0.001, count=100, since=1.0)
+    world.run(2.0)
+    assert transits(world) == [0.02] * 100

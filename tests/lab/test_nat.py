@@ -88,3 +88,18 @@ def test_a_nat_is_made_before_the_tunnels_and_keeps_the_host_where_it_is() -> No
         a.move(("203.0.113.1", 1))
     with pytest.raises(LabError, match=r"^there is a NAT home already$"):
         world.nat("home")
+
+
+def test_ports_are_used_again_after_the_last_one_but_for_those_in_use() -> None:
+    world, _, _, nat = behind_nat()
+    outside = ("192.0.2.9", 1)
+    assert nat.outward(("192.0.2.7", 1), outside) == ("198.51.100.1", 40_000)
+    for port in range(40_001, 65_536):
+        # Every one of these is in use for 120 s, by another port of the host inside.
+        assert nat.outward(("192.0.2.8", port), outside) == ("198.51.100.1", port)
+    world.run(60.0)
+    nat.outward(("192.0.2.7", 1), outside)
+    world.run(121.0)
+    # The first is in use still: the next to be had is the second, whose owner is asked again.
+    assert nat.outward(("192.0.2.8", 40_001), outside) == ("198.51.100.1", 40_001)
+    assert nat.inward(40_000, outside) == ("192.0.2.7", 1)

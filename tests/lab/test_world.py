@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from connlib import DropReason, Role, SessionEstablished, TimeoutReason
+from connlib import DropReason, Output, Role, SessionEstablished, Timeout, TimeoutReason
 from connlib.lab import (
     Arrived,
     Changed,
+    Copied,
     Delivered,
     Discarded,
     Fate,
@@ -22,6 +23,7 @@ from connlib.lab import (
 )
 
 MILLISECOND = 1_000_000
+NOTHING = Output([], [], [], None)
 SECOND = 1_000_000_000
 
 
@@ -91,7 +93,7 @@ def busy(seed: int) -> World:
     world = World(seed)
     hosts = [world.host(name) for name in "ABC"]
     for one, other in ((0, 1), (1, 2), (0, 2)):
-        world.link(hosts[one], hosts[other], jitter=0.01, loss=0.1, duplicate=0.1, reorder=0.05)
+        world.link(hosts[one], hosts[other]).set(jitter=0.01, loss=0.1, duplicate=0.1, reorder=0.05)
         world.tunnel(hosts[one], hosts[other], keepalive=(25, None))
         world.traffic(hosts[one], hosts[other], every=0.7, until=400, random_intervals=True)
         world.traffic(hosts[other], hosts[one], every=3.0, since=100, until=400)
@@ -120,10 +122,10 @@ def test_in_a_busy_world_each_packet_has_exactly_one_fate() -> None:
 def test_one_link_s_chances_do_not_depend_on_another_host() -> None:
     def losses(with_third: bool) -> list[int]:
         world, a, b = pair()
-        world.link(a, b, loss=0.3)
+        world.link(a, b).set(loss=0.3)
         if with_third:
             c = world.host("C")
-            world.link(c, b, loss=0.3)
+            world.link(c, b).set(loss=0.3)
             world.tunnel(c, b)
             world.traffic(c, b, every=0.1, count=100)
         world.traffic(a, b, every=1.0, count=100)
@@ -273,8 +275,8 @@ def test_what_cannot_be_is_named() -> None:
         (lambda: a.send(at=4.0), "it is 5.0 s already, which is later than 4.0 s"),
         (lambda: a.send(at=float("nan")), "at must be a number of seconds, 0 or more, not nan"),
         (lambda: a.send(size=31), "a packet has 32 to 65472 bytes, not 31"),
-        (lambda: world.link(a, b, loss=1.5), "loss must be a probability from 0 to 1, not 1.5"),
-        (lambda: world.link(a, b, rate=0), "rate must be a number of bits per second above 0, not 0"),
+        (lambda: world.link(a, b).set(loss=1.5), "loss must be a probability from 0 to 1, not 1.5"),
+        (lambda: world.link(a, b).set(rate=0), "rate must be a number of bits per second above 0, not 0"),
         (lambda: world.traffic(a, b, every=1.0), "traffic needs an end: until or count"),
         (lambda: world.traffic(a, b, every=1.0, count=-3), "count must be 0 or more, not -3"),
         (lambda: world.traffic(a, b, every=1.0, count=1, size=10), "a packet has 32 to 65472 bytes, not 10"),
@@ -340,3 +342,128 @@ def test_a_host_without_tunnels_takes_nothing() -> None:
     a.send()
     world.run(1.0)
     assert [record.why for record in world.trace if isinstance(record, Lost)] == ["nobody"]
+
+
+class Faulty:
+    """An engine that lies: what is given by name takes the place of its own."""
+
+    def __init__(self, tunnel: object, **lies: object) -> None:
+        self._tunnel = tunnel
+        self._lies = lies
+
+    def __getattr__(self, name: str) -> object:
+        return self._lies.get(name) or getattr(self._tunnel, name)
+
+
+def with_lies(**lies: object) -> World:
+    """B owes a keepalive at 11.06 s, and from 5 s on its engine lies."""
+    world, a, b = pair()
+    a.send(at=1.0)
+    world.run(5.0)
+    end = b._end(a)
+    end.tunnel = Faulty(end.tunnel, **lies)  # type: ignore[assignment]
+    return world
+
+
+def test_a_wake_of_which_nothing_comes_is_an_error() -> None:
+    world = with_lies(handle_timeout=lambda now: NOTHING)
+    with pytest.raises(
+        LabError, match=r"^B was woken for passive keepalive at 11\.06 s, and nothing came of it$"
+    ):
+        world.run(20.0)
+
+
+def test_a_wake_after_which_the_same_instant_is_announced_is_an_error() -> None:
+    announced = Timeout(10_011.06, TimeoutReason.HANDSHAKE_RETRY)
+    world = with_lies(next_timeout=lambda: announced)
+    with pytest.raises(
+        LabError,
+        match=r"^B was woken for passive keepalive at 11\.06 s and wants to be again, for handshake retry$",
+    ):
+        world.run(20.0)
+
+
+def test_an_instant_that_has_passed_is_an_error() -> None:
+    announced = Timeout(10_004.0, TimeoutReason.HANDSHAKE_RETRY)
+    world = with_lies(next_timeout=lambda: announced)
+    with pytest.raises(
+        LabError, match=r"^B announces 4\.0 s for handshake retry, and it is 11\.06 s already$"
+    ):
+        world.run(20.0)
+
+
+def test_a_tunnel_that_cannot_be_made_leaves_nothing_behind() -> None:
+    world = World()
+    a, b = world.host("A"), world.host("B")
+    with pytest.raises(ValueError, match="keepalive"):
+        world.tunnel(a, b, keepalive=(25, -1))
+    assert (a.peers, b.peers) == ([], [])
+    world.tunnel(a, b, keepalive=25)
+    assert (a.peers, b.peers) == ([b], [a])
+
+
+def test_a_host_of_another_world_is_refused() -> None:
+    world, a, _ = pair()
+    stranger = World().host("B")
+    for call in (
+        lambda: world.link(a, stranger),
+        lambda: world.tunnel(stranger, a),
+        lambda: world.nat("home", stranger),
+    ):
+        with pytest.raises(LabError, match=r"^the host B is in another world$"):
+            call()
+    with pytest.raises(LabError, match=r"^there is no tunnel between A and B$"):
+        a.send(stranger)
+
+
+def test_addresses_are_literal_and_of_one_family() -> None:
+    world, a, _ = pair()
+    c = world.host("C", address="2001:DB8::0:1")
+    assert c.address == ("2001:db8::1", 51820), "in its usual spelling"
+    for call, message in (
+        (
+            lambda: world.host("X", address="gateway.example"),
+            "an address is a literal IP address, not 'gateway.example'",
+        ),
+        (lambda: world.nat("home", address="1.2.3"), "an address is a literal IP address, not '1.2.3'"),
+        (lambda: a.move(("203.0.113.256", 1)), "an address is a literal IP address, not '203.0.113.256'"),
+        (lambda: a.move(("203.0.113.5", 0)), "a port is a number from 1 to 65535, not 0"),
+        (lambda: a.move(("2001:db8::5", 1)), "A has an IPv4 address, and it would have an IPv6 one"),
+        (lambda: world.link(c, a), "C has an IPv6 address, and A has an IPv4 one"),
+        (lambda: world.nat("home", c), "C has an IPv6 address, and the NAT home has an IPv4 one"),
+    ):
+        with pytest.raises(LabError) as caught:
+            call()
+        assert str(caught.value) == message
+    # Nothing of that has taken an address.
+    world.host("D", address="203.0.113.5")
+    world.nat("home", address="198.51.100.1")
+
+
+def test_a_refused_handshake_is_written_down() -> None:
+    world, _, b = pair()
+    b.initiate_handshake(at=1.0)
+    world.run(2.0)
+    assert list(world.trace) == [Changed(SECOND, "B", "starts no handshake: role")]
+
+
+def test_as_long_as_one_copy_flies_a_packet_is_in_flight_though_the_other_was_lost() -> None:
+    def copied() -> tuple[World, Host]:
+        world, a, b = pair()
+        a.send(at=0.0)
+        world.run(0.5)
+        world.link(a, b).set(duplicate=1.0, reorder=1.0)
+        a.send(at=1.0)
+        return world, b
+
+    world, _ = copied()
+    world.run(3.0)
+    first, last = (r.at / SECOND for r in world.trace if isinstance(r, Arrived) and r.at > SECOND)
+    between = (first + last) / 2
+    world, b = copied()
+    b.sleep(between - 0.9, at=0.9)
+    world.run(between)
+    assert sum(isinstance(record, Copied) for record in world.trace) == 1
+    assert outcomes(world) == ["delivered", "in flight"]
+    world.run(last)
+    assert outcomes(world) == ["delivered", "delivered"]

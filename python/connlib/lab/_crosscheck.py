@@ -10,6 +10,7 @@ from connlib.lab._flights import KINDS
 from connlib.lab._records import (
     Arrived,
     Changed,
+    Copied,
     Delivered,
     Discarded,
     Happened,
@@ -145,7 +146,7 @@ def _step(record: Record, arrivals: dict[int, Record]) -> str | None:
         case Changed():
             return f"{at}{record.where}  {record.what}"
         # Upstream reports no events, and its wakes are ticks.
-        case Happened() | Woke() | Lost() | Arrived():
+        case Happened() | Woke() | Copied() | Lost() | Arrived():
             return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from connlib._types import (
     SessionExpired,
 )
 from connlib.lab._packets import sender_index_of
-from connlib.lab._records import Arrived, Delivered, Kind, Lost, Record, Sent
+from connlib.lab._records import Arrived, Copied, Delivered, Kind, Lost, Record, Sent
 from connlib.lab._time import SECOND
 
 KINDS: dict[Kind, str] = {
@@ -56,8 +56,11 @@ def flights(records: Sequence[Record]) -> list[Flight]:
     ends: dict[int, list[Arrived | Lost]] = defaultdict(list)
     packets: dict[int, list[Delivered]] = defaultdict(list)
     came: dict[str, Arrived] = {}
+    copies: Counter[int] = Counter()
     for record in records:
         match record:
+            case Copied():
+                copies[record.datagram] += 1
             case Arrived():
                 came[record.host] = record
                 ends[record.datagram].append(record)
@@ -71,11 +74,13 @@ def flights(records: Sequence[Record]) -> list[Flight]:
                 pass
     sent = [record for record in records if isinstance(record, Sent)]
     sessions = number_sessions(sent)
-    return [
-        Flight(record, sessions[record.datagram], end, tuple(packets[id(end)]), copy)
-        for record in sent
-        for copy, end in enumerate(ends[record.datagram] or [None])
-    ]
+    flying: list[Flight] = []
+    for record in sent:
+        ended = ends[record.datagram]
+        still = [None] * (1 + copies[record.datagram] - len(ended))
+        for copy, end in enumerate([*ended, *still]):
+            flying.append(Flight(record, sessions[record.datagram], end, tuple(packets[id(end)]), copy))
+    return flying
 
 
 def by_datagram(flying: Iterable[Flight]) -> dict[int, list[Flight]]:

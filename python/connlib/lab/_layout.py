@@ -19,6 +19,7 @@ from connlib.lab._flights import Flight, by_datagram, count, fate, say
 from connlib.lab._records import (
     Arrived,
     Changed,
+    Copied,
     Delivered,
     Discarded,
     Happened,
@@ -207,6 +208,9 @@ class _Placer:
                 self._send(record.datagram, lane, at)
             case Arrived() | Lost():
                 self._end(record)
+            case Copied():
+                # Its arrow is drawn with the datagram's.
+                pass
 
     def _label(self, lane: int, at: int, mark: Mark, text: str) -> None:
         key = (at, lane)

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from connlib.lab._errors import LabError
 from connlib.lab._records import LossReason, Sent
 from connlib.lab._time import SECOND, nanoseconds, probability
+from connlib.lab._timeline import Timeline
 
 if TYPE_CHECKING:
     from connlib.lab._host import Host
-    from connlib.lab._world import World
 
 DEFAULT_LATENCY = 0.02
 DEFAULT_QUEUE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `Link.set` sets. Times are in nanoseconds."""
+
+    latency: int = nanoseconds(DEFAULT_LATENCY, "latency")
+    jitter: int = 0
+    reorder: int = 0
+    loss: float = 0.0
+    duplicate: float = 0.0
+    rate: float = math.inf
+    queue: int = nanoseconds(DEFAULT_QUEUE, "queue")
 
 
 class Direction:
@@ -27,13 +42,7 @@ class Direction:
         self._latest = 0
         self.is_cut = False
         self.loses: Callable[[Sent], bool] | None = None
-        self.latency = nanoseconds(DEFAULT_LATENCY, "latency")
-        self.jitter = 0
-        self.reorder = 0
-        self.loss = 0.0
-        self.duplicate = 0.0
-        self.rate: float | None = None
-        self.queue = nanoseconds(DEFAULT_QUEUE, "queue")
+        self.settings = Settings()
 
     def carry(self, now: int, sent: Sent) -> list[int] | LossReason:
         """When the copies of a datagram arrive, or why none does."""
@@ -42,39 +51,43 @@ class Direction:
         if self.loses is not None and self.loses(sent):
             return "loss"
         # Each chance is drawn only where there is one: a link's other chances stay what they were.
-        if self.loss and self._random.random() < self.loss:
+        settings = self.settings
+        if settings.loss and self._random.random() < settings.loss:
             return "loss"
         leaves = now
-        if self.rate is not None:
-            if self._free_at - now > self.queue:
+        if settings.rate < math.inf:
+            if self._free_at - now > settings.queue:
                 return "full"
-            leaves = max(now, self._free_at) + round(len(sent.data) * 8 * SECOND / self.rate)
+            leaves = max(now, self._free_at) + round(len(sent.data) * 8 * SECOND / settings.rate)
             self._free_at = leaves
-        copies = 2 if self.duplicate and self._random.random() < self.duplicate else 1
+        copies = 2 if settings.duplicate and self._random.random() < settings.duplicate else 1
         return [self._arrival(leaves) for _ in range(copies)]
 
     def _arrival(self, leaves: int) -> int:
-        arrival = leaves + self.latency
-        if self.jitter:
-            arrival += int(self._random.random() * self.jitter)
+        settings = self.settings
+        arrival = leaves + settings.latency
+        if settings.jitter:
+            arrival += int(self._random.random() * settings.jitter)
         # In order, whatever the jitter says...
         self._latest = max(self._latest, arrival)
         arrival = self._latest
         # ... unless the link is one that reorders.
-        if self.reorder:
-            arrival += int(self._random.random() * self.reorder)
+        if settings.reorder:
+            arrival += int(self._random.random() * settings.reorder)
         return arrival
 
 
 class Link:
-    """The way between two hosts, in both directions alike unless `to` names one."""
+    """The way between two hosts, in both directions alike unless `to` names one.
 
-    def __init__(self, world: World, one: Host, other: Host) -> None:
-        self._world = world
-        self._hosts = (one, other)
+    From the start it takes 20 ms each way and loses nothing.
+    """
+
+    def __init__(self, timeline: Timeline, one: Host, other: Host) -> None:
+        self._timeline = timeline
         self.name = f"{one.name}-{other.name}"
         self._to = {
-            receiver.name: Direction(f"{world.seed}/link/{sender.name}>{receiver.name}")
+            receiver.name: Direction(f"{timeline.seed}/link/{sender.name}>{receiver.name}")
             for sender, receiver in ((one, other), (other, one))
         }
 
@@ -102,55 +115,57 @@ class Link:
         duplicate: float | None = None,
         rate: float | None = None,
         queue: float | None = None,
-    ) -> None:
-        """Change what is given, from now on.
+    ) -> Link:
+        """Change what is given, from now on; the rest stays. Returns the link.
 
         latency: one-way, in seconds. jitter: up to so many seconds more, evenly distributed, in order. reorder: up to
         so many seconds more, each datagram for itself, so that later ones overtake it. loss, duplicate: probabilities,
-        0 to 1. rate: bits per second of UDP payload. queue: how many seconds of traffic wait for `rate` at most; later
-        datagrams are lost (`full`).
+        0 to 1. rate: bits per second of UDP payload; infinity for no limit, as at the start. queue: how many seconds
+        of traffic wait for `rate` at most; later datagrams are lost (`full`).
 
-        Raises `LabError` for what is out of range.
+        Raises `LabError` for what is out of range, and then nothing is changed.
         """
-        if rate is not None and not rate > 0:
-            raise LabError(f"rate must be a number of bits per second above 0, not {rate!r}")
+        durations = {"latency": latency, "jitter": jitter, "reorder": reorder, "queue": queue}
+        chances = {"loss": loss, "duplicate": duplicate}
+        changed: dict[str, Any] = {
+            **{name: nanoseconds(value, name) for name, value in durations.items() if value is not None},
+            **{name: probability(value, name) for name, value in chances.items() if value is not None},
+        }
+        if rate is not None:
+            if not rate > 0:
+                raise LabError(f"rate must be a number of bits per second above 0, not {rate!r}")
+            changed["rate"] = rate
         for direction in self._directions(to):
-            if latency is not None:
-                direction.latency = nanoseconds(latency, "latency")
-            if jitter is not None:
-                direction.jitter = nanoseconds(jitter, "jitter")
-            if reorder is not None:
-                direction.reorder = nanoseconds(reorder, "reorder")
-            if loss is not None:
-                direction.loss = probability(loss, "loss")
-            if duplicate is not None:
-                direction.duplicate = probability(duplicate, "duplicate")
-            if rate is not None:
-                direction.rate = rate
-            if queue is not None:
-                direction.queue = nanoseconds(queue, "queue")
+            direction.settings = replace(direction.settings, **changed)
+        return self
 
     def cut(self, *, to: Host | None = None, at: float | None = None) -> None:
         """Nothing that is sent from then on arrives. at: seconds since the start of the world, or now."""
-        self._world.at(at, lambda: self._cut(to, True))
+        self._change(to, at, is_cut=True)
 
     def heal(self, *, to: Host | None = None, at: float | None = None) -> None:
         """The end of `cut`."""
-        self._world.at(at, lambda: self._cut(to, False))
+        self._change(to, at, is_cut=False)
 
-    def _cut(self, to: Host | None, is_cut: bool) -> None:
-        for direction in self._directions(to):
-            direction.is_cut = is_cut
-        towards = f" towards {to.name}" if to else ""
-        self._world.note(self.name, ("cut" if is_cut else "healed") + towards)
+    def _change(self, to: Host | None, at: float | None, *, is_cut: bool) -> None:
+        directions = self._directions(to)
+
+        def change() -> None:
+            for direction in directions:
+                direction.is_cut = is_cut
+            towards = f" towards {to.name}" if to else ""
+            self._timeline.note(self.name, ("cut" if is_cut else "healed") + towards)
+
+        self._timeline.at(at, change)
 
     def lose(
         self, loses: Callable[[Sent], bool] | None, *, to: Host | None = None, at: float | None = None
     ) -> None:
         """Lose each datagram for which this says True; None ends that."""
+        directions = self._directions(to)
 
         def apply() -> None:
-            for direction in self._directions(to):
+            for direction in directions:
                 direction.loses = loses
 
-        self._world.at(at, apply)
+        self._timeline.at(at, apply)

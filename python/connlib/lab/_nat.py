@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from connlib.lab._records import Address
 from connlib.lab._time import nanoseconds
-
-if TYPE_CHECKING:
-    from connlib.lab._world import World
+from connlib.lab._timeline import Timeline
 
 DEFAULT_TIMEOUT = 120.0
-_FIRST_PORT = 40_000
+_PORTS = range(40_000, 65_536)
+"""More than a world has hosts to use them at the same time."""
 
 
 @dataclass(slots=True)
@@ -29,12 +26,12 @@ class Nat:
     something was sent to, and only until nothing has passed for `timeout` seconds (RFC 4787: endpoint-independent
     mapping, address and port-dependent filtering)."""
 
-    def __init__(self, world: World, name: str, address: str, timeout: float) -> None:
-        self._world = world
+    def __init__(self, timeline: Timeline, name: str, address: str, timeout: float) -> None:
+        self._timeline = timeline
         self.name = name
         self.address = address
         self._timeout = nanoseconds(timeout, "timeout")
-        self._ports = itertools.count(_FIRST_PORT)
+        self._used = 0
         self._by_inner: dict[Address, _Mapping] = {}
         self._by_port: dict[int, _Mapping] = {}
 
@@ -43,27 +40,37 @@ class Nat:
 
     def rebind(self, at: float | None = None) -> None:
         """Forget all mappings, as a NAT that is restarted: what is inside gets other ports with its next datagram."""
-        self._world.at(at, self._rebind)
+        self._timeline.at(at, self._rebind)
 
     def _rebind(self) -> None:
         self._by_inner.clear()
         self._by_port.clear()
-        self._world.note(self.name, "rebinds")
+        self._timeline.note(self.name, "rebinds")
 
-    def outward(self, now: int, source: Address, destination: Address) -> Address:
+    def outward(self, source: Address, destination: Address) -> Address:
         """Where a datagram of a host inside seems to come from."""
+        now = self._timeline.now
         mapping = self._by_inner.get(source)
         if mapping is not None and all(now - used >= self._timeout for used in mapping.remotes.values()):
             self._by_port.pop(mapping.port)
             mapping = None
         if mapping is None:
-            mapping = _Mapping(source, next(self._ports))
+            mapping = _Mapping(source, self._free_port())
             self._by_inner[source] = self._by_port[mapping.port] = mapping
         mapping.remotes[destination] = now
         return (self.address, mapping.port)
 
-    def inward(self, now: int, port: int, source: Address) -> Address | None:
+    def _free_port(self) -> int:
+        """The next one that nobody has, from the first again after the last."""
+        while True:
+            port = _PORTS[self._used % len(_PORTS)]
+            self._used += 1
+            if port not in self._by_port:
+                return port
+
+    def inward(self, port: int, source: Address) -> Address | None:
         """For whom inside a datagram that reached a port is, if for anybody."""
+        now = self._timeline.now
         mapping = self._by_port.get(port)
         used = mapping.remotes.get(source) if mapping else None
         if mapping is None or used is None or now - used >= self._timeout:

@@ -74,6 +74,16 @@ class Sent:
 
 
 @dataclass(frozen=True, slots=True)
+class Copied:
+    """The link made a second one of a datagram, which ends on its own."""
+
+    at: int
+    host: str
+    """Who had sent it."""
+    datagram: int
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """A datagram, or one copy of it, reaches nobody."""
 
@@ -128,4 +138,6 @@ class Changed:
     what: str
 
 
-Record: TypeAlias = Offered | Discarded | Delivered | Sent | Lost | Arrived | Happened | Woke | Changed
+Record: TypeAlias = (
+    Offered | Discarded | Delivered | Sent | Copied | Lost | Arrived | Happened | Woke | Changed
+)

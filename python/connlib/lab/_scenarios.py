@@ -42,7 +42,7 @@ class Stage:
             )
             for name, engine, key, role in zip("AB", engines, keys, scenario.roles, strict=True)
         )
-        self.link: Link = self.world.link(self.a, self.b, latency=LATENCY)
+        self.link: Link = self.world.link(self.a, self.b).set(latency=LATENCY)
         self.world.tunnel(
             self.a, self.b, preshared_key=scenario.preshared_keys, keepalive=scenario.keepalives
         )
@@ -59,7 +59,7 @@ class Stage:
         """The world's time of an instant of the script."""
         return time + BASE
 
-    def do(self, time: float, action: Callable[[], None]) -> None:
+    def do(self, time: float, action: Callable[[], object]) -> None:
         """Do something."""
         self.world.at(self.at(time), action)
 

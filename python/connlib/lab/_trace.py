@@ -14,6 +14,7 @@ from connlib.lab._errors import LabError
 from connlib.lab._pcapng import write_pcapng
 from connlib.lab._records import (
     Arrived,
+    Copied,
     Delivered,
     Discarded,
     Lost,
@@ -26,7 +27,8 @@ from connlib.lab._time import SECOND
 
 Outcome: TypeAlias = Literal["delivered", "discarded", "dropped", "lost", "in flight", "waiting"]
 """Of a packet: it came out once or more, its tunnel discarded it, the other one dropped its datagram, a link lost that,
-it is on its way, or it waits for a session (with upstream: or was discarded without a word)."""
+it is on its way, or it waits for a session (with upstream, which does not say which packet it seals or drops: or it was
+discarded, or lost)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class Trace:
         deliveries: Counter[int] = Counter()
         datagrams: dict[int, int] = {}
         ends: dict[int, list[Arrived | Lost]] = defaultdict(list)
+        copies: Counter[int] = Counter()
         for record in self.records:
             match record:
                 case Offered():
@@ -101,6 +104,8 @@ class Trace:
                 case Sent(packet=int(number)):
                     datagrams[number] = record.datagram
                     decided[number] = Fate(offered[number], "in flight", record.at)
+                case Copied():
+                    copies[record.datagram] += 1
                 case Lost() | Arrived():
                     ends[record.datagram].append(record)
                 case Discarded():
@@ -113,21 +118,21 @@ class Trace:
                         decided[record.packet] = Fate(offered[record.packet], "delivered", record.at)
                 case _:
                     pass
-        return {
-            number: self._fate(
-                packet, decided.get(number), deliveries[number], ends[datagrams.get(number, -1)]
-            )
-            for number, packet in offered.items()
-        }
+        fates: dict[int, Fate] = {}
+        for number, packet in offered.items():
+            datagram = datagrams.get(number, -1)
+            # As long as one copy is on its way, nothing is decided by the end of another.
+            last = ends[datagram][-1] if len(ends[datagram]) > copies[datagram] else None
+            fates[number] = self._fate(packet, decided.get(number), deliveries[number], last)
+        return fates
 
     @staticmethod
-    def _fate(offered: Offered, decided: Fate | None, deliveries: int, ends: list[Arrived | Lost]) -> Fate:
+    def _fate(offered: Offered, decided: Fate | None, deliveries: int, last: Arrived | Lost | None) -> Fate:
         if decided is None:
             return Fate(offered, "waiting", offered.at)
         if decided.outcome == "delivered":
             return Fate(offered, "delivered", decided.at, None, deliveries)
-        if decided.outcome == "in flight" and ends:
-            last = ends[-1]
+        if decided.outcome == "in flight" and last is not None:
             if isinstance(last, Lost):
                 return Fate(offered, "lost", last.at, last.why)
             return Fate(offered, "dropped", last.at, last.error.value if last.error else None)

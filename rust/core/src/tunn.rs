@@ -48,8 +48,6 @@ pub struct TunnConfig {
 /// `next_timeout` when to call `handle_timeout`.
 pub struct Tunn {
     inner: noise::Tunn,
-    /// The latest time that any call gave: some never get to the engine.
-    clock: Instant,
     rng: Rng,
     indices: SharedIndices,
     limiter: SharedLimiter,
@@ -80,7 +78,6 @@ impl Tunn {
         .with_persistent_keepalive(config.persistent_keepalive);
         Ok(Tunn {
             inner,
-            clock: now,
             rng,
             indices: config.indices.unwrap_or_default(),
             limiter,
@@ -94,7 +91,6 @@ impl Tunn {
         now: Instant,
         call: impl FnOnce(&mut noise::Tunn, &mut Env<'_>) -> T,
     ) -> T {
-        self.clock = self.clock.max(now);
         let mut env = Env {
             now,
             rng: &mut *self.rng,
@@ -124,7 +120,8 @@ impl Tunn {
         now: Instant,
         out: &mut Output,
     ) -> Option<DropReason> {
-        self.clock = self.clock.max(now);
+        // What is refused before it gets to the engine takes its time too.
+        self.inner.advance(now);
         let packet = match noise::Tunn::parse_incoming_packet(datagram) {
             Ok(packet @ noise::Packet::PacketData(_)) => packet,
             Ok(_) => {
@@ -200,11 +197,7 @@ impl Tunn {
     /// When to call `handle_timeout`, and why; `None`: never, unless something else happens first. Never before the time of
     /// the last call.
     pub fn next_timeout(&self) -> Option<Timeout> {
-        let first = self.inner.next_timeout()?;
-        Some(Timeout {
-            at: first.at.max(self.clock),
-            ..first
-        })
+        self.inner.next_timeout()
     }
 
     pub fn stats(&self, now: Instant) -> Stats {
@@ -225,14 +218,13 @@ impl Tunn {
 
     /// Change the preshared key of the handshakes to come.
     pub fn set_preshared_key(&mut self, preshared_key: Option<Secret>, now: Instant) {
-        self.clock = self.clock.max(now);
+        self.inner.advance(now);
         self.inner
             .set_preshared_key(preshared_key.as_deref().copied());
     }
 
     /// The wall clock was set: it shows `unix_time` at `now`.
     pub fn set_unix_time(&mut self, unix_time: Duration, now: Instant) {
-        self.clock = self.clock.max(now);
         self.inner.set_unix_time(unix_time, now);
     }
 }

@@ -262,7 +262,7 @@ impl Tunn {
     /// waited too long.
     #[inline]
     pub(super) fn settle(&mut self, env: &mut Env<'_>, out: &mut Output) {
-        self.clock = self.clock.max(env.now);
+        self.advance(env.now);
         env.now = self.clock;
         let reject = self.timers.config.reject_after_time;
         if due(self.sessions.next_expiry(reject), env.now)
