@@ -36,6 +36,8 @@ impl Node {
         #[cfg(test)]
         self.touched.push(slot);
         let mark = self.output.mark();
+        // Those that the call sends before it fails are taken back with the output.
+        let queued = tunn.queued();
         let out = &mut self.output.tunnels;
         // Of what the call can leave half changed, `poison` gives up the tunnel and takes back the output; the table of
         // indices and the generator hold no invariant across two statements.
@@ -44,24 +46,23 @@ impl Node {
             Ok(result) => Some(result),
             Err(_) => {
                 self.output.roll_back(mark);
-                self.poison(slot, now);
+                self.poison(slot, queued);
                 None
             }
         }
     }
 
     /// A peer's tunnel panicked: a fault of ours, and nothing that it holds can be relied on any more. It is gone, and
-    /// everything of this peer's is dropped until the peer is removed and added anew.
+    /// everything of this peer's is dropped until the peer is removed and added anew, first what was `queued`.
     #[cold]
-    fn poison(&mut self, slot: Slot, now: Instant) {
+    fn poison(&mut self, slot: Slot, queued: usize) {
         self.indices.release_all(slot);
         let Some(peer) = self.peers.get_mut(slot) else {
             return;
         };
-        let Some(tunn) = peer.tunn.take() else {
+        if peer.tunn.take().is_none() {
             return;
-        };
-        let queued = catch_unwind(AssertUnwindSafe(|| tunn.stats(now).queued)).unwrap_or(0);
+        }
         peer.drops.add_many(DropReason::PeerPoisoned, queued);
         let public_key = peer.settings.public_key;
         self.output.events.push((public_key, Event::Poisoned));

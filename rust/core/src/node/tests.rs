@@ -238,6 +238,35 @@ fn a_panic_in_the_middle_of_a_call_takes_back_what_that_call_had_put_out_and_no_
     assert!(hub.output.is_empty());
 }
 
+#[test]
+fn what_a_peer_had_queued_is_counted_once_when_a_call_that_queues_or_sends_panics() {
+    // 1 has a session and an empty queue, 2 has none and three packets that wait.
+    let mut hub = node(0, (1..=2).map(peer));
+    let mut spoke = node(1, [peer(0)]);
+    let now = Instant::from_nanos(1);
+    spoke.handle_packet(&packet(1, 0), now);
+    exchange((1, &mut spoke), (0, &mut hub), now);
+    for _ in 0..3 {
+        hub.handle_packet(&packet(0, 2), now);
+    }
+    for (number, waiting) in [(1, 0), (2, 3)] {
+        let slot = hub.peers.find(&public_key(number)).unwrap();
+        assert_eq!(
+            hub.peers.get(slot).unwrap().tunn.as_ref().unwrap().queued(),
+            waiting
+        );
+        // The call takes a packet, and fails only after that. The packet of the call is its caller's to count.
+        let result: Option<()> = hub.drive(slot, now, |tunn, env, out| {
+            tunn.encapsulate(&packet(0, number), env, out).unwrap();
+            panic!("afterwards");
+        });
+        hub.settle(slot, None);
+        assert!(result.is_none());
+        let drops = &hub.peers.get(slot).unwrap().drops;
+        assert_eq!(drops.get(DropReason::PeerPoisoned), waiting as u64);
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Packet(u32),

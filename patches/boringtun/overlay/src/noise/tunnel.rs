@@ -249,6 +249,12 @@ impl Tunn {
         self.timers.attempt = None;
     }
 
+    /// How many packets wait for a session.
+    #[inline]
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
     pub fn stats(&self, now: Instant) -> Stats {
         let now = self.clock.max(now);
         let age_limit = self.timers.config.reject_after_time;
