@@ -213,6 +213,11 @@ class Interface:
         return self._config.private_key.public_key()
 
     @property
+    def is_open(self) -> bool:
+        """False once its block has been left."""
+        return self._open
+
+    @property
     def config(self) -> InterfaceConfig:
         """The configuration that was given last."""
         return self._config

@@ -15,7 +15,7 @@ from connlib import (
     SessionEstablished,
     TimeoutReason,
 )
-from spec.pair import BOTH_ROLES, LATENCY, Pair, receiver_index, sender_index
+from spec.pair import BOTH_ROLES, LATENCY, ONE_OF_EACH, Pair, receiver_index, sender_index
 
 L = LATENCY
 
@@ -218,6 +218,31 @@ def test_a_response_to_the_second_initiation_is_refused_after_the_rekey_timeout(
     pair.run(12)
     assert [error for _, error in pair.a.errors] == [DropReason.UNEXPECTED]
     assert pair.a.happened(SessionEstablished) == [5.6]
+
+
+@pytest.mark.scenario(23)
+def test_a_peer_that_sends_on_the_old_session_only_does_not_pass_for_one_that_hears_us_on_the_new_one() -> (
+    None
+):
+    """Found by the state machine: A had a session of which B knew nothing more, and B's packets kept it quiet."""
+    pair = Pair(ONE_OF_EACH).connect()
+    held = pair.lose("R", 2)
+    pair.initiate(10, pair.a)
+    pair.run(15.5)
+    # The first response comes after the second initiation, for which B has given up the session of the first.
+    pair.deliver(16, pair.a, held[0].datagram)
+    for k in range(17, 60):
+        pair.send(k, pair.b, k)
+    pair.send(20, pair.a, 1)
+    pair.send(37, pair.a, 2)
+    pair.run(60)
+    assert len(held) == 2 and pair.a.happened(SessionEstablished)[0] == 16
+    assert pair.b.errors[0] == (round(16 + L, 6), DropReason.WRONG_INDEX)
+    # The first packet without an answer was that of 20; a keepalive is none.
+    (initiation,) = pair.a.times("I", since=16)
+    assert 20 + 15 <= initiation <= 20 + 15 + 0.333
+    assert pair.b.received == [(37 + L, 2)]
+    assert pair.a.numbers() == list(range(17, 60))
 
 
 @pytest.mark.scenario(25)

@@ -11,7 +11,7 @@
 //! | handshake retry | the initiation | the next one; rekey timeout + jitter |
 //! | give up | the attempt's first initiation, or the last packet queued since | the queue is dropped; attempt time |
 //! | session expiry | the session's creation | it is wiped; reject-after time |
-//! | dead peer | the first data packet without an answer | an initiation; keepalive + rekey timeout + jitter |
+//! | dead peer | the first data packet without an answer on the session that sends | an initiation; keepalive + rekey timeout + jitter |
 //! | passive keepalive | the first data packet that we have not answered | a keepalive; keepalive timeout |
 //! | persistent keepalive | the last authenticated packet either way | a keepalive, or an initiation; its interval |
 //! | unconfirmed session | its creation, while packets wait | an initiation; rekey timeout + jitter |
@@ -150,10 +150,14 @@ impl Timers {
         }
     }
 
-    /// An authenticated packet of any kind was received; `data` if a packet of the peer's user is in it.
-    pub fn received(&mut self, data: bool, now: Instant) {
+    /// An authenticated packet of any kind was received; `data` if a packet of the peer's user is in it. `answers`: it
+    /// shows that the peer hears us, which one on a session that we no longer send on does not: the peer may not know
+    /// of the session that we do send on.
+    pub fn received(&mut self, data: bool, answers: bool, now: Instant) {
         self.traversal(now);
-        self.dead_peer = None;
+        if answers {
+            self.dead_peer = None;
+        }
         if data && self.passive.is_none() {
             self.passive = Some(now + self.config.keepalive_timeout);
         }
@@ -184,7 +188,7 @@ impl Timers {
     pub fn responded(&mut self, env: &mut Env<'_>) {
         self.jitter = draw_jitter(env.rng);
         self.attempt = None;
-        self.received(false, env.now);
+        self.received(false, true, env.now);
         self.sent(false, env.now);
     }
 

@@ -484,7 +484,7 @@ impl Tunn {
         self.sessions.install_initiated(session, env.indices);
         self.counts.rx_bytes += HANDSHAKE_RESP_SZ as u64;
         self.timers.attempt = None;
-        self.timers.received(false, env.now);
+        self.timers.received(false, true, env.now);
         self.after_established(true, env, out);
         // The peer may use the session once it has seen a packet on it.
         if self.queue.is_empty() {
@@ -560,12 +560,15 @@ impl Tunn {
     ) {
         self.counts.rx_bytes += length as u64;
         self.counts.rx_packets += u64::from(inner.is_ok_and(|inner| inner > 0));
-        self.timers.received(inner != Ok(0), env.now);
-        if self.sessions.confirm(index, env.indices) {
+        let confirmed = self.sessions.confirm(index, env.indices);
+        let is_current = self.sessions.is_current(index);
+        self.timers
+            .received(inner != Ok(0), is_current, env.now);
+        if confirmed {
             self.after_established(false, env, out);
             self.flush(env, out);
         }
-        if self.sessions.is_current(index) {
+        if is_current {
             self.rekey_after_receiving(env, out);
         }
     }

@@ -1,0 +1,274 @@
+"""What an interface counts, for Prometheus: an HTTP server that is there only if somebody asks for it.
+
+    async with connlib.serve_metrics(interface, port=9586) as server:
+        print(f"http://127.0.0.1:{server.port}/metrics")
+
+Names and labels of bytes and handshakes are those of prometheus_wireguard_exporter, so that its dashboards work;
+`allowed_ips`, which has no bound, is left out. Whatever else is counted begins with `connlib_`. Labels take their
+values from the configuration and from the members of enumerations, never from the network.
+
+Needs the extra `connlib[metrics]`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import anyio
+import h11
+from anyio.abc import SocketAttribute, SocketStream
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from ._errors import ConfigError, DeviceError
+from ._types import PeerStats, TunnStats
+from .driver import Interface, InterfaceStats
+from .resolver import is_literal
+
+DEFAULT_PORT = 9586
+"""The port of prometheus_wireguard_exporter."""
+MOST_CLIENTS = 256
+"""When one more comes, the connection that is open longest is closed: slow clients hold nobody up."""
+PATIENCE = 10.0
+"""Seconds for a request to arrive and for its answer to be read."""
+MOST_REQUEST_BYTES = 8192
+
+_PLAIN = "text/plain; charset=utf-8"
+
+
+class MetricsServer:
+    """The server of `serve_metrics`."""
+
+    def __init__(self, interface: Interface, port: int) -> None:
+        self._interface = interface
+        self._registry = CollectorRegistry()
+        self._registry.register(_Collector(interface))
+        self._clients: dict[int, anyio.CancelScope] = {}
+        self._numbers = itertools.count()
+        self.port = port
+        """The TCP port."""
+
+    async def _serve(self, stream: SocketStream) -> None:
+        if len(self._clients) >= MOST_CLIENTS:
+            self._clients.pop(next(iter(self._clients))).cancel()
+        number = next(self._numbers)
+        with anyio.CancelScope(deadline=anyio.current_time() + PATIENCE) as scope:
+            self._clients[number] = scope
+            try:
+                await self._answer(stream)
+            # It went away: nothing is owed to it.
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                pass
+            finally:
+                self._clients.pop(number, None)
+        await anyio.aclose_forcefully(stream)
+
+    async def _answer(self, stream: SocketStream) -> None:
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MOST_REQUEST_BYTES)
+        try:
+            request = await _request(connection, stream)
+            status, kind, body = (400, _PLAIN, b"this is no HTTP request\n")
+            if request is not None:
+                status, kind, body = self._page(request)
+        except h11.RemoteProtocolError as error:
+            request = None
+            status, kind, body = (
+                error.error_status_hint,
+                _PLAIN,
+                b"this is no HTTP request that is understood\n",
+            )
+        if connection.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            return
+        headers = [("Content-Type", kind), ("Content-Length", str(len(body))), ("Connection", "close")]
+        if status == 405:
+            headers.append(("Allow", "GET, HEAD"))
+        answer = [connection.send(h11.Response(status_code=status, headers=headers))]
+        if request is None or request.method != b"HEAD":
+            answer.append(connection.send(h11.Data(data=body)))
+        answer.append(connection.send(h11.EndOfMessage()))
+        await stream.send(b"".join(part for part in answer if part))
+
+    def _page(self, request: h11.Request) -> tuple[int, str, bytes]:
+        """Status, content type and body."""
+        if request.method not in (b"GET", b"HEAD"):
+            return 405, _PLAIN, b"only GET and HEAD\n"
+        path = request.target.partition(b"?")[0]
+        if path == b"/metrics":
+            return 200, CONTENT_TYPE_LATEST, generate_latest(self._registry)
+        if path == b"/readyz":
+            if self._interface.is_open:
+                return 200, _PLAIN, b"ready\n"
+            return 503, _PLAIN, b"closed\n"
+        return 404, _PLAIN, b"there are /metrics and /readyz\n"
+
+
+async def _request(connection: h11.Connection, stream: SocketStream) -> h11.Request | None:
+    """The head of a request; a body is not read. None if the client sent nothing."""
+    while True:
+        event = connection.next_event()
+        if isinstance(event, h11.Request):
+            return event
+        if event is not h11.NEED_DATA:
+            return None
+        try:
+            connection.receive_data(await stream.receive())
+        except anyio.EndOfStream:
+            connection.receive_data(b"")
+
+
+@asynccontextmanager
+async def serve_metrics(
+    interface: Interface, *, host: str = "127.0.0.1", port: int = DEFAULT_PORT
+) -> AsyncIterator[MetricsServer]:
+    """Serve `/metrics` for Prometheus and `/readyz` (200, or 503 once the interface is closed) for as long as the block
+    runs.
+
+    host: a literal address of this machine; it takes no password, so that any other than 127.0.0.1 and ::1 is for
+    networks that may know who talks with whom. port: 0 for any.
+
+    Raises `ConfigError` for what is no address or port, and `DeviceError` if they cannot be had.
+    """
+    if not is_literal(host) or not 0 <= port <= 65_535:
+        raise ConfigError(
+            f"metrics cannot be served on {host!r} port {port}",
+            hint="give an address of this machine and a port from 0 to 65535",
+        )
+    try:
+        listener = await anyio.create_tcp_listener(local_host=host, local_port=port, backlog=128)
+    except OSError as error:
+        raise DeviceError.from_os(
+            f"cannot serve metrics on {host} port {port}", error, hint="choose another address or port"
+        ) from None
+    async with listener, anyio.create_task_group() as tasks:
+        server = MetricsServer(interface, int(listener.extra(SocketAttribute.local_port)))
+        tasks.start_soon(listener.serve, server._serve)
+        try:
+            yield server
+        finally:
+            tasks.cancel_scope.cancel()
+
+
+class _Collector(Collector):
+    """Reads an interface whenever Prometheus asks."""
+
+    def __init__(self, interface: Interface) -> None:
+        self._interface = interface
+
+    def describe(self) -> list[Metric]:
+        """Nothing: the names do not depend on it, and reading the counters for it would be for nothing."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        interface = self._interface
+        names = {peer.public_key: peer.name or "" for peer in interface.config.peers}
+        stats = interface.stats()
+        peers = [
+            ((interface.name, peer.public_key.to_base64(), names.get(peer.public_key, "")), peer)
+            for peer in stats.peers
+        ]
+        yield from _of_peers(peers, time.time())
+        yield from _of_interface(interface.name, stats)
+
+
+_PEER_LABELS = ("interface", "public_key", "friendly_name")
+_Peers = list[tuple[tuple[str, str, str], PeerStats]]
+
+_PEER_COUNTERS: dict[str, tuple[str, Callable[[TunnStats], int]]] = {
+    "wireguard_sent_bytes_total": ("Bytes sent to the peer, as UDP payload", lambda t: t.tx_bytes),
+    "wireguard_received_bytes_total": ("Authentic bytes from the peer, as UDP payload", lambda t: t.rx_bytes),
+    "connlib_peer_sent_packets_total": ("IP packets sent to the peer", lambda t: t.tx_packets),
+    "connlib_peer_received_packets_total": ("IP packets from the peer", lambda t: t.rx_packets),
+    "connlib_peer_initiations_total": ("Handshake initiations sent", lambda t: t.initiations_sent),
+    "connlib_peer_responses_total": ("Handshake responses sent", lambda t: t.responses_sent),
+    "connlib_peer_keepalives_total": ("Keepalives sent", lambda t: t.keepalives_sent),
+}
+_PEER_GAUGES: dict[str, tuple[str, Callable[[TunnStats], float | None]]] = {
+    "connlib_peer_session_age_seconds": ("Age of the session that sends", lambda t: t.session_age),
+    "connlib_peer_sessions": ("Sessions that exist: previous, current, next", lambda t: t.sessions),
+    "connlib_peer_queued_packets": ("IP packets that wait for a session", lambda t: t.queued),
+    "connlib_peer_loss_ratio": ("Share of the session's datagrams that did not arrive", lambda t: t.loss),
+    "connlib_peer_rtt_seconds": ("Time that the last handshake took", lambda t: t.rtt),
+}
+
+
+def _of_peers(peers: _Peers, unix_time: float) -> Iterator[Metric]:
+    handshakes = GaugeMetricFamily(
+        "wireguard_latest_handshake_seconds",
+        "When the last session was made, in seconds since 1970; 0 if none was",
+        labels=_PEER_LABELS,
+    )
+    for labels, peer in peers:
+        age = peer.tunnel.last_handshake
+        handshakes.add_metric(labels, 0 if age is None else unix_time - age)
+    yield handshakes
+    for name, (text, count) in _PEER_COUNTERS.items():
+        counter = CounterMetricFamily(name, text, labels=_PEER_LABELS)
+        for labels, peer in peers:
+            counter.add_metric(labels, count(peer.tunnel))
+        yield counter
+    for name, (text, measure) in _PEER_GAUGES.items():
+        gauge = GaugeMetricFamily(name, text, labels=_PEER_LABELS)
+        for labels, peer in peers:
+            value = measure(peer.tunnel)
+            # What there is not has no value, rather than one that could be taken for a measurement.
+            if value is not None:
+                gauge.add_metric(labels, value)
+        yield gauge
+    drops = CounterMetricFamily(
+        "connlib_peer_drops_total", "Packets and datagrams dropped", labels=(*_PEER_LABELS, "reason")
+    )
+    for labels, peer in peers:
+        for reason, count_ in peer.tunnel.drops.items():
+            drops.add_metric((*labels, reason.value), count_)
+    yield drops
+
+
+_TUN_COUNTERS = {
+    "packets_read": ("connlib_tun_read_packets_total", "Packets read from the TUN device"),
+    "bytes_read": ("connlib_tun_read_bytes_total", "Bytes read from the TUN device"),
+    "packets_written": ("connlib_tun_written_packets_total", "Packets written to the TUN device"),
+    "bytes_written": ("connlib_tun_written_bytes_total", "Bytes written to the TUN device"),
+    "backlog_dropped": ("connlib_tun_backlog_dropped_total", "Packets that the TUN device had no room for"),
+}
+_UDP_COUNTERS = {
+    "received": ("connlib_udp_received_datagrams_total", "Datagrams received"),
+    "received_bytes": ("connlib_udp_received_bytes_total", "Bytes received"),
+    "sent": ("connlib_udp_sent_datagrams_total", "Datagrams sent"),
+    "sent_bytes": ("connlib_udp_sent_bytes_total", "Bytes sent"),
+    "backlog_dropped": ("connlib_udp_backlog_dropped_total", "Datagrams that the sockets had no room for"),
+}
+
+
+def _of_interface(name: str, stats: InterfaceStats) -> Iterator[Metric]:
+    drops = CounterMetricFamily(
+        "connlib_drops_total", "Dropped, and of no known peer", labels=("interface", "reason")
+    )
+    for reason, count in stats.drops.items():
+        drops.add_metric((name, reason.value), count)
+    yield drops
+    wakes = CounterMetricFamily(
+        "connlib_timer_wakes_total", "How often a deadline was reached", labels=("interface",)
+    )
+    wakes.add_metric((name,), stats.timer_wakes)
+    yield wakes
+    errors = CounterMetricFamily(
+        "connlib_errors_total",
+        "Errors of the device and of the sockets, by the name of their errno",
+        labels=("interface", "end", "error"),
+    )
+    for end, counts, known in (("tun", stats.tun, _TUN_COUNTERS), ("udp", stats.udp, _UDP_COUNTERS)):
+        for key, (metric, text) in known.items():
+            if key in counts:
+                counter = CounterMetricFamily(metric, text, labels=("interface",))
+                counter.add_metric((name,), counts[key])
+                yield counter
+        for key, count in counts.items():
+            # The names of errnos are the only ones with capitals.
+            if key != key.lower():
+                errors.add_metric((name, end, key), count)
+    yield errors

@@ -1,0 +1,193 @@
+"""What Prometheus reads, and what slow or broken clients cannot do."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from connlib import ConfigError, DeviceError
+from connlib import metrics as module
+from connlib.metrics import MetricsServer, serve_metrics
+from helpers_driver import CLIENT, CLIENT_KEY, GATEWAY, Pair, in_real_time, open_pair, packet
+
+
+async def ask(port: int, request: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of what is answered until the server closes the connection."""
+    async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+        await stream.send(request)
+        answer = b"".join([part async for part in stream])
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    return int(status.split()[1]), headers, body
+
+
+async def get(port: int, path: str) -> tuple[int, dict[str, str], bytes]:
+    return await ask(port, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+
+
+@asynccontextmanager
+async def served() -> AsyncIterator[tuple[Pair, MetricsServer]]:
+    async with open_pair() as pair, serve_metrics(pair.gateway, port=0) as server:
+        yield pair, server
+
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+async def samples(port: int) -> Samples:
+    _, _, body = await get(port, "/metrics")
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+    }
+
+
+OF_THE_CLIENT = frozenset(
+    {
+        ("interface", "memory"),
+        ("public_key", CLIENT_KEY.public_key().to_base64()),
+        ("friendly_name", "client"),
+    }
+)
+
+
+@in_real_time
+async def test_what_is_counted_is_served_under_the_names_of_wireguard_exporters() -> None:
+    async with served() as (pair, server):
+        before = await samples(server.port)
+        assert before["wireguard_sent_bytes_total", OF_THE_CLIENT] == 0
+        assert before["wireguard_latest_handshake_seconds", OF_THE_CLIENT] == 0
+        started = time.time()
+        await pair.exchange()
+        seen = await samples(server.port)
+        stats = pair.gateway.stats()
+        (peer,) = stats.peers
+        assert seen["wireguard_sent_bytes_total", OF_THE_CLIENT] == peer.tunnel.tx_bytes > 0
+        assert seen["wireguard_received_bytes_total", OF_THE_CLIENT] == peer.tunnel.rx_bytes > 0
+        assert started - 1 <= seen["wireguard_latest_handshake_seconds", OF_THE_CLIENT] <= time.time() + 1
+        assert seen["connlib_peer_responses_total", OF_THE_CLIENT] == 1
+        assert seen["connlib_peer_sessions", OF_THE_CLIENT] == 1
+
+
+@in_real_time
+async def test_what_is_dropped_is_served_with_its_reason() -> None:
+    async with served() as (pair, server):
+        await pair.exchange()
+        await pair.client_tun.send(packet("10.9.9.9", GATEWAY))
+        await pair.client_tun.send(packet(CLIENT, GATEWAY, b"last"))
+        await pair.gateway_tun.receive()
+        await pair.gateway_tun.send(packet(GATEWAY, "10.8.8.8"))
+        await pair.gateway_tun.send(packet(GATEWAY, CLIENT, b"last"))
+        await pair.client_tun.receive()
+        seen = await samples(server.port)
+        reason = frozenset({("reason", "source not allowed")})
+        assert seen["connlib_peer_drops_total", OF_THE_CLIENT | reason] == 1
+        no_route = frozenset({("interface", "memory"), ("reason", "no route")})
+        assert seen["connlib_drops_total", no_route] == 1
+
+
+@in_real_time
+async def test_a_session_that_there_is_not_has_no_age() -> None:
+    async with served() as (pair, server):
+        assert ("connlib_peer_session_age_seconds", OF_THE_CLIENT) not in await samples(server.port)
+        await pair.exchange()
+        assert ("connlib_peer_session_age_seconds", OF_THE_CLIENT) in await samples(server.port)
+
+
+@in_real_time
+async def test_readyz_says_whether_the_interface_is_up() -> None:
+    async with served() as (pair, server):
+        status, _, body = await get(server.port, "/readyz")
+        assert (status, body) == (200, b"ready\n")
+    async with serve_metrics(pair.gateway, port=0) as server:
+        status, _, body = await get(server.port, "/readyz")
+        assert (status, body) == (503, b"closed\n")
+        assert (await get(server.port, "/metrics"))[0] == 200, "as it was at the end"
+
+
+@in_real_time
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+        (b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", 405),
+        (b"HEAD /readyz HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+        (b"GET /readyz?verbose HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+        (b"\x16\x03\x01 this is TLS\r\n\r\n", 400),
+        (b"GET /metrics HTTP/1.1\r\n" + b"X: y\r\n" * 4000, 431),
+    ],
+)
+async def test_other_requests_are_answered_with_their_status(request_: bytes, status: int) -> None:
+    async with served() as (_, server):
+        answered, headers, body = await ask(server.port, request_)
+        assert answered == status
+        assert headers["connection"] == "close"
+        if request_.startswith(b"HEAD"):
+            assert (headers["content-length"], body) == ("6", b"")
+        else:
+            assert int(headers["content-length"]) == len(body)
+
+
+@in_real_time
+async def test_slow_clients_hold_nobody_up_and_the_oldest_make_room() -> None:
+    async with served() as (_, server), AsyncExitStack() as stack:
+        slow = []
+        for _ in range(module.MOST_CLIENTS + 1):
+            stream = await stack.enter_async_context(await anyio.connect_tcp("127.0.0.1", server.port))
+            await stream.send(b"GET /met")
+            slow.append(stream)
+        status, _, _ = await get(server.port, "/readyz")
+        assert status == 200
+        # Two had to go: for the last of the slow ones, and for the quick one.
+        for stream in slow[:2]:
+            with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                await stream.receive()
+        await slow[2].send(b"rics HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await slow[2].receive()).startswith(b"HTTP/1.1 200")
+
+
+@in_real_time
+async def test_a_client_that_goes_away_in_the_middle_is_no_error() -> None:
+    async with served() as (_, server):
+        for request in (b"", b"GET", b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"):
+            client = socket.create_connection(("127.0.0.1", server.port))
+            client.sendall(request)
+            # An abortive close: what is sent to it from now on is answered with a reset.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            client.close()
+        assert (await get(server.port, "/readyz"))[0] == 200
+
+
+@in_real_time
+async def test_an_address_that_cannot_be_had_is_one_line() -> None:
+    async with served() as (pair, server):
+        with pytest.raises(DeviceError) as caught:
+            async with serve_metrics(pair.gateway, port=server.port):
+                pass
+        assert str(caught.value) == (
+            f"cannot serve metrics on 127.0.0.1 port {server.port}: Address already in use; "
+            "choose another address or port"
+        )
+        for host, port in (("localhost", 0), ("127.0.0.1", 65_536), ("127.0.0.1", -1)):
+            with pytest.raises(ConfigError, match=r"^metrics cannot be served on"):
+                async with serve_metrics(pair.gateway, host=host, port=port):
+                    pass
+
+
+def test_it_runs_on_asyncio_too() -> None:
+    async def main() -> None:
+        with anyio.fail_after(60):
+            async with served() as (pair, server):
+                await pair.exchange()
+                seen = await samples(server.port)
+                assert seen["connlib_peer_responses_total", OF_THE_CLIENT] == 1
+
+    anyio.run(main, backend="asyncio")
