@@ -99,6 +99,17 @@ MUTANTS = (
         ("tests/spec/test_replay.py",),
     ),
     Mutant(
+        "what comes on an old session shows that the peer hears us on the new one",
+        (
+            Edit(
+                _NOISE + "tunnel.rs",
+                ".received(inner != Ok(0), is_current, env.now)",
+                ".received(inner != Ok(0), true, env.now)",
+            ),
+        ),
+        ("tests/spec/test_handshake.py",),
+    ),
+    Mutant(
         "a session's initiator sends data until it expires",
         (
             Edit(
