@@ -1,7 +1,7 @@
 """Cookies under load between the patched engine and upstream (paper, section 5.3; scenarios 29 and 31, mixed).
 
-A world cannot be given a limiter: the randomness of one is not the seed's. So that the tunnels are called by hand here, in
-virtual time.
+A world has no limiter to set, because the randomness of one is not the seed's. So the tunnels are called by hand here,
+in virtual time.
 """
 
 from __future__ import annotations

@@ -121,7 +121,8 @@ def test_a_comparison_measures_every_pair() -> None:
 
 def test_what_upstream_cannot_run_is_not_compared() -> None:
     compared = compare(SCRIPTS[37])
-    assert compared.upstream is compared.upstream_trace is compared.upstream_as_a is None
+    assert [compared.upstream, compared.upstream_as_a, compared.upstream_as_b] == [None] * 3
+    assert compared.upstream_trace is None
     assert compared.side_by_side() == []
 
 
@@ -219,7 +220,9 @@ def test_the_table_of_the_documentation_is_that_of_today() -> None:
     assert [(row[0], row[1]) for row in rows[::3]] == [
         (str(number), script.title) for number, script in SCRIPTS.items()
     ]
-    for script, upstream, ours, asked in zip(SCRIPTS.values(), rows[::3], rows[1::3], rows[2::3], strict=True):
+    for script, upstream, ours, asked in zip(
+        SCRIPTS.values(), rows[::3], rows[1::3], rows[2::3], strict=True
+    ):
         # What upstream does has its own chance in it, alone and on one side.
         fresh = block_of_ours(script)
         assert (upstream[2], upstream[3] == "-") == ("upstream", script.needs_patched is not None)

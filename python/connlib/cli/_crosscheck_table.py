@@ -81,16 +81,21 @@ def _cells(engine: str, measured: Measure | None, interoperates: str) -> tuple[s
 
 def _asked(scenario: Scenario) -> tuple[str, ...]:
     asked = scenario.asked
-    columns = (asked.initiations, asked.keepalives, asked.undelivered, asked.wakes, asked.without_session)
-    return ("asked", *map(_in_words, columns), "")
+    counts = (asked.initiations, asked.keepalives, asked.undelivered, asked.wakes)
+    return (
+        "asked",
+        *(_in_words(count, ",") for count in counts),
+        _in_words(asked.without_session, ",.2f"),
+        "",
+    )
 
 
-def _in_words(wanted: float | tuple[float, float] | None) -> str:
+def _in_words(wanted: float | tuple[float, float] | None, form: str) -> str:
     """As "1", "17-18", or "any"."""
     if wanted is None:
         return "any"
     ends = wanted if isinstance(wanted, tuple) else (wanted,)
-    return "-".join(f"{end:,.2f}" if isinstance(end, float) else f"{end:,}" for end in ends)
+    return "-".join(format(end, form) for end in ends)
 
 
 def _interoperation(comparison: Comparison) -> str:
@@ -114,6 +119,11 @@ def markdown(blocks: Sequence[Block]) -> str:
     for each in blocks:
         lines += [f"| {' | '.join(cells)} |" for cells in each.lines()]
     absent = [scenario for scenario in SCENARIOS if isinstance(scenario, Elsewhere)]
-    lines += ["", "Not for two hosts and a link, and tested in `tests/spec`:", ""]
+    lines += [
+        "",
+        "Not for two hosts and a link, and tested in `tests/spec`, 29 and 31 with upstream on one side in "
+        "`tests/lab/test_cookies.py`:",
+        "",
+    ]
     lines += [f"- {scenario.number}, {scenario.title}: {scenario.why}." for scenario in absent]
     return "\n".join(lines) + "\n"

@@ -52,7 +52,9 @@ def replay(file: str, *, lines: int, seed: int) -> None:
     if recording.is_cut:
         _console().print("The last line of the recording is incomplete and is missing here.")
     if recording.missed:
-        _console().print(f"{recording.missed:,} inputs came too fast to be recorded and are missing here.")
+        _console().print(
+            f"Inputs that came too fast to be recorded and are missing here: {recording.missed:,}."
+        )
     _compare(scripts, lines=lines, seed=seed)
 
 
