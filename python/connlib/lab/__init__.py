@@ -8,6 +8,8 @@
     print(world.trace.table())
     world.trace.draw("trace.svg")
 
+`compare` plays a script (a `Scenario`) on the patched engine and on upstream, and says what each did.
+
 Nothing here touches a network or a clock, and whoever knows the seed knows every key: it is for experiments only.
 """
 

@@ -11,7 +11,6 @@ where no data waits, and optional where some does.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -31,7 +30,16 @@ _HOUR, _DAY = 3600.0, 86_400.0
 
 
 class Stage:
-    """Two hosts, A with the smaller public key, and the script's clock."""
+    """What a script plays on: hosts `a` and `b` of a `world`, their `link` of 20 ms each way, and the script's clock.
+
+    A has the smaller public key: where initiations cross, it is A that answers.
+
+        def play(stage: Stage) -> None:
+            stage.send(stage.a, 0.0, 100.0)
+            stage.link.cut(at=stage.at(50.0))
+
+        compared = compare(Scenario(0, "the path dies", play, until=200.0))
+    """
 
     def __init__(self, engines: tuple[Engine, Engine], seed: int, scenario: Scenario) -> None:
         self.world = World(seed)
@@ -52,7 +60,6 @@ class Stage:
         self.world.tunnel(
             self.a, self.b, preshared_key=scenario.preshared_keys, keepalive=scenario.keepalives
         )
-        self.random = random.Random(f"{seed}/scenario/{scenario.number}")
         if scenario.connected:
             self.a.initiate_handshake(at=BASE - 2 * LATENCY)
 

@@ -30,7 +30,7 @@ class SessionWatch:
 
     def __init__(self, world: World, one: Host, other: Host) -> None:
         self._world = world
-        self._ends = (_End(one, other), _End(other, one))
+        self._ends = {one.name: _End(one, other), other.name: _End(other, one)}
         self._kinds: dict[int, Kind] = {}
         self._read = 0
         self._start = self._look()
@@ -39,14 +39,14 @@ class SessionWatch:
         """As `World.run`."""
         now, end = self._now(), round(until * SECOND)
         while now < end:
-            at = min(end, now + _STRIDE, *(each.next_look(now) for each in self._ends))
-            self._world.run(at / SECOND)
+            at = min(now + _STRIDE, *(each.next_look(now) for each in self._ends.values()))
+            self._world.run(min(end, max(at, now + 1)) / SECOND)
             now = self._look()
 
     def without_session(self) -> float:
         """The seconds, since it watches, in which one end or both had no session to send on."""
         now, end, total = self._now(), self._start, 0
-        for begin, until in sorted(gap for each in self._ends for gap in each.gaps(now)):
+        for begin, until in sorted(gap for each in self._ends.values() for gap in each.gaps(now)):
             total += max(0, until - max(begin, end))
             end = max(end, until)
         return total / SECOND
@@ -58,22 +58,19 @@ class SessionWatch:
         records = self._world.trace.records
         for record in records[self._read :]:
             match record:
-                case Sent():
+                case Sent(host=host, peer=peer) if {host, peer} == self._ends.keys():
                     self._kinds[record.datagram] = record.kind
                     if record.kind == "I":
-                        self._end_of(record.host).sent_initiation(record.at)
-                case Arrived(error=None):
-                    self._end_of(record.host).took(record.at, self._kinds[record.datagram])
+                        self._ends[host].sent_initiation(record.at)
+                case Arrived(error=None) if record.datagram in self._kinds:
+                    self._ends[record.host].took(record.at, self._kinds[record.datagram])
                 case _:
                     pass
         self._read = len(records)
         now = self._now()
-        for each in self._ends:
+        for each in self._ends.values():
             each.look(now)
         return now
-
-    def _end_of(self, host: str) -> _End:
-        return next(each for each in self._ends if each.host.name == host)
 
 
 class _End:
