@@ -6,15 +6,18 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import connlib.cli
+import connlib.cli.crosscheck
 from connlib import InterfaceConfig, PeerConfig, PrivateKey
-from connlib.lab import load_recording
+from connlib.lab import SCENARIOS, Scenario, load_recording
 from connlib.wgquick import format_config
 from helpers_netns import in_namespace, ip, run_body
+from interop.netns import wait_for
 
 PATIENCE = 60.0
 MARKED = "# Title\n\n<!-- crosscheck: begin -->\nold\n<!-- crosscheck: end -->\n\nThe end.\n"
@@ -46,20 +49,70 @@ def test_the_traces_are_shown_side_by_side_and_then_counted(call: Call) -> None:
     difference = next(line for line in lines if "keepalive" in line and "data" in line)
     assert difference.split() == ["185.040", "A", "→", "B", "keepalive", "185.040", "A", "→", "B", "data"]
     table = lines[lines.index("  2  idle 185 s, then a packet") :]
-    assert table[1].split() == ["upstream", "1", "1", "0", "of", "1", "1,528", "5.0"]
-    assert table[2].split() == ["patched", "1", "0", "0", "of", "1", "2", "5.0"]
-    assert table[3].split() == ["asked", "1", "0", "0"]
+    assert table[1].split() == ["upstream", "1", "1", "0", "of", "1", "1,522", "5.08"]
+    assert table[2].split() == ["patched", "1", "0", "0", "of", "1", "2", "5.10"]
+    assert table[3].split() == ["asked", "1", "0-1", "0", "2", "5.10"]
+    assert "not as asked" not in out
     assert max(len(line.rstrip()) for line in table) <= 80
 
 
 def test_what_two_hosts_cannot_show_is_said(call: Call) -> None:
     code, out, _ = call("31", "37", "--lines", "0")
     assert code == 0
-    assert out.startswith(
-        "31  a cookie of 120 s: not here, cookie replies come from a limiter with a limit of 0\n"
-    )
+    assert out.startswith("31  a cookie of 120 s: not here, a world has no limit to set\n")
     assert "mixed    not run: upstream's keepalive is set for life" in out
     assert "→" not in out
+
+
+def test_what_the_patched_engine_does_otherwise_than_asked_stands_out(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *_ = SCENARIOS
+    assert isinstance(first, Scenario)
+    asked = replace(first.asked, initiations=2, wakes=(3, 4))
+    monkeypatch.setattr(connlib.cli.crosscheck, "SCENARIOS", (replace(first, asked=asked),))
+    code, out, _ = call("1", "--lines", "0")
+    assert code == 0
+    assert "     not as asked: initiations, wakes\n" in out
+
+
+def test_each_run_is_drawn_once_it_was_measured(call: Call, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "pictures"
+    assert call("2", "37", "--lines", "0", "--draw", str(folder))[0] == 0
+    drawn = sorted(path.name for path in folder.iterdir())
+    assert drawn == ["scenario-2-patched.svg", "scenario-2-upstream.svg", "scenario-37-patched.svg"]
+    assert "2: idle 185 s, then a packet (upstream)" in (folder / "scenario-2-upstream.svg").read_text()
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_anything_is_played(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, out, err = call("2", "--draw", str(tmp_path / "file" / "folder"))
+    assert (code, out) == (1, "")
+    assert err.startswith("connlib: ") and err.count("\n") == 1
+
+
+def test_numbers_are_played_in_order_and_once(call: Call) -> None:
+    code, out, _ = call("6", "03", "6", "--lines", "0")
+    assert code == 0
+    assert [line for line in out.splitlines() if line[:3].strip().isdigit()] == [
+        "  3  a packet at 169.9 s",
+        "  6  nothing, past 180 s",
+    ]
+
+
+def test_the_replay_says_that_a_recording_was_cut_off(call: Call, tmp_path: Path) -> None:
+    recording = tmp_path / "recording"
+    recording.write_text(
+        '{"connlib-recording": 1, "peers": [{"role": "either", "keepalive": null}]}\n'
+        '[0, 0, "packet", 100, true]\n{"missed": 3}\n[2000000000, 0, "pack'
+    )
+    code, out, err = call("--replay", str(recording), "--lines", "0")
+    assert (code, err) == (0, "")
+    assert out.startswith(
+        "The last line of the recording is incomplete and is missing here.\n"
+        "Inputs that came too fast to be recorded and are missing here: 3.\n"
+    )
+    assert "peer 0 of the recording, 1 input in 0.0 s" in out
 
 
 def test_the_table_of_a_document_is_written_anew_and_nothing_else(call: Call, tmp_path: Path) -> None:
@@ -142,13 +195,18 @@ def test_a_live_interface_is_recorded_and_replayed() -> None:
         file.touch(0o600)
         file.write_text(format_config(config))
         command = [sys.executable, "-m", "connlib", "crosscheck"]
-        with subprocess.Popen(
-            [*command, "--record", str(recording), str(file)], stderr=subprocess.PIPE, text=True
-        ) as process:
+        log = folder / "log"
+        with (
+            log.open("w") as told,
+            subprocess.Popen([*command, "--record", str(recording), str(file)], stderr=told) as process,
+        ):
             try:
-                assert process.stderr is not None
-                told = [process.stderr.readline() for _ in range(3)]
-                assert any("recording to" in line for line in told), told
+                wait_for(
+                    lambda: "recording to" in log.read_text() or process.poll() is not None,
+                    "the recording",
+                    PATIENCE,
+                )
+                assert "recording to" in log.read_text()
                 assert "wg0" in ip("link")
                 process.send_signal(signal.SIGINT)
                 assert process.wait(PATIENCE) == 0

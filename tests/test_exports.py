@@ -7,6 +7,9 @@ import importlib.metadata
 import pkgutil
 import subprocess
 import sys
+import typing
+from collections.abc import Iterator
+from types import FunctionType, ModuleType
 
 import pytest
 
@@ -14,7 +17,10 @@ import connlib
 import connlib._errors
 import connlib._native
 import connlib._types
+import connlib.lab
 import connlib.upstream
+
+PUBLIC: tuple[ModuleType, ...] = (connlib, connlib.lab, connlib.upstream)
 
 
 def test_all_is_sorted_without_repetition_and_complete() -> None:
@@ -78,6 +84,60 @@ def test_upstream_has_every_method_of_our_tunnel() -> None:
         return {name for name in vars(kind) if not name.startswith("_")}
 
     assert methods(connlib.upstream.Tunn) == methods(connlib.Tunn)
+
+
+# `Link.towards` is for the world, which carries datagrams over a direction.
+FOR_THE_LAB_ITSELF = {"Link: Direction"}
+
+
+@pytest.mark.parametrize("package", PUBLIC, ids=lambda package: str(package.__name__))
+def test_what_stands_in_a_public_signature_can_be_imported_from_a_public_module(package: ModuleType) -> None:
+    exported = {id(getattr(module, name)) for module in PUBLIC for name in module.__all__}
+    hidden = {
+        f"{name}: {kind.__name__}"
+        for name in package.__all__
+        for kind in classes_in_signatures(getattr(package, name))
+        if id(kind) not in exported and is_private(kind.__module__)
+    }
+    assert hidden - FOR_THE_LAB_ITSELF == set()
+
+
+def is_private(module: str) -> bool:
+    first, *below = module.split(".")
+    return first == "connlib" and any(part.startswith("_") for part in below)
+
+
+def classes_in_signatures(value: object) -> Iterator[type]:
+    """Those that a user of a class or a function is told to give, or gets."""
+    own = list(vars(value).items()) if isinstance(value, type) else []
+    for member in [value, *(member for name, member in own if not name.startswith("_"))]:
+        plain = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+        if isinstance(plain, FunctionType | type):
+            # What only a type checker imports is not there to be looked up.
+            exported = {name: getattr(module, name) for module in PUBLIC for name in module.__all__}
+            scope = {**vars(sys.modules[plain.__module__]), **exported}
+            for hint in typing.get_type_hints(plain, scope).values():
+                yield from classes_of(hint)
+
+
+def classes_of(hint: object) -> Iterator[type]:
+    if isinstance(hint, type) and not typing.get_args(hint):
+        yield hint
+    for argument in typing.get_args(hint):
+        yield from classes_of(argument)
+
+
+@pytest.mark.parametrize("package", [connlib.lab, connlib.upstream])
+def test_the_other_packages_export_each_name_once_and_nothing_else(package: ModuleType) -> None:
+    assert len(package.__all__) == len(set(package.__all__))
+    exported = [getattr(package, name) for name in package.__all__]
+    assert len({id(value) for value in exported}) == len(exported)
+    public = {
+        name
+        for name, value in vars(package).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert public == set(package.__all__)
 
 
 def test_everything_exported_has_a_docstring_or_is_a_constant() -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
 from connlib import ConfigError, InputKind, NodeInput, PeerConfig, PrivateKey, Role
-from connlib.lab import Recording, Writer, load_recording, replays
-from connlib.lab._crosscheck import measure
-from connlib.lab._recordings import RecordedInput, RecordedPeer
+from connlib.lab import (
+    Engine,
+    RecordedInput,
+    RecordedPeer,
+    Recording,
+    RecordingWriter,
+    load_recording,
+    measure,
+    replays,
+)
 from helpers_driver import CLIENT, GATEWAY, in_virtual_time, open_pair, packet
 
 ALICE, BOB = (PrivateKey.from_bytes(bytes([n] * 32)).public_key() for n in (1, 2))
@@ -21,7 +29,7 @@ PEERS = [
 
 
 def write(path: Path, *inputs: NodeInput, missed: int = 0) -> Path:
-    writer = Writer(PEERS)
+    writer = RecordingWriter(PEERS)
     path.write_text(writer.header() + "".join(writer.lines(inputs, missed)))
     return path
 
@@ -88,6 +96,47 @@ def test_what_is_no_recording_is_named_with_its_line(lines: list[str], number: i
     assert caught.value.hint == "give a file that `connlib crosscheck --record` wrote"
 
 
+HEADER = '{"connlib-recording": 1, "peers": [{"role": "either", "keepalive": null}]}\n'
+FIRST, LAST = '[0, 0, "packet", 100, true]\n', '[1500000000, 0, "handshake", 0, false]'
+
+
+@pytest.mark.parametrize("last", [LAST, '{"missed": 12}'])
+def test_of_a_recording_whose_writer_was_killed_what_is_complete_is_read(last: str, tmp_path: Path) -> None:
+    path = tmp_path / "recording"
+    path.write_text(HEADER + FIRST + last + "\n")
+    whole = load_recording(path)
+    path.write_text(HEADER + FIRST)
+    but_the_last = load_recording(path)
+    assert not whole.is_cut and not but_the_last.is_cut and whole != but_the_last
+    for length in range(1, len(last)):
+        path.write_text(HEADER + FIRST + last[:length])
+        assert load_recording(path) == replace(but_the_last, is_cut=True), last[:length]
+    # Only its end is missing.
+    path.write_text(HEADER + FIRST + last)
+    assert load_recording(path) == whole
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        (HEADER[:30], 1),
+        # Complete, and wrong.
+        (HEADER + '[0, 9, "packet", 100, true]', 2),
+        # No beginning of a line.
+        (HEADER + "nonsense", 2),
+        (HEADER + "[" * 100_000, 2),
+        # Not the last one.
+        (HEADER + FIRST[:12] + "\n" + FIRST, 2),
+        (HEADER + FIRST[:12] + "\n", 2),
+    ],
+)
+def test_other_damage_at_the_end_of_a_recording_is_refused(text: str, number: int, tmp_path: Path) -> None:
+    path = tmp_path / "recording"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=rf":{number}: this is not a line of a recording"):
+        load_recording(path)
+
+
 def test_files_that_cannot_be_recordings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read it: no such file or directory; name a recording$"):
         load_recording(tmp_path / "none")
@@ -101,7 +150,7 @@ def test_files_that_cannot_be_recordings_are_refused(tmp_path: Path) -> None:
 
 def test_a_gateway_s_recording_replays_the_client_s_handshake_and_what_found_no_room(tmp_path: Path) -> None:
     client = PeerConfig(public_key=ALICE, role=Role.RESPONDER)
-    writer = Writer([client])
+    writer = RecordingWriter([client])
     inputs = [
         NodeInput(0.0, ALICE, InputKind.INITIATION, 148, True),
         NodeInput(0.04, ALICE, InputKind.DATA, 32, True),
@@ -110,8 +159,9 @@ def test_a_gateway_s_recording_replays_the_client_s_handshake_and_what_found_no_
     path = tmp_path / "recording"
     path.write_text(writer.header() + "".join(writer.lines(inputs)))
     (script,) = replays(load_recording(path))
-    for engines in (("patched", "patched"), ("upstream", "upstream")):
-        measured = measure(script.run(engines), script)
+    pairs: list[tuple[Engine, Engine]] = [("patched", "patched"), ("upstream", "upstream")]
+    for engines in pairs:
+        measured, _ = measure(script, engines)
         assert (measured.offered, measured.undelivered) == (10, 0)
 
 
@@ -130,7 +180,7 @@ async def test_a_replay_does_what_the_live_interface_did(tmp_path: Path) -> None
     async with open_pair() as pair:
         client = pair.client
         client.record(10_000)
-        writer = Writer(client.config.peers)
+        writer = RecordingWriter(client.config.peers)
         for pause in (1.0, 30.0, 100.0, 200.0, 5.0):
             await pair.client_tun.send(packet(CLIENT, GATEWAY, bytes(80)))
             await trio.sleep(pause / 2)
@@ -145,4 +195,4 @@ async def test_a_replay_does_what_the_live_interface_did(tmp_path: Path) -> None
     world = script.run()
     assert [(len(world.trace.delivered(name))) for name in "BA"] == [5, 5]
     assert world.trace.counts("A")["I"] == tunnel.initiations_sent
-    assert measure(script.run(("upstream", "upstream")), script).undelivered == 0
+    assert measure(script, ("upstream", "upstream"))[0].undelivered == 0

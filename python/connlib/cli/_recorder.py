@@ -34,9 +34,9 @@ class Recorder:
         self._started = False
         if path is None:
             return
-        from connlib.lab import Writer
+        from connlib.lab import RecordingWriter
 
-        self._writer = Writer(config.peers)
+        self._writer = RecordingWriter(config.peers)
         try:
             # Who talks when is nobody else's business.
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -12,20 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from connlib._errors import ConfigError, ConnlibError
-from connlib.lab import (
-    ENGINES,
-    Comparison,
-    Elsewhere,
-    Scenario,
-    chosen,
-    compare,
-    load_recording,
-    replays,
-    side_by_side,
-    steps,
-)
-from connlib.lab import markdown as markdown_table
-from connlib.lab import rows as table_rows
+from connlib.lab import SCENARIOS, Comparison, Elsewhere, Scenario, compare, load_recording, replays
+
+from ._crosscheck_table import Block, block
+from ._crosscheck_table import markdown as markdown_table
 
 MARKS = ("<!-- crosscheck: begin -->", "<!-- crosscheck: end -->")
 """The lines of a document between which the table stands."""
@@ -41,14 +31,15 @@ def run(
 
     Raises `ConfigError` for what is no number of a scenario, and `ConnlibError` if the file has no marks.
     """
-    scenarios = chosen(_numbers(names))
+    scenarios = _chosen(names)
     document = None if markdown is None else _document(markdown)
-    compared = _compare(scenarios, lines=lines, seed=seed)
-    if draw is not None:
-        _draw(scenarios, Path(draw), seed)
+    folder = None if draw is None else Path(draw)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    blocks = _compare(scenarios, lines=lines, seed=seed, draw=folder)
     if document is not None and markdown is not None:
         before, after = document
-        text = f"{before}{MARKS[0]}\n{markdown_table(compared)}{MARKS[1]}{after}"
+        text = f"{before}{MARKS[0]}\n{markdown_table(blocks)}{MARKS[1]}{after}"
         Path(markdown).write_text(text, encoding="utf-8")
 
 
@@ -58,19 +49,22 @@ def replay(file: str, *, lines: int, seed: int) -> None:
     scripts = replays(recording)
     if not scripts:
         raise ConnlibError(f"{file}: nothing came in while this was recorded; nothing to replay")
+    if recording.is_cut:
+        _console().print("The last line of the recording is incomplete and is missing here.")
     if recording.missed:
-        _console().print(f"{recording.missed:,} inputs came too fast to be recorded and are missing here.")
+        _console().print(
+            f"Inputs that came too fast to be recorded and are missing here: {recording.missed:,}."
+        )
     _compare(scripts, lines=lines, seed=seed)
 
 
-def _numbers(names: Sequence[str]) -> list[int]:
-    numbers = []
-    for name in names:
-        number = int(name) if name.isascii() and name.isdigit() and len(name) < 4 else 0
-        if not chosen([number]) or not number:
-            raise ConfigError("a scenario is a number from 1 to 40", hint="try connlib crosscheck 2 24 38")
-        numbers.append(number)
-    return numbers
+def _chosen(names: Sequence[str]) -> list[Scenario | Elsewhere]:
+    """The scenarios of these numbers, in the order of `SCENARIOS`; all if there are none."""
+    known = {str(scenario.number): scenario for scenario in SCENARIOS}
+    wanted = {name.lstrip("0") for name in names}
+    if not wanted <= set(known):
+        raise ConfigError("a scenario is a number from 1 to 40", hint="try connlib crosscheck 2 24 38")
+    return [scenario for number, scenario in known.items() if not wanted or number in wanted]
 
 
 def _document(path: str) -> tuple[str, str]:
@@ -92,40 +86,43 @@ def _console() -> Console:
     return Console(highlight=False, soft_wrap=False)
 
 
-def _compare(scenarios: Sequence[Scenario | Elsewhere], *, lines: int, seed: int) -> list[Comparison]:
+def _compare(
+    scenarios: Sequence[Scenario | Elsewhere], *, lines: int, seed: int, draw: Path | None = None
+) -> list[Block]:
     console = _console()
-    compared = []
+    blocks = []
     for scenario in scenarios:
         if isinstance(scenario, Elsewhere):
             console.print(f"{scenario.number:>2}  {scenario.title}: not here, {scenario.why}")
             continue
         with console.status(f"scenario {scenario.number}: {scenario.title}"):
-            compared.append(compare(scenario, seed=seed))
+            # Its traces may be large, and are not kept.
+            comparison = compare(scenario, seed=seed)
             if lines:
-                _show_difference(console, scenario, lines, seed)
-    if compared:
-        _show_table(console, compared)
-    return compared
+                _show_difference(console, comparison, lines)
+            if draw is not None:
+                _draw(comparison, draw)
+            blocks.append(block(comparison))
+    if blocks:
+        _show_table(console, blocks)
+    return blocks
 
 
-def _draw(scenarios: Sequence[Scenario | Elsewhere], folder: Path, seed: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for scenario in scenarios:
-        for engine in ENGINES:
-            if isinstance(scenario, Scenario) and not (engine == "upstream" and scenario.needs_patched):
-                trace = scenario.run((engine, engine), seed=seed).trace
-                title = f"{scenario.number}: {scenario.title} ({engine})"
-                trace.draw(folder / f"scenario-{scenario.number}-{engine}.svg", title=title)
+def _draw(comparison: Comparison, folder: Path) -> None:
+    scenario = comparison.scenario
+    for engine, trace in (("patched", comparison.patched_trace), ("upstream", comparison.upstream_trace)):
+        if trace is not None:
+            title = f"{scenario.number}: {scenario.title} ({engine})"
+            trace.draw(folder / f"scenario-{scenario.number}-{engine}.svg", title=title)
 
 
-def _show_difference(console: Console, scenario: Scenario, lines: int, seed: int) -> None:
+def _show_difference(console: Console, comparison: Comparison, lines: int) -> None:
+    scenario = comparison.scenario
     console.print(Text(f"\n{scenario.number:>2}  {scenario.title}", style="bold cyan"))
     if scenario.needs_patched:
         console.print(f"    connlib's engine only: {scenario.needs_patched}")
         return
-    upstream = steps(scenario.run(("upstream", "upstream"), seed=seed).trace)
-    patched = steps(scenario.run(seed=seed).trace)
-    pairs = side_by_side(upstream, patched, most=lines)
+    pairs = comparison.side_by_side(most=lines)
     if not pairs:
         console.print("    both engines did the same")
         return
@@ -138,20 +135,21 @@ def _show_difference(console: Console, scenario: Scenario, lines: int, seed: int
     console.print(table)
 
 
-def _show_table(console: Console, compared: Sequence[Comparison]) -> None:
+def _show_table(console: Console, blocks: Sequence[Block]) -> None:
     """A block of lines for each scenario, within 80 columns."""
-    widths = (11, 12, 16, 10, 12)
-    titles = ("initiations", "keepalives", "lost", "wakes", "no session")
+    widths = (11, 12, 16, 10, 16)
+    titles = ("initiations", "keepalives", "lost", "wakes", "no session, s")
     head = "".join(f"{title:>{width}}" for title, width in zip(titles, widths, strict=True))
     console.print(Text(f"\n{'':14}{head}", style="bold"))
-    for comparison in compared:
-        lines = table_rows(comparison)
-        number, title = lines[0][:2]
-        console.print(Text(f"{number:>3}  {title}", style="cyan"))
-        for _, _, engine, *cells, _ in lines:
+    for each in blocks:
+        console.print(Text(f"{each.number:>3}  {each.title}", style="cyan"))
+        for engine, *cells, _ in (each.upstream, each.patched, each.asked):
             values = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
             console.print(Text(f"     {engine:9}{values}".rstrip()))
-        mixed = lines[1][-1]
-        if mixed != "yes":
-            note = textwrap.fill(mixed, 60, initial_indent="     mixed    ", subsequent_indent=" " * 14)
+        if each.misses:
+            console.print(Text(f"     not as asked: {', '.join(each.misses)}", style="bold red"))
+        if each.interoperates != "yes":
+            note = textwrap.fill(
+                each.interoperates, 60, initial_indent="     mixed    ", subsequent_indent=" " * 14
+            )
             console.print(Text(note, style="yellow"))

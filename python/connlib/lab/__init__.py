@@ -8,27 +8,26 @@
     print(world.trace.table())
     world.trace.draw("trace.svg")
 
+`compare` plays a script (a `Scenario`) on the patched engine and on upstream, and says what each did.
+
 Nothing here touches a network or a clock, and whoever knows the seed knows every key: it is for experiments only.
 """
 
-from connlib.lab._crosscheck import (
-    COLUMNS,
-    Comparison,
-    Measure,
-    chosen,
-    compare,
-    markdown,
-    rows,
-    side_by_side,
-    steps,
-)
-from connlib.lab._engines import ENGINES, Engine
+from connlib.lab._crosscheck import Comparison, Measure, compare, measure
+from connlib.lab._engines import ENGINES, Engine, Tunnel
 from connlib.lab._errors import LabError
 from connlib.lab._host import Host
 from connlib.lab._links import Link
 from connlib.lab._nat import Nat
 from connlib.lab._png import PictureError
-from connlib.lab._recordings import Recording, Writer, load_recording, replays
+from connlib.lab._recordings import (
+    RecordedInput,
+    RecordedPeer,
+    Recording,
+    RecordingWriter,
+    load_recording,
+    replays,
+)
 from connlib.lab._records import (
     Address,
     Arrived,
@@ -45,12 +44,11 @@ from connlib.lab._records import (
     Sent,
     Woke,
 )
-from connlib.lab._scenarios import SCENARIOS, Asked, Elsewhere, Scenario
+from connlib.lab._scenarios import SCENARIOS, Asked, Elsewhere, Scenario, Stage
 from connlib.lab._trace import Fate, Outcome, Trace
 from connlib.lab._world import World
 
 __all__ = [
-    "COLUMNS",
     "ENGINES",
     "SCENARIOS",
     "Address",
@@ -77,19 +75,19 @@ __all__ = [
     "Outcome",
     "PictureError",
     "Record",
+    "RecordedInput",
+    "RecordedPeer",
     "Recording",
+    "RecordingWriter",
     "Scenario",
     "Sent",
+    "Stage",
     "Trace",
+    "Tunnel",
     "Woke",
     "World",
-    "Writer",
-    "chosen",
     "compare",
     "load_recording",
-    "markdown",
+    "measure",
     "replays",
-    "rows",
-    "side_by_side",
-    "steps",
 ]

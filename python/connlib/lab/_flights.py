@@ -94,18 +94,18 @@ def by_datagram(flying: Iterable[Flight]) -> dict[int, list[Flight]]:
 def number_sessions(datagrams: Iterable[Sent]) -> dict[int, int | None]:
     """Which handshake each datagram belongs to, by the datagram's number; None where that cannot be told.
 
-    A handshake and its session are known by two random indices, one of either side: the initiator's is in the
-    initiation, the responder's in the response.
+    A handshake and its session are known by two indices, one of either side: the initiator's is in the initiation, the
+    responder's in the response. Each initiation begins another handshake, a retry too, whose keys and index are new;
+    upstream comes back to an index after 256 of them, by when the last session of that index is over.
     """
     numbers: dict[tuple[str, int], int] = {}
     found: dict[int, int | None] = {}
     count = 0
     for sent in datagrams:
+        number: int | None
         if sent.kind == "I":
-            number = numbers.get((sent.host, sent.index))
-            if number is None:
-                count += 1
-                number = numbers[sent.host, sent.index] = count
+            count += 1
+            number = numbers[sent.host, sent.index] = count
         else:
             number = numbers.get((sent.peer, sent.index))
         if sent.kind == "R" and number is not None:

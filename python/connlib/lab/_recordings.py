@@ -15,6 +15,7 @@ from typing import Any
 from connlib._errors import ConfigError
 from connlib._native import PublicKey
 from connlib._types import InputKind, NodeInput, PeerConfig, Role
+from connlib.lab._flights import count
 from connlib.lab._packets import LARGEST, SMALLEST
 from connlib.lab._scenarios import LATENCY, Asked, Scenario, Stage
 from connlib.lab._time import SECOND
@@ -58,9 +59,12 @@ class Recording:
     peers: tuple[RecordedPeer, ...]
     inputs: tuple[RecordedInput, ...]
     missed: int = 0
+    """Inputs that came faster than they were written down."""
+    is_cut: bool = False
+    """Whether its last line is incomplete, because its writer was killed, and left out."""
 
 
-class Writer:
+class RecordingWriter:
     """Turns what a node wrote down into the lines of a recording."""
 
     def __init__(self, peers: Sequence[PeerConfig]) -> None:
@@ -90,14 +94,21 @@ class Writer:
 
 
 def load_recording(path: str | Path) -> Recording:
-    """Read a recording. Raises `ConfigError`, with file and line, for what is none."""
+    """Read a recording. Raises `ConfigError`, with file and line, for what is none.
+
+    One whose last line is incomplete was ended by force while it was written: what is complete is read.
+    """
+    hint = "give a file that `connlib crosscheck --record` wrote"
     peers: tuple[RecordedPeer, ...] | None = None
     inputs: list[RecordedInput] = []
-    missed = 0
+    missed, is_cut = 0, False
     try:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 try:
+                    if peers is not None and _is_cut(line):
+                        is_cut = True
+                        break
                     content = json.loads(line)
                     if peers is None:
                         peers = _peers(content)
@@ -106,26 +117,27 @@ def load_recording(path: str | Path) -> Recording:
                     else:
                         inputs.append(_input(content, len(peers), inputs[-1].at if inputs else 0))
                 except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
-                    raise ConfigError(
-                        "this is not a line of a recording",
-                        path=str(path),
-                        line=number,
-                        hint="give a file that `connlib crosscheck --record` wrote",
-                    ) from None
+                    message = "this is not a line of a recording"
+                    raise ConfigError(message, path=str(path), line=number, hint=hint) from None
     except UnicodeDecodeError:
-        raise ConfigError(
-            "this is not a recording",
-            path=str(path),
-            hint="give a file that `connlib crosscheck --record` wrote",
-        ) from None
+        raise ConfigError("this is not a recording", path=str(path), hint=hint) from None
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
         raise ConfigError(f"cannot read it: {reason}", path=str(path), hint="name a recording") from None
     if peers is None:
-        raise ConfigError(
-            "the file is empty", path=str(path), hint="give a file that `connlib crosscheck --record` wrote"
-        )
-    return Recording(peers, tuple(inputs), missed)
+        raise ConfigError("the file is empty", path=str(path), hint=hint)
+    return Recording(peers, tuple(inputs), missed, is_cut)
+
+
+def _is_cut(line: str) -> bool:
+    """Whether a line begins as one and does not end: only the last one of a file can be like that."""
+    if line.endswith("\n") or line[0] not in "[{":
+        return False
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return True
+    return False
 
 
 def _peers(content: Any) -> tuple[RecordedPeer, ...]:
@@ -196,7 +208,7 @@ def _replay(recording: Recording, number: int) -> Scenario:
     ends = recording.inputs[-1].at / SECOND
     return Scenario(
         number=number,
-        title=f"peer {number} of the recording, {len(inputs):,} inputs in {ends:,.1f} s",
+        title=f"peer {number} of the recording, {count(len(inputs), 'input')} in {ends:,.1f} s",
         play=play,
         until=ends + 1.0,
         asked=Asked(None, None, None),
