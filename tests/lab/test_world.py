@@ -373,6 +373,22 @@ def test_a_wake_of_which_nothing_comes_is_an_error() -> None:
         world.run(20.0)
 
 
+def test_a_key_that_is_changed_when_a_session_should_be_gone_already_leaves_the_late_wake_something_to_tidy() -> (
+    None
+):
+    world, a, b = pair()
+    a.send(at=1.0)
+    b.is_polled = False
+    world.run(200.0)
+    b.set_preshared_key(None)
+    b.step_clock(1.0)
+    assert b.stats().sessions == 0
+    b.is_polled = True
+    world.run(300.0)
+    wakes = [(r.at, r.reason) for r in world.trace if isinstance(r, Woke) and r.host == "B"]
+    assert wakes == [(200 * SECOND, TimeoutReason.SESSION_EXPIRY)]
+
+
 def test_a_wake_after_which_the_same_instant_is_announced_is_an_error() -> None:
     announced = Timeout(10_011.06, TimeoutReason.HANDSHAKE_RETRY)
     world = with_lies(next_timeout=lambda: announced)

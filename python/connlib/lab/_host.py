@@ -202,8 +202,7 @@ class Host:
             self._clock_step += step
             self._timeline.note(self.name, f"clock set by {step / SECOND:+g} s")
             for end in self._ends.values():
-                if isinstance(end.tunnel, LabTunn):
-                    end.tunnel.set_unix_time(self.unix_time, engine_clock(self._timeline))
+                end.set_unix_time(self.unix_time)
 
         self._timeline.at(at, set_clock)
 
@@ -263,6 +262,7 @@ class TunnelEnd:
 
     __slots__ = (
         "_due",
+        "_is_settled",
         "_reason",
         "_timeline",
         "_version",
@@ -281,6 +281,8 @@ class TunnelEnd:
         self.endpoint = endpoint
         self.flows = 0
         """How often traffic was scheduled on it."""
+        self._is_settled = True
+        """Whether the engine did what was due in its last call."""
         self._timeline = host._timeline
         self._due: int | None = None
         """When the engine wants to be called, on the world's clock in nanoseconds."""
@@ -326,8 +328,15 @@ class TunnelEnd:
         """Change the preshared key."""
         tunnel = self._to_change("preshared key")
         tunnel.set_preshared_key(key, self._clock())
+        self._is_settled = False
         self._timeline.note(self.host.name, "another preshared key")
         self.reschedule()
+
+    def set_unix_time(self, unix_time: float) -> None:
+        """Tell the engine what the wall clock shows, now that it was set. Upstream's reads its own."""
+        if isinstance(self.tunnel, LabTunn):
+            self.tunnel.set_unix_time(unix_time, self._clock())
+            self._is_settled = False
 
     def _to_change(self, what: str) -> LabTunn:
         name = self.host.name
@@ -399,7 +408,8 @@ class TunnelEnd:
         assert due is not None and reason is not None, "a version without a deadline is not scheduled"
         output = self.tunnel.handle_timeout(self._clock())
         self._timeline.trace.records.append(Woke(now, host.name, self.peer.name, reason))
-        if not any(output) and self._state() == state:
+        # After a call that settles nothing, what is overdue does not count as there any more: a wake only tidies up.
+        if self._is_settled and not any(output) and self._state() == state:
             raise LabError(
                 f"{host.name} was woken for {reason.value} at {now / SECOND} s, and nothing came of it"
             )
@@ -424,6 +434,7 @@ class TunnelEnd:
 
     def _absorb(self, output: Output, source: Address | None = None) -> None:
         host, peer, now, records = self.host, self.peer, self._timeline.now, self._timeline.trace.records
+        self._is_settled = True
         for event in output.events:
             if isinstance(event, GaveUp):
                 self._discard_oldest(event.dropped, DropReason.GAVE_UP)
