@@ -16,6 +16,7 @@ from typing import Any, Literal, NoReturn, final
 from _typeshed import ReadableBuffer
 from typing_extensions import Self, disjoint_base
 
+from connlib._policy import Policy
 from connlib._types import (
     Batch,
     ConfigDiff,
@@ -33,6 +34,7 @@ from connlib._types import (
 
 __all__ = [
     "BootTimer",
+    "CompiledPolicy",
     "IndexTable",
     "LabNode",
     "LabTunn",
@@ -417,6 +419,22 @@ class LabNode(Node):
     def __new__(cls, config: NodeConfig, *, now: float, unix_time: float, seed: int) -> Self: ...
     def panic(self, peer: PublicKey, now: float) -> None:
         """Fail in the peer's tunnel as a bug in the engine would, to test what follows. Raises `KeyError`."""
+
+@final
+class CompiledPolicy:
+    """A `Policy` to ask without a node, about what a peer would send first. Raises `ValueError` for one that cannot be.
+
+    Decisions are: whether it may pass, the name of a `VerdictReason`, and which rule decided, counted from 0.
+    """
+
+    def __new__(cls, policy: Policy) -> Self: ...
+    def decide_packet(self, packet: ReadableBuffer) -> tuple[bool, str, int | None]:
+        """An IP packet."""
+
+    def decide_flow(
+        self, destination: ReadableBuffer, protocol: int, detail: int
+    ) -> tuple[bool, str, int | None]:
+        """The 4 or 16 bytes of an address, the number of a protocol, and the destination port or the ICMP type."""
 
 @final
 class TunIo:

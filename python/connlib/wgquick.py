@@ -66,6 +66,7 @@ from .config import (
     InterfaceConfig,
     address_identity,
     check_interface_name,
+    describe_peer,
     mtu_is_too_small,
     shown,
 )
@@ -147,7 +148,7 @@ def format_config(config: InterfaceConfig) -> str:
     """The text of a wg-quick file that `parse_config` reads as an equal configuration.
 
     The text holds the private key and the preshared keys: write it to a file that only its owner can read.
-    Raises `ConfigError` for what the format cannot say: a keepalive of half a second, a line break in a name.
+    Raises `ConfigError` for what the format cannot say: a policy, a keepalive of half a second, a line break in a name.
     """
     lines = ["[Interface]"]
     lines += _extension("interface", config.name)
@@ -170,6 +171,11 @@ def format_config(config: InterfaceConfig) -> str:
 
 
 def _peer_lines(peer: PeerConfig, default: Role) -> list[str]:
+    if peer.policy is not None:
+        raise ConfigError(
+            f"{describe_peer(peer)} has a policy, for which a wg-quick file has no words",
+            hint="write it without the policy",
+        )
     lines = []
     if peer.name is not None:
         # A line break in a name would be a line of the file.
