@@ -20,6 +20,8 @@ mod flows;
 mod fragments;
 mod packet;
 mod refusal;
+#[cfg(test)]
+mod tests;
 
 use std::error::Error;
 use std::fmt;
