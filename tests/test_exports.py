@@ -103,6 +103,12 @@ def test_the_version_is_that_of_the_installed_distribution() -> None:
 
 
 def test_every_module_can_be_imported_first() -> None:
-    for name in ("connlib._native", "connlib._policy", "connlib._types", "connlib._errors", "connlib.upstream"):
+    for name in (
+        "connlib._native",
+        "connlib._policy",
+        "connlib._types",
+        "connlib._errors",
+        "connlib.upstream",
+    ):
         importlib.import_module(name)
         subprocess.run([sys.executable, "-c", f"import {name}"], check=True)

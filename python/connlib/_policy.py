@@ -7,11 +7,10 @@ down; `Policy.decide` asks the same code.
 from __future__ import annotations
 
 import enum
-import ipaddress
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from connlib._native import CompiledPolicy
 
@@ -66,7 +65,9 @@ class Rule:
         _check_ranges(self.ports, "rule.ports", 65_535)
         _check_ranges(self.icmp_types, "rule.icmp_types", 255)
         if self.ports and self.protocol not in (Protocol.TCP, Protocol.UDP, TCP, UDP):
-            raise ValueError("rule.ports need a rule.protocol that has ports: use Protocol.TCP or Protocol.UDP")
+            raise ValueError(
+                "rule.ports need a rule.protocol that has ports: use Protocol.TCP or Protocol.UDP"
+            )
         if self.icmp_types and self.protocol not in (Protocol.ICMP, ICMP, ICMPV6):
             raise ValueError("rule.icmp_types need Protocol.ICMP as rule.protocol")
         if self.name is not None and not isinstance(self.name, str):
@@ -99,7 +100,7 @@ class Policy:
         CompiledPolicy(self)
 
     def decide(self, first: Flow | bytes) -> Verdict:
-        """What would become of a flow that the peer starts, or of a packet of the peer's that belongs to no flow yet."""
+        """What would become of a flow that the peer starts, or of a packet of the peer's that starts one."""
         compiled = CompiledPolicy(self)
         if isinstance(first, Flow):
             number, detail = first._selector()
@@ -111,8 +112,11 @@ class Policy:
         return Verdict(allowed, VerdictReason[reason], index + 1, self.rules[index].name)
 
 
-_ENDPOINT = re.compile(
-    r"(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<bare>[0-9a-fA-F:.]+?))(?::(?P<port>[0-9]{1,5}))?/(?P<protocol>[a-z]+|[0-9]{1,3})"
+# An IPv6 address in brackets may have a port, and one without has none.
+_DESTINATION = re.compile(
+    r"(?:(?:\[(?P<v6>[0-9a-fA-F:.]{2,45})\]|(?P<v4>[0-9.]{7,15}))(?::(?P<port>[0-9]{1,5}))?"
+    r"|(?P<bare>[0-9a-fA-F:.]{2,45}))"
+    r"/(?P<protocol>[a-z]+|[0-9]{1,3})"
 )
 
 
@@ -156,16 +160,16 @@ class Flow:
             return cls._parsed(text)
         except ValueError as error:
             raise ValueError(
-                f"{text!r} is no destination ({error}): write 10.0.0.5:443/tcp, [fd00::5]:53/udp or 10.0.0.5/icmp"
+                f"{text[:80]!r} is no destination ({error}): write 10.0.0.5:443/tcp, [fd00::5]:53/udp or 10.0.0.5/icmp"
             ) from None
 
     @classmethod
     def _parsed(cls, text: str) -> Flow:
-        match = _ENDPOINT.fullmatch(text)
+        match = _DESTINATION.fullmatch(text)
         if match is None:
             raise ValueError("address, port or protocol is missing")
         address: IPv4Address | IPv6Address
-        address = IPv6Address(match["v6"]) if match["v6"] else ipaddress.ip_address(match["bare"])
+        address = IPv4Address(match["v4"]) if match["v4"] else IPv6Address(match["v6"] or match["bare"])
         protocol: Protocol | int
         if match["protocol"].isdigit():
             protocol = int(match["protocol"])
@@ -233,7 +237,7 @@ class Verdict(NamedTuple):
 def _check_protocol(protocol: object, name: str) -> None:
     if isinstance(protocol, Protocol):
         return
-    if isinstance(protocol, bool) or not isinstance(protocol, int):
+    if not _is_number(protocol):
         raise TypeError(f"{name} must be a member of connlib.Protocol or a number")
     if not 0 <= protocol <= 255:
         raise ValueError(f"{name} must be 0 to 255, not {protocol}")
@@ -241,13 +245,17 @@ def _check_protocol(protocol: object, name: str) -> None:
 
 def _check_ranges(ranges: object, name: str, most: int) -> None:
     for item in _tuple(ranges, name):
-        ends = item if isinstance(item, tuple) and len(item) == 2 else (item, item)
-        if any(isinstance(end, bool) or not isinstance(end, int) for end in ends):
+        first, last = item if isinstance(item, tuple) and len(item) == 2 else (item, item)
+        if not _is_number(first) or not _is_number(last):
             raise TypeError(f"each of {name} must be a number, or a tuple of the first and the last one")
-        if not 0 <= ends[0] <= most or not 0 <= ends[1] <= most:
+        if not 0 <= first <= most or not 0 <= last <= most:
             raise ValueError(f"each of {name} must be 0 to {most}")
-        if ends[0] > ends[1]:
-            raise ValueError(f"a range of {name} ends before it begins: {ends[0]} to {ends[1]}")
+        if first > last:
+            raise ValueError(f"a range of {name} ends before it begins: {first} to {last}")
+
+
+def _is_number(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _tuple(value: object, name: str) -> tuple[object, ...]:

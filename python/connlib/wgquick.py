@@ -66,9 +66,9 @@ from .config import (
     InterfaceConfig,
     address_identity,
     check_interface_name,
-    describe_peer,
     mtu_is_too_small,
     shown,
+    without_policies,
 )
 
 log = logging.getLogger("connlib.config")
@@ -165,17 +165,12 @@ def format_config(config: InterfaceConfig) -> str:
         lines.append(f"MTU = {config.mtu}")
     if not config.routes:
         lines.append("Table = off")
-    for peer in config.peers:
+    for peer in without_policies(config.peers):
         lines += ["", "[Peer]", *_peer_lines(peer, config.role)]
     return "\n".join(lines) + "\n"
 
 
 def _peer_lines(peer: PeerConfig, default: Role) -> list[str]:
-    if peer.policy is not None:
-        raise ConfigError(
-            f"{describe_peer(peer)} has a policy, for which a wg-quick file has no words",
-            hint="write it without the policy",
-        )
     lines = []
     if peer.name is not None:
         # A line break in a name would be a line of the file.

@@ -30,7 +30,7 @@ use connlib_boringtun::noise::{self, Event, Packet, Received};
 
 use crate::allowed_ips::AllowedIps;
 use crate::indices::IndexTable;
-use crate::policy::Flows;
+use crate::policy::{Flows, MAX_FLOWS_PER_PEER};
 use crate::{DropReason, Instant, LARGEST_PACKET, Rng, Timeout};
 use apply::Common;
 use deadlines::Deadlines;
@@ -251,7 +251,7 @@ impl Node {
     /// Does what is due: calls each peer whose deadline has come once, in the order of their deadlines, and no other.
     pub fn handle_timeout(&mut self, now: Instant) {
         let now = self.advance(now);
-        self.flows.reap(now);
+        self.flows.reap(now, MAX_FLOWS_PER_PEER);
         self.note_latest();
         let mut due = mem::take(&mut self.due);
         while let Some(slot) = self.deadlines.pop_due(now) {

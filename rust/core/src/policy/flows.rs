@@ -33,7 +33,7 @@ pub const MAX_FLOWS: usize = 262_144;
 /// Room for this many flows is kept when none is left; what a burst took beyond goes back.
 const KEPT: usize = 256;
 
-/// Expired flows that one call takes out.
+/// Flows that are over, of which so many are taken out when a new one begins.
 const REAPED: usize = 64;
 
 /// For how long a flow may be silent. Each has a list of its own, in which flows are in the order of their ends.
@@ -84,7 +84,7 @@ impl Key {
             Content::Query { question, id, .. } => {
                 let from_peer = direction == Direction::FromPeer;
                 let asked_by_peer = from_peer != packet.content.is_answer();
-                let question = u16::from(question) << 1 | u16::from(asked_by_peer);
+                let question = (u16::from(question) << 1) | u16::from(asked_by_peer);
                 let protocol = match packet.source {
                     IpAddr::V4(_) => super::ICMP,
                     IpAddr::V6(_) => super::ICMPV6,
@@ -132,12 +132,12 @@ impl Key {
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
         let (peer, far) = (bits(self.peer), bits(self.far));
-        let ports = u64::from(self.peer_port) << 16 | u64::from(self.far_port);
-        let family = u64::from(self.far.is_ipv4()) << 8 | u64::from(self.protocol);
+        let ports = (u64::from(self.peer_port) << 16) | u64::from(self.far_port);
+        let family = (u64::from(self.far.is_ipv4()) << 8) | u64::from(self.protocol);
         for word in [
             peer as u64,
             far as u64,
-            ports | family << 32,
+            ports | (family << 32),
             self.slot as u64,
         ] {
             state.write_u64(word);
@@ -285,7 +285,7 @@ impl Flows {
 
     /// A flow that may pass begins, after `touch` did not find it.
     pub(super) fn begin(&mut self, key: Key, flags: u8, direction: Direction, now: Instant) {
-        self.reap(now);
+        self.reap(now, REAPED);
         self.make_room(key.slot, now);
         let mut entry = Entry {
             key,
@@ -341,9 +341,9 @@ impl Flows {
         owner.count.saturating_sub(over)
     }
 
-    /// Takes out some of the flows that are over.
-    pub fn reap(&mut self, now: Instant) {
-        for _ in 0..REAPED {
+    /// Takes out flows that are over, `most` of them.
+    pub fn reap(&mut self, now: Instant, most: usize) {
+        for _ in 0..most {
             let first = self.lives.iter().filter_map(|life| life.first);
             let over = |place: &Place| {
                 let entry = self.entries.get(*place as usize);

@@ -22,9 +22,9 @@ fn from_peer(flags: u8) -> Vec<u8> {
 fn lasts(make: impl Fn() -> Gate, packet: &[u8], seconds: u64) -> bool {
     let at = |time: Duration| {
         let mut gate = make();
-        gate.now = gate.now + time;
+        gate.now += time;
         let known = gate.flows() == 1;
-        assert_eq!(gate.to_peer(packet).is_allowed(), known);
+        assert_eq!(gate.gets(packet).is_allowed(), known);
         known
     };
     let end = Duration::from_secs(seconds);
@@ -36,7 +36,7 @@ fn a_flow_ends_when_nothing_was_seen_of_it_for_its_time() {
     let with = |packet: Vec<u8>| {
         move || {
             let mut gate = Gate::usual();
-            assert!(gate.from_peer(&packet).is_allowed());
+            assert!(gate.sends(&packet).is_allowed());
             gate
         }
     };
@@ -57,12 +57,12 @@ fn packets_of_either_side_keep_a_flow_alive() {
         ip(FAR, PEER, 17, &udp(443, 5000)),
     );
     let mut gate = Gate::usual();
-    gate.from_peer(&there);
+    gate.sends(&there);
     for round in 1..10 {
         gate.now = after(round * 119);
         let verdict = match round % 2 {
-            0 => gate.from_peer(&there),
-            _ => gate.to_peer(&back),
+            0 => gate.sends(&there),
+            _ => gate.gets(&back),
         };
         assert_eq!(verdict, allowed(Reason::Flow));
     }
@@ -74,11 +74,11 @@ fn a_connection_that_is_reset_or_finished_by_both_sides_lasts_four_minutes() {
         let packets = packets.to_vec();
         move || {
             let mut gate = Gate::usual();
-            gate.from_peer(&question());
+            gate.sends(&question());
             for (peer, flags) in &packets {
                 let verdict = match peer {
-                    true => gate.from_peer(&from_peer(*flags)),
-                    false => gate.to_peer(&from_far(*flags)),
+                    true => gate.sends(&from_peer(*flags)),
+                    false => gate.gets(&from_far(*flags)),
                 };
                 assert_eq!(verdict, allowed(Reason::Flow));
             }
@@ -104,26 +104,26 @@ fn a_connection_that_is_reset_or_finished_by_both_sides_lasts_four_minutes() {
 #[test]
 fn a_connection_that_begins_where_one_was_closed_is_judged_anew() {
     let mut gate = Gate::new(policy(&[], Action::Deny, Action::Allow));
-    assert!(gate.to_peer(&from_far(SYN)).is_allowed());
+    assert!(gate.gets(&from_far(SYN)).is_allowed());
     // While it is open, a SYN of the other side is part of it: both may open at once (RFC 9293, section 3.5).
-    assert_eq!(gate.from_peer(&from_peer(SYN)), allowed(Reason::Flow));
-    assert_eq!(gate.from_peer(&from_peer(RST)), allowed(Reason::Flow));
-    assert_eq!(gate.from_peer(&from_peer(SYN)), denied(Reason::Default));
+    assert_eq!(gate.sends(&from_peer(SYN)), allowed(Reason::Flow));
+    assert_eq!(gate.sends(&from_peer(RST)), allowed(Reason::Flow));
+    assert_eq!(gate.sends(&from_peer(SYN)), denied(Reason::Default));
     assert_eq!(gate.flows(), 0);
-    assert_eq!(gate.to_peer(&from_far(SYN)), allowed(Reason::Outbound));
-    assert_eq!(gate.from_peer(&from_peer(SYN | ACK)), allowed(Reason::Flow));
+    assert_eq!(gate.gets(&from_far(SYN)), allowed(Reason::Outbound));
+    assert_eq!(gate.sends(&from_peer(SYN | ACK)), allowed(Reason::Flow));
 }
 
 #[test]
 fn what_answers_or_ends_a_connection_starts_none() {
     let mut gate = Gate::usual();
     for flags in [RST, RST | ACK, SYN | ACK] {
-        assert!(gate.from_peer(&from_peer(flags)).is_allowed());
+        assert!(gate.sends(&from_peer(flags)).is_allowed());
         assert_eq!(gate.flows(), 0);
     }
     // In the middle of one, which began before the policy did.
-    assert_eq!(gate.from_peer(&from_peer(ACK)), allowed(Reason::Rule(0)));
-    assert_eq!(gate.to_peer(&from_far(ACK)), allowed(Reason::Flow));
+    assert_eq!(gate.sends(&from_peer(ACK)), allowed(Reason::Rule(0)));
+    assert_eq!(gate.gets(&from_far(ACK)), allowed(Reason::Flow));
 }
 
 /// A first packet from one of 65,536 ports of one of many hosts.
@@ -136,20 +136,20 @@ fn numbered(number: u32) -> Vec<u8> {
 fn a_peer_with_too_many_flows_loses_its_least_recently_used_one() {
     let mut gate = Gate::usual();
     for number in 0..8192 {
-        assert!(gate.from_peer(&numbered(number)).is_allowed());
+        assert!(gate.sends(&numbered(number)).is_allowed());
     }
     assert_eq!((gate.flows(), gate.flows.evicted(0)), (8192, 0));
     gate.now = after(1);
-    assert_eq!(gate.from_peer(&numbered(0)), allowed(Reason::Flow));
-    assert_eq!(gate.from_peer(&numbered(8192)), allowed(Reason::Rule(1)));
+    assert_eq!(gate.sends(&numbered(0)), allowed(Reason::Flow));
+    assert_eq!(gate.sends(&numbered(8192)), allowed(Reason::Rule(1)));
     assert_eq!((gate.flows(), gate.flows.evicted(0)), (8192, 1));
-    assert_eq!(gate.from_peer(&numbered(0)), allowed(Reason::Flow));
-    assert_eq!(gate.from_peer(&numbered(1)), allowed(Reason::Rule(1)));
+    assert_eq!(gate.sends(&numbered(0)), allowed(Reason::Flow));
+    assert_eq!(gate.sends(&numbered(1)), allowed(Reason::Rule(1)));
     // What has expired makes room without being counted.
     gate.now = after(121);
     assert_eq!(gate.flows(), 0);
     for number in 10_000..20_000 {
-        gate.from_peer(&numbered(number));
+        gate.sends(&numbered(number));
     }
     assert_eq!(
         (gate.flows(), gate.flows.evicted(0)),

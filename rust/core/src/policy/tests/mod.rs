@@ -83,7 +83,7 @@ fn error(kind: u8, quoted: &[u8]) -> Vec<u8> {
 
 /// The same packet as a fragment of IPv4.
 fn fragment(mut packet: Vec<u8>, offset: u16, more: bool) -> Vec<u8> {
-    let field = offset / 8 | u16::from(more) << 13;
+    let field = (offset / 8) | (u16::from(more) << 13);
     packet[6..8].copy_from_slice(&field.to_be_bytes());
     packet
 }
@@ -143,12 +143,14 @@ impl Gate {
         Gate::new(policy(&rules, Action::Deny, Action::Deny))
     }
 
-    fn from_peer(&mut self, packet: &[u8]) -> Verdict {
+    /// The peer sends it.
+    fn sends(&mut self, packet: &[u8]) -> Verdict {
         let Gate { filter, flows, now } = self;
         filter.check(packet, Direction::FromPeer, 0, flows, *now)
     }
 
-    fn to_peer(&mut self, packet: &[u8]) -> Verdict {
+    /// It is for the peer.
+    fn gets(&mut self, packet: &[u8]) -> Verdict {
         let Gate { filter, flows, now } = self;
         filter.check(packet, Direction::ToPeer, 0, flows, *now)
     }

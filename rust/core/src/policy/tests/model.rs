@@ -216,8 +216,8 @@ proptest! {
                     };
                     let packet = ip(source.0, destination.0, number, &payload);
                     let verdict = match by_peer {
-                        true => gate.from_peer(&packet),
-                        false => gate.to_peer(&packet),
+                        true => gate.sends(&packet),
+                        false => gate.gets(&packet),
                     };
                     let expected = model.passes(by_peer, peer, far, peer_port, far_port, kind);
                     prop_assert_eq!(verdict.is_allowed(), expected, "{:?}: {:?}", step, verdict);

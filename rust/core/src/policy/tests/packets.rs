@@ -8,7 +8,7 @@ use super::*;
 fn unparseable(packet: &[u8]) -> bool {
     let open = policy(&[], Action::Allow, Action::Allow);
     let verdict = open.decide_packet(packet);
-    assert_eq!(Gate::new(open.clone()).from_peer(packet), verdict);
+    assert_eq!(Gate::new(open.clone()).sends(packet), verdict);
     verdict == denied(Reason::Unparseable)
 }
 
@@ -210,7 +210,7 @@ proptest! {
             if let Some(first) = packet.first_mut() {
                 *first = if v4 { 0x40 | *first & 7 } else { 0x60 };
             }
-            let verdict = if outward { gate.to_peer(&packet) } else { gate.from_peer(&packet) };
+            let verdict = if outward { gate.gets(&packet) } else { gate.sends(&packet) };
             let answered = write_refusal(&packet, &mut answer);
             prop_assert!(!(answered && verdict.reason == Reason::Unparseable));
             prop_assert!(answer.len() <= 1280);
@@ -231,7 +231,7 @@ proptest! {
         }
         packet.truncate(cut.index(packet.len() + 1));
         let mut gate = Gate::usual();
-        let _ = (gate.from_peer(&packet), gate.to_peer(&packet));
+        let _ = (gate.sends(&packet), gate.gets(&packet));
         let mut answer = Vec::new();
         write_refusal(&packet, &mut answer);
     }

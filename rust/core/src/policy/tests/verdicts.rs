@@ -51,7 +51,7 @@ fn the_dry_run_and_the_first_packet_get_the_same_verdict() {
         assert_eq!(policy.decide(&flow), expected, "{flow:?}");
         assert_eq!(policy.decide_packet(&packet), expected, "{flow:?}");
         assert_eq!(
-            Gate::new(policy.clone()).from_peer(&packet),
+            Gate::new(policy.clone()).sends(&packet),
             expected,
             "{flow:?}"
         );
@@ -70,18 +70,18 @@ fn a_reply_passes_only_after_what_it_answers_and_only_the_same_ports() {
                 ip(peer, far, number, &question),
                 ip(far, peer, number, &answer),
             );
-            assert_eq!(gate.to_peer(&answer), denied(Reason::Outbound));
+            assert_eq!(gate.gets(&answer), denied(Reason::Outbound));
             let rule = Reason::Rule(usize::from(number == 17));
-            assert_eq!(gate.from_peer(&question), allowed(rule));
-            assert_eq!(gate.to_peer(&answer), allowed(Reason::Flow));
-            assert_eq!(gate.from_peer(&question), allowed(Reason::Flow));
+            assert_eq!(gate.sends(&question), allowed(rule));
+            assert_eq!(gate.gets(&answer), allowed(Reason::Flow));
+            assert_eq!(gate.sends(&question), allowed(Reason::Flow));
             for (source, destination) in [(443, 5001), (444, 5000)] {
                 let other = match number {
                     6 => tcp(source, destination, ACK),
                     _ => udp(source, destination),
                 };
                 let other = ip(far, peer, number, &other);
-                assert_eq!(gate.to_peer(&other), denied(Reason::Outbound));
+                assert_eq!(gate.gets(&other), denied(Reason::Outbound));
             }
             assert_eq!(gate.flows(), 1);
         }
@@ -94,18 +94,15 @@ fn an_echo_reply_passes_and_an_echo_request_with_the_same_number_does_not() {
         let mut gate = Gate::usual();
         let to_far = |kind, id| ip(peer, far, number, &icmp(kind, id));
         let to_peer = |kind, id| ip(far, peer, number, &icmp(kind, id));
-        assert_eq!(gate.to_peer(&to_peer(reply, 7)), denied(Reason::Outbound));
-        assert_eq!(
-            gate.from_peer(&to_far(request, 7)),
-            allowed(Reason::Rule(2))
-        );
-        assert_eq!(gate.to_peer(&to_peer(reply, 7)), allowed(Reason::Flow));
-        assert_eq!(gate.to_peer(&to_peer(reply, 8)), denied(Reason::Outbound));
-        assert_eq!(gate.to_peer(&to_peer(request, 7)), denied(Reason::Outbound));
+        assert_eq!(gate.gets(&to_peer(reply, 7)), denied(Reason::Outbound));
+        assert_eq!(gate.sends(&to_far(request, 7)), allowed(Reason::Rule(2)));
+        assert_eq!(gate.gets(&to_peer(reply, 7)), allowed(Reason::Flow));
+        assert_eq!(gate.gets(&to_peer(reply, 8)), denied(Reason::Outbound));
+        assert_eq!(gate.gets(&to_peer(request, 7)), denied(Reason::Outbound));
         assert_eq!(gate.flows(), 1);
         // An answer that nobody waits for is judged by the rules, and starts nothing.
-        assert_eq!(gate.from_peer(&to_far(reply, 9)), allowed(Reason::Rule(2)));
-        assert_eq!(gate.to_peer(&to_peer(request, 9)), denied(Reason::Outbound));
+        assert_eq!(gate.sends(&to_far(reply, 9)), allowed(Reason::Rule(2)));
+        assert_eq!(gate.gets(&to_peer(request, 9)), denied(Reason::Outbound));
         assert_eq!(gate.flows(), 1);
     }
 }
@@ -114,15 +111,15 @@ fn an_echo_reply_passes_and_an_echo_request_with_the_same_number_does_not() {
 fn what_starts_on_our_side_is_for_the_outbound_action_and_its_replies_need_no_rule() {
     let mut gate = Gate::new(policy(&[], Action::Deny, Action::Allow));
     let (to, from) = (ip(FAR, PEER, 17, &udp(1, 2)), ip(PEER, FAR, 17, &udp(2, 1)));
-    assert_eq!(gate.from_peer(&from), denied(Reason::Default));
-    assert_eq!(gate.to_peer(&to), allowed(Reason::Outbound));
-    assert_eq!(gate.from_peer(&from), allowed(Reason::Flow));
+    assert_eq!(gate.sends(&from), denied(Reason::Default));
+    assert_eq!(gate.gets(&to), allowed(Reason::Outbound));
+    assert_eq!(gate.sends(&from), allowed(Reason::Flow));
     let ping = ip(FAR, PEER, 1, &icmp(8, 3));
-    assert_eq!(gate.to_peer(&ping), allowed(Reason::Outbound));
+    assert_eq!(gate.gets(&ping), allowed(Reason::Outbound));
     let pong = ip(PEER, FAR, 1, &icmp(0, 3));
-    assert_eq!(gate.from_peer(&pong), allowed(Reason::Flow));
+    assert_eq!(gate.sends(&pong), allowed(Reason::Flow));
     assert_eq!(
-        gate.from_peer(&ip(PEER, FAR, 1, &icmp(8, 3))),
+        gate.sends(&ip(PEER, FAR, 1, &icmp(8, 3))),
         denied(Reason::Default)
     );
 }
@@ -135,14 +132,11 @@ fn protocols_without_ports_have_one_flow_for_two_addresses() {
         Action::Deny,
     ));
     assert_eq!(
-        gate.from_peer(&ip(PEER, FAR, 47, b"")),
+        gate.sends(&ip(PEER, FAR, 47, b"")),
         allowed(Reason::Rule(0))
     );
-    assert_eq!(gate.to_peer(&ip(FAR, PEER, 47, b"")), allowed(Reason::Flow));
-    assert_eq!(
-        gate.to_peer(&ip(FAR, PEER, 50, b"")),
-        denied(Reason::Outbound)
-    );
+    assert_eq!(gate.gets(&ip(FAR, PEER, 47, b"")), allowed(Reason::Flow));
+    assert_eq!(gate.gets(&ip(FAR, PEER, 50, b"")), denied(Reason::Outbound));
 }
 
 #[test]
@@ -155,23 +149,23 @@ fn an_icmp_error_passes_with_the_flow_that_it_is_about_and_does_not_keep_it_aliv
         let sent = ip(peer, far, 17, &udp(5000, 443));
         // A quotation may be cut off after 8 bytes of UDP.
         let about = |packet: &[u8]| ip(router, peer, number, &error(unreachable, packet));
-        assert_eq!(gate.to_peer(&about(&sent)), denied(Reason::Outbound));
-        gate.from_peer(&sent);
-        assert_eq!(gate.to_peer(&about(&sent)), allowed(Reason::Related));
+        assert_eq!(gate.gets(&about(&sent)), denied(Reason::Outbound));
+        gate.sends(&sent);
+        assert_eq!(gate.gets(&about(&sent)), allowed(Reason::Related));
         let other = ip(peer, far, 17, &udp(5001, 443));
-        assert_eq!(gate.to_peer(&about(&other)), denied(Reason::Outbound));
+        assert_eq!(gate.gets(&about(&other)), denied(Reason::Outbound));
         // Not what went the other way, and not to somebody else.
         let reply = ip(far, peer, 17, &udp(443, 5000));
-        assert_eq!(gate.to_peer(&about(&reply)), denied(Reason::Outbound));
+        assert_eq!(gate.gets(&about(&reply)), denied(Reason::Outbound));
         let astray = ip(router, far, number, &error(unreachable, &sent));
-        assert_eq!(gate.to_peer(&astray), denied(Reason::Outbound));
+        assert_eq!(gate.gets(&astray), denied(Reason::Outbound));
         // The peer may answer in kind.
         let to_far = ip(peer, far, number, &error(unreachable, &reply));
-        assert_eq!(gate.from_peer(&to_far), allowed(Reason::Related));
+        assert_eq!(gate.sends(&to_far), allowed(Reason::Related));
         gate.now = after(119);
-        assert_eq!(gate.to_peer(&about(&sent)), allowed(Reason::Related));
+        assert_eq!(gate.gets(&about(&sent)), allowed(Reason::Related));
         gate.now = after(120);
-        assert_eq!(gate.to_peer(&about(&sent)), denied(Reason::Outbound));
+        assert_eq!(gate.gets(&about(&sent)), denied(Reason::Outbound));
     }
 }
 
@@ -179,11 +173,11 @@ fn an_icmp_error_passes_with_the_flow_that_it_is_about_and_does_not_keep_it_aliv
 fn an_error_of_a_long_tcp_packet_is_known_by_its_first_eight_bytes() {
     let mut gate = Gate::usual();
     let sent = ip(PEER, FAR, 6, &[tcp(5000, 443, SYN), vec![0; 500]].concat());
-    gate.from_peer(&sent);
+    gate.sends(&sent);
     let about = ip("198.51.100.1", PEER, 1, &error(11, &sent[..28]));
-    assert_eq!(gate.to_peer(&about), allowed(Reason::Related));
+    assert_eq!(gate.gets(&about), allowed(Reason::Related));
     let cut = ip("198.51.100.1", PEER, 1, &error(11, &sent[..27]));
-    assert_eq!(gate.to_peer(&cut), denied(Reason::Outbound));
+    assert_eq!(gate.gets(&cut), denied(Reason::Outbound));
 }
 
 #[test]
@@ -192,23 +186,23 @@ fn later_fragments_share_the_fate_of_the_first() {
     let payload = [udp(5000, 443), vec![0; 8]].concat();
     let first = fragment(ip(PEER, FAR, 17, &payload), 0, true);
     let later = fragment(ip(PEER, FAR, 17, b"the rest"), 16, false);
-    assert_eq!(gate.from_peer(&later), denied(Reason::Fragment));
-    assert_eq!(gate.from_peer(&first), allowed(Reason::Rule(1)));
-    assert_eq!(gate.from_peer(&later), allowed(Reason::Fragment));
+    assert_eq!(gate.sends(&later), denied(Reason::Fragment));
+    assert_eq!(gate.sends(&first), allowed(Reason::Rule(1)));
+    assert_eq!(gate.sends(&later), allowed(Reason::Fragment));
     let mut other = later.clone();
     other[5] ^= 1;
-    assert_eq!(gate.from_peer(&other), denied(Reason::Fragment));
+    assert_eq!(gate.sends(&other), denied(Reason::Fragment));
     gate.now = after(59);
-    assert_eq!(gate.from_peer(&later), allowed(Reason::Fragment));
+    assert_eq!(gate.sends(&later), allowed(Reason::Fragment));
     gate.now = after(60);
-    assert_eq!(gate.from_peer(&later), denied(Reason::Fragment));
+    assert_eq!(gate.sends(&later), denied(Reason::Fragment));
 
     // A first fragment with the same number that is refused takes the others with it.
-    assert_eq!(gate.from_peer(&first), allowed(Reason::Flow));
+    assert_eq!(gate.sends(&first), allowed(Reason::Flow));
     let refused = [udp(5000, 22), vec![0; 8]].concat();
     let refused = fragment(ip(PEER, FAR, 17, &refused), 0, true);
-    assert_eq!(gate.from_peer(&refused), denied(Reason::Default));
-    assert_eq!(gate.from_peer(&later), denied(Reason::Fragment));
+    assert_eq!(gate.sends(&refused), denied(Reason::Default));
+    assert_eq!(gate.sends(&later), denied(Reason::Fragment));
 }
 
 #[test]
@@ -219,16 +213,16 @@ fn later_fragments_of_ipv6_share_the_fate_of_the_first() {
         ip(PEER6, FAR6, 44, &[&header, rest].concat())
     };
     assert_eq!(
-        gate.from_peer(&with(16, false, 9, b"the rest")),
+        gate.sends(&with(16, false, 9, b"the rest")),
         denied(Reason::Fragment)
     );
     let first = with(0, true, 9, &[udp(5000, 443), vec![0; 8]].concat());
-    assert_eq!(gate.from_peer(&first), allowed(Reason::Rule(1)));
+    assert_eq!(gate.sends(&first), allowed(Reason::Rule(1)));
     for (id, expected) in [
         (9, allowed(Reason::Fragment)),
         (8, denied(Reason::Fragment)),
     ] {
-        assert_eq!(gate.from_peer(&with(16, false, id, b"the rest")), expected);
+        assert_eq!(gate.sends(&with(16, false, id, b"the rest")), expected);
     }
 }
 
@@ -241,10 +235,10 @@ fn the_memory_of_fragments_has_an_end() {
         fragment(packet, offset, offset == 0)
     };
     for number in 0..100 {
-        assert!(gate.from_peer(&numbered(number, 0)).is_allowed());
+        assert!(gate.sends(&numbered(number, 0)).is_allowed());
     }
     for number in 0..100 {
-        let verdict = gate.from_peer(&numbered(number, 16));
+        let verdict = gate.sends(&numbered(number, 16));
         assert_eq!(verdict.is_allowed(), number >= 100 - 64, "{number}");
     }
 }
@@ -256,10 +250,10 @@ fn a_policy_that_changes_ends_the_flows_that_it_forbids_and_no_others() {
     let name = ip(PEER, FAR, 17, &udp(5000, 53));
     let from_outside = ip(FAR, PEER, 17, &udp(1, 2));
     let ping = ip(PEER6, FAR6, 58, &icmp(128, 1));
-    gate.from_peer(&web);
-    gate.from_peer(&name);
-    gate.from_peer(&ping);
-    gate.to_peer(&from_outside);
+    gate.sends(&web);
+    gate.sends(&name);
+    gate.sends(&ping);
+    gate.gets(&from_outside);
     assert_eq!(gate.flows(), 4);
     let rules = [
         allow(Protocol::Tcp, &[443..=443]),
@@ -272,12 +266,12 @@ fn a_policy_that_changes_ends_the_flows_that_it_forbids_and_no_others() {
     gate.filter.change(stricter, 0, &mut gate.flows);
     assert_eq!(gate.flows(), 2);
     let reply = ip(FAR, PEER, 6, &tcp(443, 5000, ACK));
-    assert_eq!(gate.to_peer(&reply), allowed(Reason::Flow));
-    assert_eq!(gate.from_peer(&ping), allowed(Reason::Flow));
-    assert_eq!(gate.from_peer(&name), denied(Reason::Default));
-    assert_eq!(gate.to_peer(&from_outside), denied(Reason::Outbound));
+    assert_eq!(gate.gets(&reply), allowed(Reason::Flow));
+    assert_eq!(gate.sends(&ping), allowed(Reason::Flow));
+    assert_eq!(gate.sends(&name), denied(Reason::Default));
+    assert_eq!(gate.gets(&from_outside), denied(Reason::Outbound));
     assert_eq!(
-        gate.from_peer(&ip(PEER, FAR, 17, &udp(2, 1))),
+        gate.sends(&ip(PEER, FAR, 17, &udp(2, 1))),
         denied(Reason::Default)
     );
 }
