@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import socket
 import struct
 from collections.abc import Sequence
 from ipaddress import IPv4Address, ip_address, ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -487,3 +489,11 @@ def test_a_wg_quick_file_cannot_hold_a_policy() -> None:
     )
     with pytest.raises(ConfigError, match="carol has a policy"):
         format_config(config)
+
+
+def test_the_script_of_the_documentation_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "policy.md").read_text()
+    (script,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    exec(script, {})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == re.findall(r"print\(.*\)  # (.*)", script) and len(printed) == 3

@@ -356,6 +356,8 @@ class Node:
     - getters change nothing: `next_timeout`, `stats`, `pending`;
     - `record` and `take_recorded` tell what came in and when, for a replay.
 
+    Each peer's policy is asked about every packet from it and for it; a refusal may put an ICMP message out.
+
     config: the private key and the peers. Raises `ConfigError` for what cannot be: a prefix that two peers have.
     now: seconds on the caller's monotonic clock.
     unix_time: seconds since 1970; it advances with `now`.

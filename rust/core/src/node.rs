@@ -64,6 +64,11 @@ use record::Recorder;
 /// from. Without an endpoint nothing is started: a peer to which we may initiate gets no packets (`NO_ENDPOINT`), while a
 /// responder's packets wait for the peer to come.
 ///
+/// # Policies
+/// A peer's policy is asked about what the peer sent, after its source address was checked, and about what is for it, before it
+/// is sealed or queued. What it refuses is counted (`DENIED`); the sender may be told by ICMP, which adds a datagram for the
+/// peer to the output, or a packet for the TUN device.
+///
 /// # Panics
 /// A panic in a peer's tunnel is a bug of ours, and stops that peer alone: the tunnel is gone, an event says so, and
 /// whatever comes from the peer or is for it is counted as `PeerPoisoned`, until the peer is removed and added again.

@@ -9,7 +9,7 @@
 //!
 //! - `packet.rs` reads an IP packet as far as this needs, and refuses what could be read in two ways.
 //! - `compiled.rs` finds the first of many rules in a few steps.
-//! - `flows.rs` holds the flows of all peers, within bounds.
+//! - `flows.rs` holds the flows of all peers, within bounds, and `fragments.rs` what fragments have in common.
 //! - `filter.rs` puts them together for one peer and gives a [`Verdict`]. A dry run ([`Policy::decide`]) and the first packet
 //!   of a flow go through the same function.
 //! - `refusal.rs` writes the ICMP message that tells a sender of the refusal.
