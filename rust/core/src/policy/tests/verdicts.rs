@@ -254,6 +254,10 @@ fn a_policy_that_changes_ends_the_flows_that_it_forbids_and_no_others() {
     gate.sends(&name);
     gate.sends(&ping);
     gate.gets(&from_outside);
+    let payload = [udp(5000, 53), vec![0; 8]].concat();
+    let later = fragment(ip(PEER, FAR, 17, b"the rest"), 16, false);
+    gate.sends(&fragment(ip(PEER, FAR, 17, &payload), 0, true));
+    assert_eq!(gate.sends(&later), allowed(Reason::Fragment));
     assert_eq!(gate.flows(), 4);
     let rules = [
         allow(Protocol::Tcp, &[443..=443]),
@@ -265,6 +269,7 @@ fn a_policy_that_changes_ends_the_flows_that_it_forbids_and_no_others() {
     let stricter = policy(&rules, Action::Deny, Action::Deny);
     gate.filter.change(stricter, 0, &mut gate.flows);
     assert_eq!(gate.flows(), 2);
+    assert_eq!(gate.sends(&later), denied(Reason::Fragment));
     let reply = ip(FAR, PEER, 6, &tcp(443, 5000, ACK));
     assert_eq!(gate.gets(&reply), allowed(Reason::Flow));
     assert_eq!(gate.sends(&ping), allowed(Reason::Flow));
