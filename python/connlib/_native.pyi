@@ -6,8 +6,9 @@ negative times, and those beyond 2**62 nanoseconds, raise `ValueError`. Packets 
 buffer is copied first. A datagram of more than 65,535 bytes raises `ValueError`, and so does a packet to seal of more
 than 65,472 bytes, which no UDP datagram would carry; a `Node` drops and counts that (`TOO_LARGE`).
 
-An object that was made before `fork()` raises `ForkedError` in the child (keys excepted), and one in which the engine
-hit an internal error raises `EngineError` from then on; a `Node` loses only the peer that it happened to (`Poisoned`).
+An object that was made before `fork()` raises `ForkedError` in the child (keys and policies excepted), and one in
+which the engine hit an internal error raises `EngineError` from then on; a `Node` loses only the peer that it happened
+to (`Poisoned`).
 """
 
 from collections.abc import Sequence
