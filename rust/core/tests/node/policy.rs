@@ -166,6 +166,16 @@ fn a_flood_of_refused_packets_is_answered_ten_times_and_then_ten_times_a_second(
     assert_eq!(net.host(1).received.len(), 20);
     assert_eq!(net.drops(2, 1, DropReason::Denied), 540);
     assert_eq!(numbers(&net).answered, 20);
+    // On the gateway's side the same ten are for both.
+    net.run_for(1.0);
+    for _ in 0..500 {
+        net.send(2, &reply(22));
+    }
+    net.send(1, &question(22));
+    net.run_for(0.05);
+    assert_eq!(net.host(2).received.len(), 10);
+    assert_eq!(net.host(1).received.len(), 20);
+    assert_eq!(net.drops(2, 1, DropReason::Denied), 1041);
 }
 
 #[test]
