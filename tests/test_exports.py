@@ -16,6 +16,7 @@ import pytest
 import connlib
 import connlib._errors
 import connlib._native
+import connlib._policy
 import connlib._types
 import connlib.lab
 import connlib.upstream
@@ -55,7 +56,7 @@ def test_every_name_is_one_object_of_one_module() -> None:
         seen[id(value)] = name
 
 
-@pytest.mark.parametrize("module", [connlib._errors, connlib._types])
+@pytest.mark.parametrize("module", [connlib._errors, connlib._policy, connlib._types])
 def test_every_public_class_of_a_private_module_is_exported(module: object) -> None:
     own = {
         name
@@ -68,8 +69,8 @@ def test_every_public_class_of_a_private_module_is_exported(module: object) -> N
 def test_the_extension_exports_what_its_stub_lists() -> None:
     classes = {name for name, value in vars(connlib._native).items() if isinstance(value, type)}
     assert classes == set(connlib._native.__all__)
-    # Seeds, descriptors and the pristine engine are not of the public interface.
-    internal = {"BootTimer", "LabNode", "LabTunn", "TunIo", "UdpIo", "UpstreamTunn"}
+    # Seeds, descriptors, compiled policies and the pristine engine are not of the public interface.
+    internal = {"BootTimer", "CompiledPolicy", "LabNode", "LabTunn", "TunIo", "UdpIo", "UpstreamTunn"}
     assert classes - internal <= set(connlib.__all__)
     assert not internal & set(connlib.__all__)
 
@@ -149,7 +150,7 @@ def test_everything_exported_has_a_docstring_or_is_a_constant() -> None:
 
 
 def test_drop_reasons_and_timeout_reasons_have_distinct_readable_values() -> None:
-    for members in (connlib.DropReason, connlib.TimeoutReason, connlib.Role):
+    for members in (connlib.DropReason, connlib.TimeoutReason, connlib.Role, connlib.VerdictReason):
         values = [member.value for member in members]
         assert len(set(values)) == len(values)
         for member in members:
@@ -162,6 +163,12 @@ def test_the_version_is_that_of_the_installed_distribution() -> None:
 
 
 def test_every_module_can_be_imported_first() -> None:
-    for name in ("connlib._native", "connlib._types", "connlib._errors", "connlib.upstream"):
+    for name in (
+        "connlib._native",
+        "connlib._policy",
+        "connlib._types",
+        "connlib._errors",
+        "connlib.upstream",
+    ):
         importlib.import_module(name)
         subprocess.run([sys.executable, "-c", f"import {name}"], check=True)

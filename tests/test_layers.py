@@ -23,7 +23,7 @@ needs_cargo = pytest.mark.skipif(shutil.which("cargo") is None, reason="needs ca
 # --- Python ---------------------------------------------------------------------------------------------------------
 
 LAYERS = {
-    "base": {"_errors", "_types", "_native", "_threads"},
+    "base": {"_errors", "_types", "_native", "_policy", "_threads"},
     "config": {"_wgvalues", "config", "wgquick"},
     "upstream": {"upstream"},
     "driver": {"clock", "driver", "events", "links", "memory", "resolver", "tun", "udp"},

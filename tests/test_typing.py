@@ -18,6 +18,8 @@ from connlib import (
     Output,
     PeerConfig,
     PeerEvent,
+    Policy,
+    PolicyStats,
     PresharedKey,
     PrivateKey,
     PublicKey,
@@ -27,6 +29,8 @@ from connlib import (
     Transmit,
     Tunn,
     TunnStats,
+    Verdict,
+    VerdictReason,
     upstream,
 )
 
@@ -117,3 +121,14 @@ def test_nodes() -> None:
     assert isinstance(stats.peers, tuple)
     assert_type(stats.peers[0].endpoint, tuple[str, int] | None)
     assert assert_type(node.pending(), tuple[int, int, int]) == (0, 0, 0)
+
+
+def test_policies() -> None:
+    verdict = assert_type(Policy().decide(b""), Verdict)
+    assert assert_type(verdict.allowed, bool) is False
+    assert assert_type(verdict.reason, VerdictReason) is VerdictReason.UNPARSEABLE
+    assert assert_type(verdict.rule, int | None) is None
+    peer = PeerConfig(public_key=PrivateKey.generate().public_key(), policy=Policy())
+    node = Node(NodeConfig(private_key=PrivateKey.generate(), peers=(peer,)), now=0.0, unix_time=0.0)
+    (stats,) = node.stats(0.0).peers
+    assert isinstance(assert_type(stats.policy, PolicyStats | None), PolicyStats)

@@ -22,6 +22,15 @@ if TYPE_CHECKING:
         RateLimiter,
         Tunn,
     )
+    from connlib._policy import (
+        Action,
+        Flow,
+        Policy,
+        Protocol,
+        Rule,
+        Verdict,
+        VerdictReason,
+    )
     from connlib._types import (
         Batch,
         ConfigDiff,
@@ -43,6 +52,7 @@ if TYPE_CHECKING:
         PeerSilent,
         PeerStats,
         Poisoned,
+        PolicyStats,
         Role,
         SessionEstablished,
         SessionExpired,
@@ -59,6 +69,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Action",
     "Batch",
     "ClosedError",
     "ConfigDiff",
@@ -70,6 +81,7 @@ __all__ = [
     "Dropped",
     "EngineError",
     "Event",
+    "Flow",
     "ForkedError",
     "GaveUp",
     "HandshakeStarted",
@@ -92,11 +104,15 @@ __all__ = [
     "PeerSilent",
     "PeerStats",
     "Poisoned",
+    "Policy",
+    "PolicyStats",
     "PresharedKey",
     "PrivateKey",
+    "Protocol",
     "PublicKey",
     "RateLimiter",
     "Role",
+    "Rule",
     "SessionEstablished",
     "SessionExpired",
     "Timeout",
@@ -105,6 +121,8 @@ __all__ = [
     "Transmit",
     "Tunn",
     "TunnStats",
+    "Verdict",
+    "VerdictReason",
     "__version__",
     "format_config",
     "load_config",
@@ -139,6 +157,15 @@ _HOMES = {
         "RateLimiter",
         "Tunn",
     ),
+    "_policy": (
+        "Action",
+        "Flow",
+        "Policy",
+        "Protocol",
+        "Rule",
+        "Verdict",
+        "VerdictReason",
+    ),
     "_types": (
         "Batch",
         "ConfigDiff",
@@ -160,6 +187,7 @@ _HOMES = {
         "PeerSilent",
         "PeerStats",
         "Poisoned",
+        "PolicyStats",
         "Role",
         "SessionEstablished",
         "SessionExpired",

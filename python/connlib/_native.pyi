@@ -6,8 +6,9 @@ negative times, and those beyond 2**62 nanoseconds, raise `ValueError`. Packets 
 buffer is copied first. A datagram of more than 65,535 bytes raises `ValueError`, and so does a packet to seal of more
 than 65,472 bytes, which no UDP datagram would carry; a `Node` drops and counts that (`TOO_LARGE`).
 
-An object that was made before `fork()` raises `ForkedError` in the child (keys excepted), and one in which the engine
-hit an internal error raises `EngineError` from then on; a `Node` loses only the peer that it happened to (`Poisoned`).
+An object that was made before `fork()` raises `ForkedError` in the child (keys and policies excepted), and one in
+which the engine hit an internal error raises `EngineError` from then on; a `Node` loses only the peer that it happened
+to (`Poisoned`).
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from typing import Any, Literal, NoReturn, final
 from _typeshed import ReadableBuffer
 from typing_extensions import Self, disjoint_base
 
+from connlib._policy import Policy
 from connlib._types import (
     Batch,
     ConfigDiff,
@@ -33,6 +35,7 @@ from connlib._types import (
 
 __all__ = [
     "BootTimer",
+    "CompiledPolicy",
     "IndexTable",
     "LabNode",
     "LabTunn",
@@ -354,6 +357,8 @@ class Node:
     - getters change nothing: `next_timeout`, `stats`, `pending`;
     - `record` and `take_recorded` tell what came in and when, for a replay.
 
+    Each peer's policy is asked about every packet from it and for it; a refusal may put an ICMP message out.
+
     config: the private key and the peers. Raises `ConfigError` for what cannot be: a prefix that two peers have.
     now: seconds on the caller's monotonic clock.
     unix_time: seconds since 1970; it advances with `now`.
@@ -417,6 +422,22 @@ class LabNode(Node):
     def __new__(cls, config: NodeConfig, *, now: float, unix_time: float, seed: int) -> Self: ...
     def panic(self, peer: PublicKey, now: float) -> None:
         """Fail in the peer's tunnel as a bug in the engine would, to test what follows. Raises `KeyError`."""
+
+@final
+class CompiledPolicy:
+    """A `Policy` to ask without a node, about what a peer would send first. Raises `ValueError` for one that cannot be.
+
+    Decisions are: whether it may pass, the name of a `VerdictReason`, and which rule decided, counted from 0.
+    """
+
+    def __new__(cls, policy: Policy) -> Self: ...
+    def decide_packet(self, packet: ReadableBuffer) -> tuple[bool, str, int | None]:
+        """An IP packet."""
+
+    def decide_flow(
+        self, destination: ReadableBuffer, protocol: int, detail: int
+    ) -> tuple[bool, str, int | None]:
+        """The 4 or 16 bytes of an address, the number of a protocol, and the destination port or the ICMP type."""
 
 @final
 class TunIo:

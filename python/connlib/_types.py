@@ -13,6 +13,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple, TypeAlias
 
 from connlib._native import PresharedKey, PrivateKey, PublicKey
+from connlib._policy import Policy
 
 
 class Role(enum.Enum):
@@ -99,6 +100,8 @@ class DropReason(enum.Enum):
     """`Node`: the address of the peer is not known (yet)."""
     SOURCE_NOT_ALLOWED = "source not allowed"
     """`Node`: the inner source address does not belong to the peer that sent it (paper section 2)."""
+    DENIED = "denied"
+    """`Node`: the policy of the peer that sent it, or that it is for, refused it; see `Policy`."""
     NOT_IP = "not ip"
     """`Node`: what the TUN device delivered is neither IPv4 nor IPv6."""
     TOO_LARGE = "too large"
@@ -324,6 +327,8 @@ class PeerConfig:
     role: Role = Role.EITHER
     name: str | None = None
     """For people: shown in logs and tables, not sent anywhere."""
+    policy: Policy | None = None
+    """What it may reach, and what may reach it; None for everything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -417,6 +422,18 @@ class NodeOutput(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyStats:
+    """The counters of a peer's policy. What it refused is counted as `DropReason.DENIED`."""
+
+    flows: int
+    """Flows that are known now."""
+    flows_evicted: int
+    """Flows that gave way to newer ones before their time."""
+    answers: int
+    """ICMP messages that told a sender of a refusal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PeerStats:
     """The counters of one peer of a `Node`."""
 
@@ -424,7 +441,9 @@ class PeerStats:
     endpoint: tuple[str, int] | None
     """Where its datagrams are sent: the configured address, or the last one that an authentic packet came from."""
     tunnel: TunnStats
-    """Its `drops` include those of routing: SOURCE_NOT_ALLOWED, NO_ENDPOINT."""
+    """Its `drops` include those of routing and policy: SOURCE_NOT_ALLOWED, NO_ENDPOINT, DENIED."""
+    policy: PolicyStats | None = None
+    """None for a peer without a policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

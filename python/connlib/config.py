@@ -205,3 +205,14 @@ ZONE_HINT = "use a host name, or an address that needs no zone"
 def describe_peer(peer: PeerConfig) -> str:
     """How messages call a peer: by its name, else by the start of its public key."""
     return peer.name if peer.name is not None else f"peer {peer.public_key.to_base64()[:8]}"
+
+
+def without_policies(peers: tuple[PeerConfig, ...]) -> tuple[PeerConfig, ...]:
+    """The same peers. Raises `ConfigError` if one has a policy, for which a wg-quick file has no words."""
+    for peer in peers:
+        if peer.policy is not None:
+            raise ConfigError(
+                f"{describe_peer(peer)} has a policy, for which a wg-quick file has no words",
+                hint="write it without the policy",
+            )
+    return peers

@@ -68,6 +68,7 @@ from .config import (
     check_interface_name,
     mtu_is_too_small,
     shown,
+    without_policies,
 )
 
 log = logging.getLogger("connlib.config")
@@ -147,7 +148,7 @@ def format_config(config: InterfaceConfig) -> str:
     """The text of a wg-quick file that `parse_config` reads as an equal configuration.
 
     The text holds the private key and the preshared keys: write it to a file that only its owner can read.
-    Raises `ConfigError` for what the format cannot say: a keepalive of half a second, a line break in a name.
+    Raises `ConfigError` for what the format cannot say: a policy, a keepalive of half a second, a line break in a name.
     """
     lines = ["[Interface]"]
     lines += _extension("interface", config.name)
@@ -164,7 +165,7 @@ def format_config(config: InterfaceConfig) -> str:
         lines.append(f"MTU = {config.mtu}")
     if not config.routes:
         lines.append("Table = off")
-    for peer in config.peers:
+    for peer in without_policies(config.peers):
         lines += ["", "[Peer]", *_peer_lines(peer, config.role)]
     return "\n".join(lines) + "\n"
 

@@ -36,6 +36,8 @@ pub struct Classes {
     pub limits: Py<PyType>,
     pub node_config: Py<PyType>,
     pub peer_config: Py<PyType>,
+    pub policy: Py<PyType>,
+    pub policy_stats: Py<PyType>,
 }
 
 pub fn classes(py: Python<'_>) -> PyResult<&'static Classes> {
@@ -84,6 +86,8 @@ pub fn classes(py: Python<'_>) -> PyResult<&'static Classes> {
             limits: class("Limits")?,
             node_config: class("NodeConfig")?,
             peer_config: class("PeerConfig")?,
+            policy: class("Policy")?,
+            policy_stats: class("PolicyStats")?,
         })
     })
 }

@@ -19,6 +19,7 @@ mod node;
 mod node_config;
 mod node_output;
 mod panics;
+mod policy;
 mod preshared_key;
 mod private_key;
 mod public_key;
@@ -44,6 +45,8 @@ mod _native {
     use crate::lab_tunn::LabTunn;
     #[pymodule_export]
     use crate::node::Node;
+    #[pymodule_export]
+    use crate::policy::CompiledPolicy;
     #[pymodule_export]
     use crate::preshared_key::PresharedKey;
     #[pymodule_export]

@@ -7,6 +7,7 @@ use pyo3::types::PyTuple;
 use crate::arguments::{self, Address};
 use crate::classes::classes;
 use crate::errors::{self, type_error, value_error};
+use crate::policy::Policies;
 use crate::preshared_key::PresharedKey;
 use crate::private_key::PrivateKey;
 use crate::public_key::PublicKey;
@@ -28,8 +29,11 @@ pub fn node_config(config: &Bound<'_, PyAny>) -> PyResult<NodeConfig> {
     expect(config, &classes(py)?.node_config, "config", "NodeConfig")?;
     let peers = config.getattr("peers")?;
     let mut peer_configs = Vec::new();
-    for peer in peers.try_iter()? {
-        peer_configs.push(peer_config(&peer?)?);
+    let mut policies = Policies::default();
+    // All at once, so that no policy is freed, and another one made in its place, before the last peer was read.
+    let peers = peers.try_iter()?.collect::<PyResult<Vec<_>>>()?;
+    for peer in &peers {
+        peer_configs.push(peer_config(peer, &mut policies)?);
     }
     Ok(NodeConfig {
         private_key: field::<PrivateKey>(config, "config", "private_key")?
@@ -48,7 +52,7 @@ pub fn node_config(config: &Bound<'_, PyAny>) -> PyResult<NodeConfig> {
     })
 }
 
-fn peer_config(peer: &Bound<'_, PyAny>) -> PyResult<PeerConfig> {
+fn peer_config(peer: &Bound<'_, PyAny>, policies: &mut Policies) -> PyResult<PeerConfig> {
     let py = peer.py();
     let classes = classes(py)?;
     expect(peer, &classes.peer_config, "each of peers", "PeerConfig")?;
@@ -61,7 +65,7 @@ fn peer_config(peer: &Bound<'_, PyAny>) -> PyResult<PeerConfig> {
     };
     let mut allowed_ips = Vec::new();
     for network in peer.getattr("allowed_ips")?.try_iter()? {
-        allowed_ips.push(prefix(&network?)?);
+        allowed_ips.push(prefix(&network?, "allowed_ips")?);
     }
     let endpoint: Option<Address> = peer.getattr("endpoint")?.extract()?;
     if endpoint.is_some_and(|endpoint| endpoint.0.port() == 0) {
@@ -77,11 +81,12 @@ fn peer_config(peer: &Bound<'_, PyAny>) -> PyResult<PeerConfig> {
             "persistent_keepalive",
         )?,
         role: classes.role(&peer.getattr("role")?, "role")?,
+        policy: policies.get(&peer.getattr("policy")?)?,
     })
 }
 
 /// From `ipaddress.IPv4Network` or `IPv6Network`.
-fn prefix(network: &Bound<'_, PyAny>) -> PyResult<Prefix> {
+pub fn prefix(network: &Bound<'_, PyAny>, name: &str) -> PyResult<Prefix> {
     let parts = || -> PyResult<Prefix> {
         Ok(Prefix {
             address: network.getattr("network_address")?.extract()?,
@@ -89,7 +94,9 @@ fn prefix(network: &Bound<'_, PyAny>) -> PyResult<Prefix> {
         })
     };
     parts().map_err(|_| {
-        type_error("each of allowed_ips must be an ipaddress.IPv4Network or IPv6Network")
+        type_error(format!(
+            "each of {name} must be an ipaddress.IPv4Network or IPv6Network"
+        ))
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use connlib_core::{Event, Input, NodeStats, Packets};
+use connlib_core::{Event, Input, NodeStats, Packets, PolicyStats};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
@@ -81,6 +81,9 @@ pub fn stats_to_python<'py>(stats: &NodeStats, py: Python<'py>) -> PyResult<Boun
             "tunnel",
             results::stats_to_python(&peer.tunnel, &drops, py)?,
         )?;
+        if let Some(policy) = &peer.policy {
+            fields.set_item("policy", policy_stats_to_python(policy, py)?)?;
+        }
         peers.push(classes.peer_stats.bind(py).call((), Some(&fields))?);
     }
     let drops: Vec<_> = stats.drops.iter().collect();
@@ -88,4 +91,16 @@ pub fn stats_to_python<'py>(stats: &NodeStats, py: Python<'py>) -> PyResult<Boun
     fields.set_item("peers", PyTuple::new(py, peers)?)?;
     fields.set_item("drops", results::drops_to_python(&drops, py)?)?;
     classes.node_stats.bind(py).call((), Some(&fields))
+}
+
+/// `connlib.PolicyStats`.
+fn policy_stats_to_python<'py>(
+    stats: &PolicyStats,
+    py: Python<'py>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let fields = PyDict::new(py);
+    fields.set_item("flows", stats.flows)?;
+    fields.set_item("flows_evicted", stats.evicted)?;
+    fields.set_item("answers", stats.answered)?;
+    classes(py)?.policy_stats.bind(py).call((), Some(&fields))
 }

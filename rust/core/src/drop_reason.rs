@@ -74,6 +74,8 @@ drop_reasons! {
     NoEndpoint = "NO_ENDPOINT",
     /// The inner source address does not belong to the peer.
     SourceNotAllowed = "SOURCE_NOT_ALLOWED",
+    /// The peer's policy refused it.
+    Denied = "DENIED",
     /// Neither IPv4 nor IPv6.
     NotIp = "NOT_IP",
     /// Longer than what a UDP datagram carries.

@@ -20,6 +20,7 @@ mod allowed_ips;
 mod drop_reason;
 mod indices;
 mod node;
+pub mod policy;
 mod tunn;
 
 pub use allowed_ips::AllowedIps;
@@ -33,7 +34,8 @@ pub use drop_reason::DropReason;
 pub use indices::{IndexTable, SharedIndices};
 pub use node::{
     ConfigDiff, ConfigError, DEFAULT_HANDSHAKE_LIMIT, DEFAULT_MTU, DropCounts, Input, InputKind,
-    Node, NodeConfig, NodeOutput, NodeStats, PeerChange, PeerConfig, PeerStats, Prefix,
+    Node, NodeConfig, NodeOutput, NodeStats, PeerChange, PeerConfig, PeerStats, PolicyStats,
+    Prefix,
 };
 /// The longest IP packet that a tunnel sends: sealed, with 32 bytes around it, it must fit into the 65,507 bytes that UDP
 /// over IPv4 carries, whether it is padded (to a multiple of 16) or not.

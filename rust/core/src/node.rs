@@ -4,6 +4,7 @@ mod apply;
 mod config;
 mod deadlines;
 mod drive;
+mod filter;
 mod output;
 mod peers;
 mod record;
@@ -17,7 +18,7 @@ pub use config::{
 };
 pub use output::NodeOutput;
 pub use record::{Input, InputKind};
-pub use stats::{DropCounts, NodeStats, PeerStats};
+pub use stats::{DropCounts, NodeStats, PeerStats, PolicyStats};
 
 use std::mem;
 use std::net::SocketAddr;
@@ -29,6 +30,7 @@ use connlib_boringtun::noise::{self, Event, Packet, Received};
 
 use crate::allowed_ips::AllowedIps;
 use crate::indices::IndexTable;
+use crate::policy::{Flows, MAX_FLOWS_PER_PEER};
 use crate::{DropReason, Instant, LARGEST_PACKET, Rng, Timeout};
 use apply::Common;
 use deadlines::Deadlines;
@@ -62,6 +64,11 @@ use record::Recorder;
 /// from. Without an endpoint nothing is started: a peer to which we may initiate gets no packets (`NO_ENDPOINT`), while a
 /// responder's packets wait for the peer to come.
 ///
+/// # Policies
+/// A peer's policy is asked about what the peer sent, after its source address was checked, and about what is for it, before it
+/// is sealed or queued. What it refuses is counted (`DENIED`); the sender may be told by ICMP, which adds a datagram for the
+/// peer to the output, or a packet for the TUN device.
+///
 /// # Panics
 /// A panic in a peer's tunnel is a bug of ours, and stops that peer alone: the tunnel is gone, an event says so, and
 /// whatever comes from the peer or is for it is counted as `PeerPoisoned`, until the peer is removed and added again.
@@ -85,6 +92,10 @@ pub struct Node {
     output: NodeOutput,
     drops: DropCounts,
     recorder: Option<Recorder>,
+    /// Of all peers that have a policy.
+    flows: Flows,
+    /// Memory for the answer to a packet that a policy refused.
+    refusal: Vec<u8>,
     /// Memory for `handle_timeout`.
     due: Vec<Slot>,
     /// Peers whose tunnels were called, in order.
@@ -119,6 +130,8 @@ impl Node {
             output: NodeOutput::default(),
             drops: DropCounts::default(),
             recorder: None,
+            flows: Flows::default(),
+            refusal: Vec::new(),
             due: Vec::new(),
             #[cfg(test)]
             touched: Vec::new(),
@@ -152,11 +165,16 @@ impl Node {
     /// Everything that is counted. A peer's tunnel that had to be made anew counts from zero.
     pub fn stats(&self, now: Instant) -> NodeStats {
         let now = self.clock.max(now);
-        let peers = self.peers.iter().map(|peer| PeerStats {
+        let peers = self
+            .peers
+            .slots()
+            .filter_map(|slot| Some((slot, self.peers.get(slot)?)));
+        let peers = peers.map(|(slot, peer)| PeerStats {
             public_key: peer.settings.public_key,
             endpoint: peer.endpoint,
             tunnel: peer.stats(now),
             drops: peer.drops,
+            policy: self.policy_stats(slot, peer, now),
         });
         NodeStats {
             peers: peers.collect(),
@@ -210,15 +228,10 @@ impl Node {
         if packet.len() > LARGEST_PACKET {
             return self.drop_from(slot, DropReason::TooLarge);
         }
-        let result = self.drive(slot, now, |tunn, env, out| {
-            tunn.encapsulate(packet, env, out).map_err(DropReason::from)
-        });
-        let result = result.unwrap_or(Err(DropReason::PeerPoisoned));
-        self.record_input(slot, InputKind::Packet, packet.len(), result.is_ok());
-        if let Err(reason) = result {
-            self.drop_from(slot, reason);
+        if self.may_send(slot, packet, now) {
+            self.encapsulate(slot, packet, now);
+            self.settle(slot, None);
         }
-        self.settle(slot, None);
     }
 
     /// A datagram from UDP: from a peer, or from anybody.
@@ -243,6 +256,7 @@ impl Node {
     /// Does what is due: calls each peer whose deadline has come once, in the order of their deadlines, and no other.
     pub fn handle_timeout(&mut self, now: Instant) {
         let now = self.advance(now);
+        self.flows.reap(now, MAX_FLOWS_PER_PEER);
         self.note_latest();
         let mut due = mem::take(&mut self.due);
         while let Some(slot) = self.deadlines.pop_due(now) {
@@ -345,6 +359,18 @@ impl Node {
 
     // Inside.
 
+    /// Gives a peer's tunnel a packet to send; `settle` has to follow.
+    fn encapsulate(&mut self, slot: Slot, packet: &[u8], now: Instant) {
+        let result = self.drive(slot, now, |tunn, env, out| {
+            tunn.encapsulate(packet, env, out).map_err(DropReason::from)
+        });
+        let result = result.unwrap_or(Err(DropReason::PeerPoisoned));
+        self.record_input(slot, InputKind::Packet, packet.len(), result.is_ok());
+        if let Err(reason) = result {
+            self.drop_from(slot, reason);
+        }
+    }
+
     fn advance(&mut self, now: Instant) -> Instant {
         self.clock = self.clock.max(now);
         self.clock
@@ -419,8 +445,8 @@ impl Node {
                 if let Some(error) = invalid {
                     self.drop_from(slot, error.into());
                 }
-                if self.output.packets.len() > packets {
-                    self.check_source(slot);
+                if self.output.packets.len() > packets && self.check_source(slot) {
+                    self.check_received(slot, now);
                 }
                 (None, true)
             }
@@ -439,13 +465,15 @@ impl Node {
         }
     }
 
-    /// Takes the last packet back if its source address is not the peer's.
-    fn check_source(&mut self, slot: Slot) {
+    /// Whether the source address of the last packet is the peer's. It is taken back if not.
+    fn check_source(&mut self, slot: Slot) -> bool {
         let source = self.output.last_packet().and_then(noise::Tunn::src_address);
-        if source.and_then(|source| self.routes.longest_match(source)) != Some(slot) {
+        let belongs = source.and_then(|source| self.routes.longest_match(source)) == Some(slot);
+        if !belongs {
             self.output.take_back_last_packet();
             self.drop_from(slot, DropReason::SourceNotAllowed);
         }
+        belongs
     }
 
     /// An authenticated datagram came from `source`. True if that is news.

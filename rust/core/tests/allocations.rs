@@ -2,9 +2,11 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use connlib_core::policy::{Action, Policy, Rule};
 use connlib_core::{
     Instant, Node, NodeConfig, PeerConfig, Prefix, PublicKey, Secret, StaticSecret,
 };
@@ -43,7 +45,7 @@ fn address(number: u8) -> SocketAddr {
 }
 
 /// Host `number`, whose only peer is `other`.
-fn node(number: u8, other: u8) -> Node {
+fn node(number: u8, other: u8, policy: &Option<Arc<Policy>>) -> Node {
     let private = Secret::new([number; 32]);
     let public = PublicKey::from(&StaticSecret::from([other; 32]));
     let peer = PeerConfig {
@@ -52,6 +54,7 @@ fn node(number: u8, other: u8) -> Node {
             length: 32,
         }],
         endpoint: Some(address(other)),
+        policy: policy.clone(),
         ..PeerConfig::new(*public.as_bytes())
     };
     let config = NodeConfig {
@@ -90,9 +93,17 @@ fn deliver(source: SocketAddr, from: &mut Node, to: &mut Node, now: Instant) -> 
     count
 }
 
+// One test, because what another one allocates would be counted too.
 #[test]
-fn a_steady_flow_allocates_nothing() {
-    let (mut one, mut two) = (node(1, 2), node(2, 1));
+fn a_steady_flow_allocates_nothing_with_a_policy_or_without() {
+    let rules = vec![Rule::default(); 10];
+    let policy = Policy::new(rules, Action::Deny, Action::Allow).unwrap();
+    run(None);
+    run(Some(Arc::new(policy)));
+}
+
+fn run(policy: Option<Arc<Policy>>) {
+    let (mut one, mut two) = (node(1, 2, &policy), node(2, 1, &policy));
     let (there, back) = (packet(1, 2), packet(2, 1));
     let mut now = Instant::from_nanos(1);
     let mut batch = |one: &mut Node, two: &mut Node| {

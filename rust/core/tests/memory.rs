@@ -3,8 +3,10 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use connlib_core::policy::{Action, Policy};
 use connlib_core::{
     Instant, Node, NodeConfig, PeerConfig, Prefix, PublicKey, Secret, StaticSecret,
 };
@@ -167,4 +169,41 @@ fn the_memory_of_a_session_and_of_what_waits_for_one_goes_with_it() {
     }
     // The first round has the shared buffers grow.
     assert_eq!(rounds[1].1, rounds[2].1, "{rounds:?}: something stays");
+}
+
+#[test]
+fn flows_have_a_bound_and_their_memory_goes_when_they_are_over() {
+    let open = Arc::new(Policy::new(vec![], Action::Allow, Action::Allow).unwrap());
+    let policy = Some(open);
+    let mut hub = node(0, [PeerConfig { policy, ..peer(1) }]);
+    let mut spoke = node(1, [peer(0)]);
+    let mut now = Instant::from_nanos(1);
+    let mut flood = |hub: &mut Node, first: u32, now: Instant| {
+        for number in first..first + 20_000 {
+            let mut packet = packet(1, 0);
+            packet[3] = 28;
+            packet.extend(((number << 16) | 443).to_be_bytes());
+            packet.extend([0, 8, 0, 0]);
+            spoke.handle_packet(&packet, now);
+            for _ in 0..3 {
+                deliver(&mut spoke, 1, hub, now);
+                deliver(hub, 0, &mut spoke, now);
+            }
+        }
+    };
+    let before = live();
+    flood(&mut hub, 0, now);
+    let full = live();
+    let stats = hub.stats(now).peers.pop().and_then(|peer| peer.policy);
+    assert_eq!(
+        stats.map(|stats| (stats.flows, stats.evicted)),
+        Some((8192, 20_000 - 8192))
+    );
+    // 8,192 flows of some 300 bytes, and the session.
+    assert!(full - before < 8192 * 400, "{} bytes", full - before);
+    flood(&mut hub, 20_000, now);
+    assert_eq!(live(), full, "more flows than allowed cost more");
+    now += Duration::from_secs(200);
+    alone_until(&mut hub, now);
+    assert!(live() - before < 100_000, "{} bytes stay", live() - before);
 }

@@ -206,6 +206,7 @@ impl Node {
                 self.drops.add_many(DropReason::NoSession, peer.queued(now));
             }
             self.deadlines.set(slot, None);
+            self.flows.forget(slot);
         }
         if self.common.public != common.public
             || self.common.handshake_limit != common.handshake_limit
@@ -264,6 +265,7 @@ impl Node {
             }
             (None, None) => {}
         }
+        self.adjust_policy(slot);
         self.adjust_keepalive(slot, now);
     }
 }

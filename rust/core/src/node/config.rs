@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use connlib_boringtun::noise::{Limits, MAX_JITTER, Role, TimerConfig};
@@ -10,6 +11,7 @@ use ipnet::IpNet;
 use subtle::ConstantTimeEq;
 
 use crate::Secret;
+use crate::policy::Policy;
 
 /// Initiations and responses per second that a node takes without asking for a cookie.
 pub const DEFAULT_HANDSHAKE_LIMIT: u64 = 100;
@@ -54,10 +56,12 @@ pub struct PeerConfig {
     /// `None` or zero: none.
     pub persistent_keepalive: Option<Duration>,
     pub role: Role,
+    /// What it may reach, and what may reach it; `None`: everything.
+    pub policy: Option<Arc<Policy>>,
 }
 
 impl PeerConfig {
-    /// A peer with nothing but its key: no allowed IPs, no endpoint, no keepalive, and the paper's role.
+    /// A peer with nothing but its key: no allowed IPs, no endpoint, no keepalive, no policy, and the paper's role.
     pub fn new(public_key: [u8; 32]) -> Self {
         PeerConfig {
             public_key,
@@ -66,6 +70,7 @@ impl PeerConfig {
             endpoint: None,
             persistent_keepalive: None,
             role: Role::Either,
+            policy: None,
         }
     }
 }
@@ -197,6 +202,7 @@ pub(crate) struct PeerSettings {
     pub endpoint: Option<SocketAddr>,
     pub persistent_keepalive: Option<Duration>,
     pub role: Role,
+    pub policy: Option<Arc<Policy>>,
 }
 
 impl PeerSettings {
@@ -207,6 +213,7 @@ impl PeerSettings {
             allowed_ips,
             endpoint,
             role,
+            policy,
             ..
         } = config;
         let net = |prefix: Prefix| match IpNet::new(prefix.address, prefix.length) {
@@ -232,6 +239,7 @@ impl PeerSettings {
             endpoint,
             persistent_keepalive,
             role,
+            policy,
         })
     }
 
@@ -249,6 +257,7 @@ impl PeerSettings {
                 self.persistent_keepalive != new.persistent_keepalive,
             ),
             ("role", self.role != new.role),
+            ("policy", !same_policy(&self.policy, &new.policy)),
         ])
     }
 }
@@ -285,6 +294,15 @@ pub(crate) fn check_timers(timers: &TimerConfig) -> Result<(), ConfigError> {
 fn same_secret(a: &Option<Secret>, b: &Option<Secret>) -> bool {
     match (a, b) {
         (Some(a), Some(b)) => a.as_slice().ct_eq(b.as_slice()).into(),
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+/// Peers share policies: those that are one need no look.
+fn same_policy(a: &Option<Arc<Policy>>, b: &Option<Arc<Policy>>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b) || a == b,
         (None, None) => true,
         _ => false,
     }

@@ -69,6 +69,10 @@ impl NodeOutput {
         self.destinations.push(destination);
     }
 
+    pub(crate) fn push_packet(&mut self, packet: &[u8]) {
+        self.tunnels.packets.push(packet);
+    }
+
     pub(crate) fn take_back_last_packet(&mut self) {
         let rest = self.packets.len().saturating_sub(1);
         self.tunnels.packets.truncate(rest);

@@ -9,6 +9,7 @@ use connlib_boringtun::noise::{self, Indices, Role, Stats};
 
 use super::config::PeerSettings;
 use super::stats::DropCounts;
+use crate::policy::Filter;
 
 /// A peer's place in the slab. A slot whose peer was removed is given out again.
 pub(crate) type Slot = usize;
@@ -20,6 +21,8 @@ pub(crate) struct Peer {
     /// Where to send: as configured, until an authenticated datagram came from elsewhere.
     pub endpoint: Option<SocketAddr>,
     pub drops: DropCounts,
+    /// Its policy at work; `None` without one.
+    pub filter: Option<Box<Filter>>,
 }
 
 impl Peer {
@@ -31,6 +34,7 @@ impl Peer {
             settings,
             endpoint,
             drops: DropCounts::default(),
+            filter: None,
         };
         peer.tunn = Some(tunn.with_persistent_keepalive(peer.keepalive()));
         peer

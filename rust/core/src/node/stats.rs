@@ -57,6 +57,19 @@ pub struct PeerStats {
     pub endpoint: Option<SocketAddr>,
     pub tunnel: Stats,
     pub drops: DropCounts,
+    /// `None` for a peer without a policy.
+    pub policy: Option<PolicyStats>,
+}
+
+/// A peer's policy in numbers. What it refused is counted among the peer's drops.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PolicyStats {
+    /// Flows that are known now.
+    pub flows: usize,
+    /// Flows that gave way to newer ones before their time.
+    pub evicted: u64,
+    /// ICMP messages that told a sender of a refusal.
+    pub answered: u64,
 }
 
 /// A node in numbers.

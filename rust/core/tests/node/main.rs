@@ -8,6 +8,7 @@ mod hostile;
 mod links;
 mod net;
 mod poisoned;
+mod policy;
 mod recording;
 mod routing;
 mod sources;
