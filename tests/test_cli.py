@@ -216,8 +216,8 @@ def test_every_problem_of_a_file_is_a_line_of_its_own(
     file = write_config(tmp_path, "MTU = 1\nListenPort = 99999\n[Peer]\n")
     assert call(monkeypatch, "up", str(file)) == 2
     assert capsys.readouterr().err.splitlines() == [
-        f"connlib: {file}:3: MTU: 1 is out of range; use 576 to 65472",
-        f"connlib: {file}:4: ListenPort: 99999 is out of range; use 0 to 65535",
+        f"connlib: {file}:3:7: MTU: 1 is out of range; use 576 to 65472",
+        f"connlib: {file}:4:14: ListenPort: 99999 is out of range; use 0 to 65535",
     ]
 
 
@@ -229,7 +229,7 @@ def test_a_world_readable_file_is_refused_with_the_way_out(
     assert call(monkeypatch, "up", str(file)) == 2
     assert "or pass --allow-world-readable" in capsys.readouterr().err
     assert call(monkeypatch, "up", "--allow-world-readable", str(file)) == 2
-    assert ":3: MTU" in capsys.readouterr().err
+    assert ":3:7: MTU" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "x" * 16, "%d", "", "."])

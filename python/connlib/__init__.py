@@ -4,6 +4,7 @@
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from connlib._configfile import ConfigFileError
     from connlib._errors import (
         ClosedError,
         ConfigError,
@@ -54,7 +55,9 @@ if TYPE_CHECKING:
     )
     from connlib.config import InterfaceConfig
     from connlib.driver import Interface, InterfaceStats, open_interface
-    from connlib.wgquick import ConfigFileError, format_config, load_config, parse_config
+    from connlib.gateway import Gateway, GatewayInterface, GatewayPeer, GatewayRule
+    from connlib.gatewayfile import load_gateway, parse_gateway
+    from connlib.wgquick import format_config, load_config, parse_config
 
 __version__ = "0.1.0"
 
@@ -71,6 +74,10 @@ __all__ = [
     "EngineError",
     "Event",
     "ForkedError",
+    "Gateway",
+    "GatewayInterface",
+    "GatewayPeer",
+    "GatewayRule",
     "GaveUp",
     "HandshakeStarted",
     "IndexTable",
@@ -108,8 +115,10 @@ __all__ = [
     "__version__",
     "format_config",
     "load_config",
+    "load_gateway",
     "open_interface",
     "parse_config",
+    "parse_gateway",
 ]
 
 
@@ -121,6 +130,7 @@ def __dir__() -> list[str]:
 # along, which a program that only drives the engine does not need, and the command must be able to start before any of
 # this is there.
 _HOMES = {
+    "_configfile": ("ConfigFileError",),
     "_errors": (
         "ClosedError",
         "ConfigError",
@@ -175,8 +185,17 @@ _HOMES = {
         "InterfaceStats",
         "open_interface",
     ),
+    "gateway": (
+        "Gateway",
+        "GatewayInterface",
+        "GatewayPeer",
+        "GatewayRule",
+    ),
+    "gatewayfile": (
+        "load_gateway",
+        "parse_gateway",
+    ),
     "wgquick": (
-        "ConfigFileError",
         "format_config",
         "load_config",
         "parse_config",

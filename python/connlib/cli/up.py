@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import sys
 import time
 from collections import Counter
@@ -13,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import trio
 
+from connlib._configfile import display_path
 from connlib._errors import ConfigError
 from connlib._native import PublicKey
 from connlib._types import (
@@ -28,9 +28,9 @@ from connlib._types import (
 )
 from connlib.config import InterfaceConfig, check_interface_name, describe_peer
 from connlib.driver import Interface, InterfaceStats, open_interface
-from connlib.wgquick import display_path, load_config
 
 from ._dumps import forbid_dumps
+from ._load import load, name_after
 from ._recorder import Recorder
 from ._stop import StopSignals
 
@@ -49,7 +49,7 @@ def run(
     allow_world_readable: bool,
     record: str | None = None,
 ) -> None:
-    """Run the tunnel of `file` until a signal stops it.
+    """Run the tunnel of `file`, of either kind, until a signal stops it.
 
     record: a new file for what comes into the tunnels (`connlib crosscheck --record`).
 
@@ -59,12 +59,17 @@ def run(
     # Before there is a key to be seen.
     if not forbid_dumps():
         log.warning("core dumps of this process cannot be forbidden here: they would hold its keys")
-    config = load_config(file, allow_world_readable=allow_world_readable)
-    device = check_interface_name(name) if name is not None else config.name or _name_after(file)
+
+    def load_file() -> InterfaceConfig:
+        config = load(file, allow_world_readable=allow_world_readable)
+        device = check_interface_name(name) if name is not None else config.name or name_after(file)
+        return dataclasses.replace(config, name=device)
+
+    config = load_file()
     stop.tell(None)
     with Recorder(record, config) as recorder:
         try:
-            trio.run(_serve, dataclasses.replace(config, name=device), file, stop, recorder)
+            trio.run(_serve, config, file, stop, recorder)
         finally:
             stop.tell(None)
 
@@ -88,19 +93,6 @@ class _Formatter(logging.Formatter):
         # A name that somebody else chose (a host name in an error, say) must not forge a line of this log.
         message = "".join(c if c.isprintable() else " " for c in record.getMessage())
         return f"{now}.{record.msecs:03.0f}  {level}{message}"
-
-
-def _name_after(file: str) -> str:
-    """The device's name after the file's, as wg-quick does: /etc/wireguard/wg0.conf is wg0."""
-    stem = os.path.basename(file).removesuffix(".conf")
-    try:
-        return check_interface_name(stem)
-    except ConfigError:
-        raise ConfigError(
-            "no network device can be called like this file",
-            path=display_path(file),
-            hint="choose a name with --name",
-        ) from None
 
 
 async def _serve(config: InterfaceConfig, file: str, stop: StopSignals, recorder: Recorder) -> None:
