@@ -328,7 +328,7 @@ def test_hardly_anything_is_imported_before_main() -> None:
 
 
 @pytest.mark.parametrize("module", ["typer", "connlib.cli.up", "connlib._native", "trio"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_up_that_is_stopped_during_its_imports_exits_0(module: str, number: int, tmp_path: Path) -> None:
     done = interrupted_at(module, number, "up", str(tmp_path / "missing.conf"))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -375,7 +375,7 @@ def up(namespace: Namespace, tmp_path: Path) -> Iterator[Background]:
             process.stop()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_up_says_what_is_up_and_a_signal_stops_it(namespace: Namespace, up: Background, number: int) -> None:
     assert f"wg0 is up: UDP port 51820, public key {ALICE.public_key().to_base64()}, 0 peers" in up.output()
     assert namespace.has_link("wg0")

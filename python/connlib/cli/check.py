@@ -9,7 +9,7 @@ from connlib._configfile import display_path
 from connlib._errors import ConfigError
 from connlib.config import InterfaceConfig
 
-from ._load import load
+from ._files import load
 
 
 def run(file: str, *, allow_world_readable: bool) -> int:

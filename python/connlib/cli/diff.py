@@ -7,7 +7,7 @@ from rich.text import Text
 
 from connlib.diff import compute_diff, describe_diff
 
-from ._load import load
+from ._files import load
 
 _STYLES = {"+": "green", "-": "red", "~": "yellow", "!": "bold red"}
 
