@@ -107,9 +107,14 @@ def read_file(path: str, limit: int, *, kind: str) -> ConfigFile:
     return ConfigFile(name, data, mode)
 
 
+def is_like_a_key(path: str) -> bool:
+    """Whether a key may have been given where a path belongs."""
+    return re.fullmatch("[A-Za-z0-9+/]{40,44}={0,2}", path.strip()) is not None
+
+
 def display_path(path: str) -> str:
     """What messages call a file."""
-    if re.fullmatch("[A-Za-z0-9+/]{40,44}={0,2}", path.strip()):
+    if is_like_a_key(path):
         return "(a path that is not shown: it may be a key)"
     return path if path.isprintable() else ascii(path)
 

@@ -81,6 +81,7 @@ class Places:
         path: Path = ()
         for name in names[:-1]:
             path = self._last((*path, name))
+            self._note(path, start)
         path = (*path, names[-1])
         if is_array:
             self._note(path, start)

@@ -28,7 +28,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from . import _wgvalues as values
-from ._configfile import EXPOSED_HINT, ConfigFile, ConfigFileError, display_path, guess, read_file
+from ._configfile import (
+    EXPOSED_HINT,
+    ConfigFile,
+    ConfigFileError,
+    display_path,
+    guess,
+    is_like_a_key,
+    read_file,
+)
 from ._errors import ConfigError
 from ._native import PresharedKey, PrivateKey, PublicKey
 from ._tomlplaces import Path, Place, Places
@@ -417,6 +425,9 @@ def _file(reader: _Reader, path: Path, value: object) -> str:
     def read(name: str, text: str) -> str:
         if not text or not text.isprintable():
             raise BadValue(f"{name}: this is not a path", "name a file with one key")
+        if is_like_a_key(text):
+            hint = f"name a file with the key in it, or write {name.removesuffix('_file')}"
+            raise BadValue(f"{name}: this is a key, and not the path of a file with one", hint)
         return os.path.join(reader.folder, text)
 
     found: str = _text(read)(reader, path, value)
