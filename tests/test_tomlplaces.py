@@ -82,7 +82,7 @@ allow = false
 def test_a_key_and_a_value_are_where_they_are_written(
     path: Path, key: tuple[int, int], value: tuple[int, int]
 ) -> None:
-    places = Places(TEXT)
+    places = Places(TEXT, [path])
     assert places.of_key(path) == key
     assert places.of_value(path) == value
 
@@ -100,8 +100,8 @@ def paths(document: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def test_every_path_that_the_parser_knows_has_a_place() -> None:
-    places = Places(TEXT)
     known = {path for path, _ in paths(tomllib.loads(TEXT)) if path}
+    places = Places(TEXT, known)
     assert known <= set(places._keys) and known <= set(places._values)
 
 
@@ -146,10 +146,15 @@ def test_what_stands_at_the_place_of_a_value_is_that_value(lines: list[str]) -> 
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError:
         return
-    places, rows = Places(text), text.split("\n")
+    rows = text.split("\n")
+    every = Places(text, [path for path, _ in paths(document)])
     for path, value in paths(document):
         if path:
+            # What is asked for beside it makes no difference.
+            places = Places(text, [path])
             assert path in places._values
+            assert places.of_key(path) == every.of_key(path)
+            assert places.of_value(path) == every.of_value(path)
             line, column = places.of_value(path)
             rest = "\n".join([rows[line - 1][column - 1 :], *rows[line:]])
             if isinstance(value, bool | int | float):

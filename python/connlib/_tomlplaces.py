@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections.abc import Iterable
 from typing import NamedTuple
 
 Path = tuple[str | int, ...]
 """Names of keys and numbers of elements, from the outside in."""
 
-_BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
+_BLANK = re.compile(r"(?:[ \t\r\n]+|#[^\n]*)*")
 _WORD = re.compile(r"[A-Za-z0-9_-]+")
-# Without its ends, and without regard to what an escape means. A closing quote may have two more before it.
-_STRINGS = tuple(
-    re.compile(pattern, re.DOTALL)
-    for pattern in (
-        r'"""(?:[^\\"]|\\.|"(?!""))*"{3,5}',
-        r"'''(?:[^']|'(?!''))*'{3,5}",
-        r'"(?:[^\\"]|\\.)*"',
-        r"'[^']*'",
-    )
+# Without regard to what an escape means. A closing quote may have two more before it.
+_STRING = re.compile(
+    r'"""(?:[^\\"]|\\.|"(?!""))*"{3,5}'
+    r"|'''(?:[^']|'(?!''))*'{3,5}"
+    r'|"(?:[^\\"]|\\.)*"'
+    r"|'[^']*'",
+    re.DOTALL,
 )
 _SCALAR = re.compile(r"[^,\]}#\n]+")
-_ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|(.))")
+# What is within brackets, up to the next one.
+_UP_TO_BRACKET = re.compile(rf"(?:{_STRING.pattern}|#[^\n]*|[^\[\]{{}}\"'#]+)*", re.DOTALL)
+# TOML 1.1 has \x and \e, which some versions of the parser know.
+_ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|(.))")
 _ESCAPED = {"b": "\b", "t": "\t", "n": "\n", "f": "\f", "r": "\r", "e": "\x1b"}
 
 
@@ -38,20 +40,23 @@ class Place(NamedTuple):
 
 
 class Places:
-    """The places of a document."""
+    """The places of some paths of a document. Of one that the document does not have, that of what should hold it."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, paths: Iterable[Path]) -> None:
         self._text = text
         self._at = 0
+        self._missing = set(paths)
+        # To be looked into, and to be noted: the others are passed over, which is much faster.
+        self._wanted = {path[:length] for path in self._missing for length in range(len(path) + 1)}
         self._keys: dict[Path, int] = {}
         self._values: dict[Path, int] = {}
         self._elements: dict[Path, int] = {}
-        """How many tables each array of tables has so far."""
+        """The number of the last table of each array of tables."""
         self._line_starts = [0, *(match.end() for match in re.finditer("\n", text))]
         self._document()
 
     def of_key(self, path: Path) -> Place:
-        """Where the last name of a path is written; for a table, its header, and for an element of an array, itself."""
+        """Where a path's key is written; for a table with a header, the header, and for an element, itself."""
         return self._nearest(self._keys, path)
 
     def of_value(self, path: Path) -> Place:
@@ -59,7 +64,6 @@ class Places:
         return self._nearest(self._values, path)
 
     def _nearest(self, known: dict[Path, int], path: Path) -> Place:
-        # What is missing is missing from the table or array around it.
         while path and path not in known:
             path = path[:-1]
         offset = known.get(path, 0)
@@ -68,7 +72,7 @@ class Places:
 
     def _document(self) -> None:
         table: Path = ()
-        while self._skip() < len(self._text):
+        while self._missing and self._skip() < len(self._text):
             start = self._at
             if self._text.startswith("[", start):
                 self._at += 2 if (is_array := self._text.startswith("[[", start)) else 1
@@ -80,33 +84,35 @@ class Places:
     def _header(self, names: list[str], start: int, is_array: bool) -> Path:
         path: Path = ()
         for name in names[:-1]:
-            path = self._last((*path, name))
-            self._note(path, start)
+            path = (*path, name)
+            self._note(path, start, start)
+            if path in self._elements:
+                # By its name, a header means the last of an array of tables.
+                path = (*path, self._elements[path])
         path = (*path, names[-1])
+        self._note(path, start, start)
         if is_array:
-            self._note(path, start)
             number = self._elements[path] = self._elements.get(path, -1) + 1
             path = (*path, number)
-        self._note(path, start)
+            self._note(path, start, start)
         return path
 
-    def _last(self, path: Path) -> Path:
-        """What a header means by the name of an array of tables: its last one."""
-        return (*path, self._elements[path]) if path in self._elements else path
-
-    def _note(self, path: Path, start: int) -> None:
-        self._keys.setdefault(path, start)
-        self._values.setdefault(path, start)
+    def _note(self, path: Path, key: int, value: int) -> None:
+        if path in self._wanted:
+            self._keys.setdefault(path, key)
+            self._values.setdefault(path, value)
+            self._missing.discard(path)
 
     def _pair(self, table: Path) -> None:
         start = self._skip()
+        *outer, last = self._key()
         path = table
-        for name in self._key():
+        for name in outer:
             path = (*path, name)
-            self._keys.setdefault(path, start)
-            self._values.setdefault(path, start)
+            self._note(path, start, start)
+        path = (*path, last)
         self._at += 1  # the =
-        self._values[path] = self._skip()
+        self._note(path, start, self._skip())
         self._value(path)
 
     def _key(self) -> list[str]:
@@ -119,7 +125,7 @@ class Places:
                 self._at = word.end()
             else:
                 start = self._at
-                self._string()
+                self._pass(_STRING)
                 quoted = self._text[start + 1 : self._at - 1]
                 names.append(_ESCAPE.sub(_unescape, quoted) if self._text[start] == '"' else quoted)
             self._skip()
@@ -130,12 +136,14 @@ class Places:
     def _value(self, path: Path) -> None:
         match self._text[self._at]:
             case '"' | "'":
-                self._string()
+                self._pass(_STRING)
+            case "[" | "{" if path not in self._wanted:
+                self._pass_brackets()
             case "[":
                 self._at += 1
                 number = 0
                 while not self._ends("]"):
-                    self._note((*path, number), self._at)
+                    self._note((*path, number), self._at, self._at)
                     self._value((*path, number))
                     number += 1
             case "{":
@@ -143,8 +151,7 @@ class Places:
                 while not self._ends("}"):
                     self._pair(path)
             case _:
-                scalar = _SCALAR.match(self._text, self._at)
-                self._at = scalar.end() if scalar else len(self._text)
+                self._pass(_SCALAR)
 
     def _ends(self, bracket: str) -> bool:
         """Pass over a comma, and over the closing bracket if it is there."""
@@ -157,21 +164,25 @@ class Places:
             return True
         return False
 
-    def _string(self) -> None:
-        for pattern in _STRINGS:
-            if found := pattern.match(self._text, self._at):
-                self._at = found.end()
+    def _pass_brackets(self) -> None:
+        depth = 0
+        while self._at < len(self._text):
+            depth += 1 if self._text[self._at] in "[{" else -1
+            self._at += 1
+            if depth == 0:
                 return
-        self._at = len(self._text)
+            self._pass(_UP_TO_BRACKET)
 
     def _skip(self) -> int:
         """Pass over blanks, line ends and comments; where that leads."""
-        blank = _BLANK.match(self._text, self._at)
-        if blank:
-            self._at = blank.end()
+        self._pass(_BLANK)
         return self._at
+
+    def _pass(self, pattern: re.Pattern[str]) -> None:
+        found = pattern.match(self._text, self._at)
+        self._at = found.end() if found else len(self._text)
 
 
 def _unescape(escape: re.Match[str]) -> str:
-    code = escape[1] or escape[2]
-    return chr(int(code, 16)) if code else _ESCAPED.get(escape[3], escape[3])
+    code = escape[1] or escape[2] or escape[3]
+    return chr(int(code, 16)) if code else _ESCAPED.get(escape[4], escape[4])

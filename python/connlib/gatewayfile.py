@@ -69,7 +69,8 @@ log = logging.getLogger("connlib.config")
 T = TypeVar("T")
 
 MAX_FILE_BYTES = 2 * 1024 * 1024
-"""More than ten thousand peers; and what can be parsed, and found to be wrong, within a second."""
+MAX_ITEMS = 100_000
+"""Lines and commas: room for ten thousand peers, and what the parser gets through in about a second."""
 
 MAX_PROBLEMS = 1000
 """After so many, the rest of the file is not read."""
@@ -130,7 +131,6 @@ class _Reader:
         self.peers: list[tuple[int, GatewayPeer]] = []
         self.private_key: PrivateKey | None = None
         self.preshared_keys: dict[PublicKey, PresharedKey] = {}
-        self._places: Places | None = None
         self._document = self._parse()
         top = self.table((), self._document, _TOP)
         self.interface = top.get("interface")
@@ -187,8 +187,9 @@ class _Reader:
 
     def _errors(self) -> list[ConfigError]:
         found = []
+        places = Places(self.text, [path for path, _, _ in self.problems])
         for path, at_key, bad in self.problems:
-            place = self.places.of_key(path) if at_key else self.places.of_value(path)
+            place = places.of_key(path) if at_key else places.of_value(path)
             found.append((place, bad))
         found.sort(key=lambda each: each[0])
         return [self._error(place, bad) for place, bad in found]
@@ -197,23 +198,20 @@ class _Reader:
         return ConfigError(bad.problem, hint=bad.hint, path=self.path, line=place.line, column=place.column)
 
     def _warn(self, interface: GatewayInterface) -> None:
-        for number, peer in self.peers:
-            role = interface.role if peer.role is None else peer.role
-            if role is Role.INITIATOR and peer.endpoint is None:
-                place = self.places.of_value(("peers", number))
+        doubtful: list[Path] = [
+            ("peers", number)
+            for number, peer in self.peers
+            if (interface.role if peer.role is None else peer.role) is Role.INITIATOR
+            and peer.endpoint is None
+        ]
+        if doubtful:
+            places = Places(self.text, doubtful)
+            for path in doubtful:
                 log.warning(
                     "%s:%d:%d: this peer can never be reached: connlib is its initiator, and it has no endpoint",
                     self.path,
-                    place.line,
-                    place.column,
+                    *places.of_value(path),
                 )
-
-    @property
-    def places(self) -> Places:
-        """The places of keys and values, which a file without errors does not need."""
-        if self._places is None:
-            self._places = Places(self.text)
-        return self._places
 
     def note(self, path: Path, bad: BadValue, *, at_key: bool = False) -> None:
         """Note that something is wrong at a path: with its key, or with its value."""
@@ -222,6 +220,11 @@ class _Reader:
             raise ConfigFileError(tuple(self._errors()))
 
     def _parse(self) -> dict[str, Any]:
+        if self.text.count("\n") + self.text.count(",") > MAX_ITEMS:
+            problem = f"this file has more than {MAX_ITEMS:,} lines and commas"
+            raise ConfigFileError(
+                (ConfigError(problem, hint="is it a gateway's TOML file?", path=self.path),)
+            )
         if deep := _MANY_PARTS.search(self.text):
             raise self._no_toml("a key has too many parts", deep.start())
         try:
