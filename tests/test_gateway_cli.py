@@ -52,7 +52,7 @@ def test_a_file_that_is_right_is_said_to_be_in_a_line(
 ) -> None:
     file = write(tmp_path / name, text)
     public = OWN.public_key().to_base64()
-    said = f"{file}: right: responder, UDP port 51820, 2 peers, 3 prefixes, public key {public}\n"
+    said = f"{file} is right: responder, UDP port 51820, 2 peers, 3 prefixes, public key {public}\n"
     assert connlib("check", file) == (0, said, "")
 
 
@@ -100,7 +100,7 @@ def test_the_column_of_a_wg_quick_error_is_that_of_what_is_wrong(
 def test_what_is_only_doubtful_is_a_warning(connlib: Command, tmp_path: Path) -> None:
     text = f'{MINIMAL}role = "initiator"\n[[peers]]\npublic_key = "{ALICE.to_base64()}"\n'
     code, out, err = connlib("check", write(tmp_path / "wg0.toml", text))
-    assert code == 0 and ": right: initiator, a UDP port of the system's choice, 1 peer, 0 prefixes" in out
+    assert code == 0 and " is right: initiator, a UDP port of the system's choice, 1 peer, 0 prefixes" in out
     assert err.startswith(f"warning: {tmp_path}/wg0.toml:4:1: this peer can never be reached")
 
 

@@ -180,15 +180,22 @@ def test_every_error_is_said_in_the_order_of_the_lines() -> None:
 
 
 def test_what_is_right_is_still_compared_where_something_is_wrong() -> None:
-    text = with_peer("persistent_keepalive = -5\n") + "".join(
-        f'[[peers]]\nname = "x"\npublic_key = "{key.to_base64()}"\n' for key in (BOB, OWN.public_key())
+    text = (
+        MINIMAL
+        + 'role = "server"\nmtu = 1000\naddresses = ["fd00::1/64", "x"]\n'
+        + "".join(
+            f'[[peers]]\nname = "x"\npublic_key = "{key.to_base64()}"\npersistent_keepalive = -5\n'
+            'allowed_ips = ["10.0.0.0/8", 5]\n'
+            for key in (BOB, OWN.public_key())
+        )
     )
     with pytest.raises(ConfigFileError) as caught:
         parse_gateway(text)
     assert [(problem.line, problem.column) for problem in caught.value.problems] == [
-        (5, 24),
-        (10, 8),
-        (11, 14),
+        *((3, 8), (4, 7), (5, 28)),
+        *((9, 24), (10, 30)),
+        # The name, the gateway's own key, and the prefix.
+        *((12, 8), (13, 14), (14, 24), (15, 16), (15, 30)),
     ]
 
 

@@ -276,8 +276,13 @@ class _Reader:
         fields: Mapping[str, Read],
         kind: Callable[..., T],
         *checks: Callable[[dict[str, Any]], None],
+        compared: tuple[str, ...] = (),
     ) -> T | None:
-        """An object of a table, or None if something of it is wrong, which is noted. `checks` take the raw table."""
+        """An object of a table. `checks` take the raw table.
+
+        If something is wrong, which is noted, it is one of the fields that are `compared` with those of other tables,
+        as far as they are right, or None.
+        """
         problems = len(self.problems)
         right = self.table(path, value, fields)
         assert isinstance(value, dict)  # table() has looked
@@ -287,7 +292,7 @@ class _Reader:
         except BadValue as bad:
             self.note(path, bad)
         if len(self.problems) > problems:
-            return None
+            return _reduced(kind, right, compared) if compared else None
         try:
             return kind(**right)
         except ConfigError as error:
@@ -295,6 +300,17 @@ class _Reader:
         except ValueError as error:  # timers that contradict each other
             self.note(path, BadValue(re.sub(r"\w+\.(\w+)", r"\1", str(error)), "correct one of them"))
         return None
+
+
+def _reduced(kind: Callable[..., T], right: dict[str, Any], fields: tuple[str, ...]) -> T | None:
+    kept = {field: right[field] for field in fields if right.get(field) is not None}
+    for field, value in kept.items():
+        if isinstance(value, tuple):
+            kept[field] = tuple(element for element in value if element is not None)
+    try:
+        return kind(**kept)
+    except (TypeError, ConfigError):
+        return None  # what it cannot be without is wrong
 
 
 _TOML_HINT = "see https://toml.io for how TOML is written"
@@ -306,7 +322,8 @@ def _interface(reader: _Reader, path: Path, value: object) -> GatewayInterface |
     def check(given: dict[str, Any]) -> None:
         check_private_key("private_key" in given, "private_key_file" in given)
 
-    return reader.build(path, value, _INTERFACE, GatewayInterface, check)
+    compared = ("private_key", "private_key_file", "addresses", "mtu", "routes", "role")
+    return reader.build(path, value, _INTERFACE, GatewayInterface, check, compared=compared)
 
 
 def _peer(reader: _Reader, path: Path, value: object) -> GatewayPeer | None:
@@ -315,7 +332,8 @@ def _peer(reader: _Reader, path: Path, value: object) -> GatewayPeer | None:
             raise BadValue("this peer has no public_key", "add it")
         check_preshared_key("preshared_key" in given, "preshared_key_file" in given)
 
-    return reader.build(path, value, _PEER, GatewayPeer, check)
+    compared = ("public_key", "name", "allowed_ips", "role", "preshared_key_file")
+    return reader.build(path, value, _PEER, GatewayPeer, check, compared=compared)
 
 
 def _rule(reader: _Reader, path: Path, value: object) -> GatewayRule | None:

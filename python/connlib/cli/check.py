@@ -26,7 +26,7 @@ def run(file: str, *, allow_world_readable: bool) -> int:
         return 1
     finally:
         log.removeHandler(handler)
-    print(f"{display_path(file)}: right: {summary(config)}")
+    print(f"{display_path(file)} is right: {summary(config)}")
     return 0
 
 
