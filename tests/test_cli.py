@@ -334,6 +334,15 @@ def test_up_that_is_stopped_during_its_imports_exits_0(module: str, number: int,
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.parametrize("module", ["typer", "connlib.cli.up", "connlib._native", "trio"])
+def test_a_hangup_during_its_imports_is_a_wish_to_reload_and_does_not_stop_it(
+    module: str, tmp_path: Path
+) -> None:
+    done = interrupted_at(module, signal.SIGHUP, "up", str(tmp_path / "missing.conf"))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"connlib: {tmp_path}/missing.conf: cannot read it: no such file")
+
+
 def test_up_that_is_stopped_while_it_waits_for_its_file_exits_0(tmp_path: Path) -> None:
     pipe = tmp_path / "wg0.conf"
     os.mkfifo(pipe, 0o600)

@@ -97,6 +97,24 @@ def test_the_column_of_a_wg_quick_error_is_that_of_what_is_wrong(
     assert connlib("check", file)[1].startswith(f"{file}:{place}: ")
 
 
+@pytest.mark.parametrize(
+    ("name", "start", "line", "count"),
+    [
+        ("wg0.conf", f"[Interface]\nPrivateKey = {OWN.to_base64()}\n", "MTU = 1\n", 20),
+        ("wg0.toml", MINIMAL, "x{} = 1\n", 1000),
+    ],
+)
+def test_where_very_much_is_wrong_it_says_that_it_did_not_read_on(
+    connlib: Command, tmp_path: Path, name: str, start: str, line: str, count: int
+) -> None:
+    file = write(tmp_path / name, start + "".join(line.format(number) for number in range(count - 1)))
+    assert "the rest was not read" not in connlib("check", file)[1]
+    write(file, start + "".join(line.format(number) for number in range(2 * count)))
+    lines = connlib("check", file)[1].splitlines()
+    assert len(lines) == count + 1
+    assert lines[-1] == f"{file}: there may be more: the rest was not read"
+
+
 def test_what_is_only_doubtful_is_a_warning(connlib: Command, tmp_path: Path) -> None:
     text = f'{MINIMAL}role = "initiator"\n[[peers]]\npublic_key = "{ALICE.to_base64()}"\n'
     code, out, err = connlib("check", write(tmp_path / "wg0.toml", text))

@@ -26,16 +26,18 @@ class ConfigFileError(ConfigError):
     TOML, only the first is known.
     """
 
-    def __init__(self, problems: tuple[ConfigError, ...]) -> None:
+    def __init__(self, problems: tuple[ConfigError, ...], more: bool = False) -> None:
         first = problems[0]
         super().__init__(
             first.problem, path=first.path, line=first.line, column=first.column, hint=first.hint
         )
         self.problems = problems
         """One or more, in the order of their places."""
+        self.more = more
+        """Whether there may be others, because there are so many that the rest was not read."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), (self.problems,))
+        return (type(self), (self.problems, self.more))
 
 
 class ConfigFile(NamedTuple):

@@ -217,7 +217,7 @@ class _Reader:
         """Note that something is wrong at a path: with its key, or with its value."""
         self.problems.append((path, at_key, bad))
         if len(self.problems) >= MAX_PROBLEMS:
-            raise ConfigFileError(tuple(self._errors()))
+            raise ConfigFileError(tuple(self._errors()), more=True)
 
     def _parse(self) -> dict[str, Any]:
         if self.text.count("\n") + self.text.count(",") > MAX_ITEMS:

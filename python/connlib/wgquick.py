@@ -37,8 +37,8 @@ Settings that wg-quick has no word for are comments to it, `# connlib: key = val
     role                 initiator or responder (either only if the interface does not say otherwise)
     name                 what logs call the peer
 
-Every error is a `ConfigError` of one line, `FILE:LINE: what is wrong; what to do`. No message holds a value that may
-be a private or preshared key, also not where a key was put in the wrong place or after a mistyped name.
+Every error is a `ConfigError` of one line, `FILE:LINE:COLUMN: what is wrong; what to do`. No message holds a value that
+may be a private or preshared key, also not where a key was put in the wrong place or after a mistyped name.
 """
 
 from __future__ import annotations
@@ -333,9 +333,8 @@ class _Parser:
             self._give_up()
 
     def _give_up(self) -> NoReturn:
-        raise ConfigFileError(
-            tuple(sorted(self.problems, key=lambda problem: (problem.line or 0, problem.column or 0)))
-        )
+        self.problems.sort(key=lambda problem: (problem.line or 0, problem.column or 0))
+        raise ConfigFileError(tuple(self.problems), more=len(self.problems) >= MAX_PROBLEMS)
 
     def _read(self, content: str, line: int) -> None:
         if (nul := content.find("\0")) >= 0:

@@ -23,6 +23,8 @@ def run(file: str, *, allow_world_readable: bool) -> int:
     except ConfigError as error:
         for problem in getattr(error, "problems", (error,)):
             print(problem)
+        if getattr(error, "more", False):
+            print(f"{display_path(file)}: there may be more: the rest was not read")
         return 1
     finally:
         log.removeHandler(handler)
