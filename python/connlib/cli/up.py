@@ -178,6 +178,7 @@ async def _reload(
                 log.error("%s", problem)
             log.error("%s: not reloaded; nothing has changed", interface.name)
             continue
+        # Nothing has run since it was applied, so that no event of a new peer was read yet.
         names.learn(config)
         changes = [str(change) for change in describe_diff(diff, before, config)]
         log.info("%s: reloaded: %s", interface.name, _counted_changes(changes))
