@@ -19,7 +19,7 @@ from helpers_config import ALICE, BOB, OWN, SHARED
 from helpers_config import FULL as WG_QUICK
 from helpers_gateway import FULL, MINIMAL
 from interop.machine import missing_rights
-from interop.netns import Background, Namespace, joined_namespaces, unique_name, wait_for
+from interop.netns import Background, Namespace, Wire, joined_namespaces, unique_name, wait_for
 from test_cli import COMMAND, call
 
 
@@ -284,48 +284,74 @@ def test_a_bad_file_is_said_to_be_and_changes_nothing(
     assert gateway.stop() == 0
 
 
-def test_a_reload_loses_no_packet_of_another_peer(tmp_path: Path) -> None:
+CLIENT_KEY = PrivateKey.generate()
+CLIENT = f"""\
+[[peers]]
+name = "client"
+public_key = "{CLIENT_KEY.public_key().to_base64()}"
+preshared_key_file = "shared.key"
+allowed_ips = ["10.9.0.2/32"]
+"""
+
+
+@pytest.fixture
+def joined(tmp_path: Path) -> Iterator[tuple[Wire, Background]]:
+    """`connlib up gw0.toml`, without peers, and `connlib up cl0.toml`, a client of it, in two namespaces."""
     if reason := missing_rights():
         pytest.skip(reason)
-    client_key = PrivateKey.generate()
     write(tmp_path / "own.key", OWN.to_base64())
     write(tmp_path / "shared.key", SHARED.to_base64())
-    peer = (
-        f'[[peers]]\nname = "client"\npublic_key = "{client_key.public_key().to_base64()}"\n'
-        'preshared_key_file = "shared.key"\nallowed_ips = ["10.9.0.2/32"]\n'
-    )
-    file = write(tmp_path / "gw0.toml", UP + peer)
     with joined_namespaces() as wire:
-        client = write(
-            tmp_path / "cl0.toml",
-            f'[interface]\nprivate_key = "{client_key.to_base64()}"\naddresses = ["10.9.0.2/24"]\n[[peers]]\n'
-            f'public_key = "{OWN.public_key().to_base64()}"\npreshared_key = "{SHARED.to_base64()}"\n'
-            f'allowed_ips = ["10.9.0.1/32"]\nendpoint = "{wire.address(0, 4)}:51820"\n',
+        client = (
+            f'[interface]\nprivate_key = "{CLIENT_KEY.to_base64()}"\naddresses = ["10.9.0.2/24"]\n[[peers]]\n'
+            f'public_key = "{OWN.public_key().to_base64()}"\npreshared_key_file = "shared.key"\n'
+            f'allowed_ips = ["10.9.0.1/32"]\nendpoint = "{wire.address(0, 4)}:51820"\n'
         )
-        ends = [up(wire.hosts[0], file), up(wire.hosts[1], client)]
+        ends: list[Background] = []
         try:
-            wire.hosts[1].run("ping", "-c", "1", "-W", "5", "10.9.0.1")
-            pings = Background(
-                wire.hosts[1].command("ping", "-i", "0.005", "-c", "400", "-W", "5", "10.9.0.1"),
-                tmp_path / "pings",
-            )
-            for number in range(10):
-                other = PrivateKey.generate().public_key().to_base64()
-                added = f'[[peers]]\npublic_key = "{other}"\nallowed_ips = ["10.8.{number}.0/24"]\n'
-                write(file, UP.replace('"]', f'", "10.9.9.{number}/32"]') + peer + added)
-                ends[0].send(signal.SIGHUP)
-                wait_for(
-                    lambda count=number: ends[0].output().count("reloaded") == count + 1,  # type: ignore[misc]
-                    "the reload",
-                )
-            wait_for(lambda: pings.returncode is not None, "the pings to end", timeout=30)
-            assert "400 packets transmitted, 400 received" in pings.output()
-            # One session all the time.
-            assert ends[0].output().count("session established") == 1
+            ends.append(up(wire.hosts[0], write(tmp_path / "gw0.toml", UP)))
+            ends.append(up(wire.hosts[1], write(tmp_path / "cl0.toml", client)))
+            yield wire, ends[0]
         finally:
             for end in ends:
                 if end.returncode is None:
                     end.stop()
+
+
+def reload(gateway: Background, file: Path, text: str) -> None:
+    before = gateway.output().count("reloaded: ")
+    write(file, text)
+    gateway.send(signal.SIGHUP)
+    wait_for(lambda: gateway.output().count("reloaded: ") > before, "the reload")
+
+
+def test_a_peer_that_a_reload_adds_is_served_and_called_by_its_name(
+    joined: tuple[Wire, Background], tmp_path: Path
+) -> None:
+    wire, gateway = joined
+    reload(gateway, tmp_path / "gw0.toml", UP + CLIENT)
+    wire.hosts[1].run("ping", "-c", "1", "-W", "5", "10.9.0.1")
+    assert "client  session established, started by the peer" in gateway.output()
+    reload(gateway, tmp_path / "gw0.toml", UP)
+    assert "10.9.0.2" not in wire.hosts[0].run("ip", "route", "show", "10.9.0.2")
+    assert gateway.stop() == 0
+
+
+def test_a_reload_loses_no_packet_of_another_peer(joined: tuple[Wire, Background], tmp_path: Path) -> None:
+    wire, gateway = joined
+    reload(gateway, tmp_path / "gw0.toml", UP + CLIENT)
+    wire.hosts[1].run("ping", "-c", "1", "-W", "5", "10.9.0.1")
+    command = wire.hosts[1].command("ping", "-i", "0.005", "-c", "400", "-W", "5", "10.9.0.1")
+    pings = Background(command, tmp_path / "pings")
+    for number in range(10):
+        other = PrivateKey.generate().public_key().to_base64()
+        added = f'[[peers]]\npublic_key = "{other}"\nallowed_ips = ["10.8.{number}.0/24"]\n'
+        address = UP.replace('"]', f'", "10.9.9.{number}/32"]')
+        reload(gateway, tmp_path / "gw0.toml", address + CLIENT + added)
+    wait_for(lambda: pings.returncode is not None, "the pings to end", timeout=30)
+    assert "400 packets transmitted, 400 received" in pings.output()
+    # One session all the time.
+    assert gateway.output().count("session established") == 1
 
 
 # A new session, whose controlling terminal is standard input, and whose leader becomes the command.
