@@ -332,8 +332,6 @@ def test_a_peer_that_a_reload_adds_is_served_and_called_by_its_name(
     reload(gateway, tmp_path / "gw0.toml", UP + CLIENT)
     wire.hosts[1].run("ping", "-c", "1", "-W", "5", "10.9.0.1")
     assert "client  session established, started by the peer" in gateway.output()
-    reload(gateway, tmp_path / "gw0.toml", UP)
-    assert "10.9.0.2" not in wire.hosts[0].run("ip", "route", "show", "10.9.0.2")
     assert gateway.stop() == 0
 
 
