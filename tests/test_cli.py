@@ -216,8 +216,8 @@ def test_every_problem_of_a_file_is_a_line_of_its_own(
     file = write_config(tmp_path, "MTU = 1\nListenPort = 99999\n[Peer]\n")
     assert call(monkeypatch, "up", str(file)) == 2
     assert capsys.readouterr().err.splitlines() == [
-        f"connlib: {file}:3: MTU: 1 is out of range; use 576 to 65472",
-        f"connlib: {file}:4: ListenPort: 99999 is out of range; use 0 to 65535",
+        f"connlib: {file}:3:7: MTU: 1 is out of range; use 576 to 65472",
+        f"connlib: {file}:4:14: ListenPort: 99999 is out of range; use 0 to 65535",
     ]
 
 
@@ -229,7 +229,7 @@ def test_a_world_readable_file_is_refused_with_the_way_out(
     assert call(monkeypatch, "up", str(file)) == 2
     assert "or pass --allow-world-readable" in capsys.readouterr().err
     assert call(monkeypatch, "up", "--allow-world-readable", str(file)) == 2
-    assert ":3: MTU" in capsys.readouterr().err
+    assert ":3:7: MTU" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "x" * 16, "%d", "", "."])
@@ -328,10 +328,19 @@ def test_hardly_anything_is_imported_before_main() -> None:
 
 
 @pytest.mark.parametrize("module", ["typer", "connlib.cli.up", "connlib._native", "trio"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_up_that_is_stopped_during_its_imports_exits_0(module: str, number: int, tmp_path: Path) -> None:
     done = interrupted_at(module, number, "up", str(tmp_path / "missing.conf"))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("module", ["typer", "connlib.cli.up", "connlib._native", "trio"])
+def test_a_hangup_during_its_imports_is_a_wish_to_reload_and_does_not_stop_it(
+    module: str, tmp_path: Path
+) -> None:
+    done = interrupted_at(module, signal.SIGHUP, "up", str(tmp_path / "missing.conf"))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"connlib: {tmp_path}/missing.conf: cannot read it: no such file")
 
 
 def test_up_that_is_stopped_while_it_waits_for_its_file_exits_0(tmp_path: Path) -> None:
@@ -375,7 +384,7 @@ def up(namespace: Namespace, tmp_path: Path) -> Iterator[Background]:
             process.stop()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_up_says_what_is_up_and_a_signal_stops_it(namespace: Namespace, up: Background, number: int) -> None:
     assert f"wg0 is up: UDP port 51820, public key {ALICE.public_key().to_base64()}, 0 peers" in up.output()
     assert namespace.has_link("wg0")

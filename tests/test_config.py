@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from connlib._configfile import ConfigFileError
 from connlib._errors import ConfigError
 from connlib._native import PublicKey, Tunn
 from connlib._types import Limits, PeerConfig, Role, Timers
 from connlib.config import InterfaceConfig
-from connlib.wgquick import ConfigFileError, load_config, parse_config
+from connlib.wgquick import load_config, parse_config
 from helpers_config import ALICE, BOB, FULL, MINIMAL, OWN, SHARED
 
 
@@ -205,7 +206,7 @@ def test_a_wrong_line_is_named(text: str, line: int, problem: str, hint: str) ->
     assert (error.path, error.line) == ("wg0.conf", line)
     assert problem in error.problem
     assert error.hint is not None and hint in error.hint
-    assert str(error) == f"wg0.conf:{line}: {error.problem}; {error.hint}"
+    assert str(error) == f"wg0.conf:{line}:{error.column}: {error.problem}; {error.hint}"
     assert str(error).isprintable(), "one line"
 
 
@@ -222,7 +223,7 @@ def test_a_public_key_of_low_order_is_refused_as_the_engine_refuses_it(point: in
     key = PublicKey.from_bytes((point | highest_bit).to_bytes(32, "little"))
     with pytest.raises(ValueError, match="low order"):
         Tunn(OWN, key, now=0.0, unix_time=0.0)
-    with pytest.raises(ConfigError, match=r"^wg0.conf:4: PublicKey is a point of low order"):
+    with pytest.raises(ConfigError, match=r"^wg0.conf:4:13: PublicKey is a point of low order"):
         parse_config(peer("", key), "wg0.conf")
 
 
@@ -331,15 +332,15 @@ def test_a_pipe_is_as_good_as_a_file() -> None:
     ("content", "message"),
     [
         (MINIMAL.encode() + b"#" * 100 * 1024 * 1024, r"wg0.conf: this file is larger than 16 MiB"),
-        (MINIMAL.encode() + b"MTU = \0\n", r"wg0.conf:3: there is a NUL byte"),
-        (bytes(15 * 1024 * 1024), r"wg0.conf:1: there is a NUL byte"),
-        (MINIMAL.encode("utf-16"), r"wg0.conf:1: there is a NUL byte"),
-        (MINIMAL.encode() + b"\n# caf\xe9\n", r"wg0.conf:4: this is not UTF-8"),
-        (MINIMAL.encode() + b"?=" * 7 * 1024 * 1024, r"wg0.conf:3: this is not a key"),
-        (MINIMAL.encode() + b"MTU = 5\n" * 1024 * 1024, r"wg0.conf:3: MTU: 5 is out of range"),
-        (b"[Interface]\nPrivateKey = " + b"A" * 15 * 1024 * 1024, r"wg0.conf:2: PrivateKey is not a key"),
-        (MINIMAL.encode() + b"Address = " + b"1/" * 7 * 1024 * 1024, r"wg0.conf:3: Address"),
-        (peer("Endpoint = ").strip().encode() + b"a:" * 7 * 1024 * 1024, r"wg0.conf:5: Endpoint"),
+        (MINIMAL.encode() + b"MTU = \0\n", r"wg0.conf:3:7: there is a NUL byte"),
+        (bytes(15 * 1024 * 1024), r"wg0.conf:1:1: there is a NUL byte"),
+        (MINIMAL.encode("utf-16"), r"wg0.conf:1:4: there is a NUL byte"),
+        (MINIMAL.encode() + b"\n# caf\xe9\n", r"wg0.conf:4:6: this is not UTF-8"),
+        (MINIMAL.encode() + b"?=" * 7 * 1024 * 1024, r"wg0.conf:3:1: this is not a key"),
+        (MINIMAL.encode() + b"MTU = 5\n" * 1024 * 1024, r"wg0.conf:3:7: MTU: 5 is out of range"),
+        (b"[Interface]\nPrivateKey = " + b"A" * 15 * 1024 * 1024, r"wg0.conf:2:14: PrivateKey is not a key"),
+        (MINIMAL.encode() + b"Address = " + b"1/" * 7 * 1024 * 1024, r"wg0.conf:3:11: Address"),
+        (peer("Endpoint = ").strip().encode() + b"a:" * 7 * 1024 * 1024, r"wg0.conf:5:11: Endpoint"),
     ],
     ids=["100MB", "nul", "nuls", "utf16", "latin1", "name", "lines", "key", "address", "endpoint"],
 )
@@ -355,7 +356,7 @@ def test_a_corrupt_file_is_refused(tmp_path: Path, content: bytes, message: str)
 def test_a_mistake_at_the_end_of_60000_peers_is_found() -> None:
     keys = [base64.b64encode(number.to_bytes(32, "little")).decode() for number in range(2, 60_002)]
     text = MINIMAL + "".join(f"[Peer]\nPublicKey = {key}\n" for key in keys) + "Endpoint = x\n"
-    with pytest.raises(ConfigError, match=r":120003: Endpoint: 'x' has no host"):
+    with pytest.raises(ConfigError, match=r":120003:12: Endpoint: 'x' has no host"):
         parse_config(text)
 
 

@@ -24,9 +24,9 @@ needs_cargo = pytest.mark.skipif(shutil.which("cargo") is None, reason="needs ca
 
 LAYERS = {
     "base": {"_errors", "_types", "_native", "_policy", "_threads"},
-    "config": {"_wgvalues", "config", "wgquick"},
+    "config": {"_configfile", "_tomlplaces", "_wgvalues", "config", "gateway", "gatewayfile", "wgquick"},
     "upstream": {"upstream"},
-    "driver": {"clock", "driver", "events", "links", "memory", "resolver", "tun", "udp"},
+    "driver": {"clock", "diff", "driver", "events", "links", "memory", "metrics", "resolver", "tun", "udp"},
     "lab": {"lab"},
     "cli": {"cli"},
     "package": {"__init__"},

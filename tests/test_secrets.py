@@ -91,11 +91,11 @@ def test_the_command_forbids_dumps_before_it_reads_a_key() -> None:
         def dumpable():
             return ctypes.CDLL(None).prctl(PR_GET_DUMPABLE, 0, 0, 0, 0)
 
-        def load_config(*args, **options):
+        def load(*args, **options):
             raise SystemExit(f"{before} {dumpable()}")
 
         before = dumpable()
-        up.load_config = load_config
+        up.load = load
         up.run("wg0.conf", None, name=None, level="info", allow_world_readable=False)
         """
     done = subprocess.run(

@@ -4,6 +4,7 @@
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from connlib._configfile import ConfigFileError
     from connlib._errors import (
         ClosedError,
         ConfigError,
@@ -64,7 +65,10 @@ if TYPE_CHECKING:
     )
     from connlib.config import InterfaceConfig
     from connlib.driver import Interface, InterfaceStats, open_interface
-    from connlib.wgquick import ConfigFileError, format_config, load_config, parse_config
+    from connlib.gateway import Gateway, GatewayInterface, GatewayPeer, GatewayRule
+    from connlib.gatewayfile import load_gateway, parse_gateway
+    from connlib.metrics import MetricsServer, serve_metrics
+    from connlib.wgquick import format_config, load_config, parse_config
 
 __version__ = "0.1.0"
 
@@ -83,6 +87,10 @@ __all__ = [
     "Event",
     "Flow",
     "ForkedError",
+    "Gateway",
+    "GatewayInterface",
+    "GatewayPeer",
+    "GatewayRule",
     "GaveUp",
     "HandshakeStarted",
     "IndexTable",
@@ -92,6 +100,7 @@ __all__ = [
     "InterfaceStats",
     "KeyFormatError",
     "Limits",
+    "MetricsServer",
     "Node",
     "NodeConfig",
     "NodeInput",
@@ -126,8 +135,11 @@ __all__ = [
     "__version__",
     "format_config",
     "load_config",
+    "load_gateway",
     "open_interface",
     "parse_config",
+    "parse_gateway",
+    "serve_metrics",
 ]
 
 
@@ -139,6 +151,7 @@ def __dir__() -> list[str]:
 # along, which a program that only drives the engine does not need, and the command must be able to start before any of
 # this is there.
 _HOMES = {
+    "_configfile": ("ConfigFileError",),
     "_errors": (
         "ClosedError",
         "ConfigError",
@@ -203,8 +216,21 @@ _HOMES = {
         "InterfaceStats",
         "open_interface",
     ),
+    "gateway": (
+        "Gateway",
+        "GatewayInterface",
+        "GatewayPeer",
+        "GatewayRule",
+    ),
+    "gatewayfile": (
+        "load_gateway",
+        "parse_gateway",
+    ),
+    "metrics": (
+        "MetricsServer",
+        "serve_metrics",
+    ),
     "wgquick": (
-        "ConfigFileError",
         "format_config",
         "load_config",
         "parse_config",

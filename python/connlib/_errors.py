@@ -18,10 +18,16 @@ class KeyFormatError(ConnlibError, ValueError):
 
 
 class ConfigError(ConnlibError, ValueError):
-    """A configuration is wrong. `str()` is one line: `FILE:LINE: problem; hint`, without the parts that are unknown."""
+    """A configuration is wrong. `str()` is one line: `FILE:LINE:COLUMN: problem; hint`, without what is unknown."""
 
     def __init__(
-        self, problem: str, *, path: str | None = None, line: int | None = None, hint: str | None = None
+        self,
+        problem: str,
+        *,
+        path: str | None = None,
+        line: int | None = None,
+        column: int | None = None,
+        hint: str | None = None,
     ) -> None:
         super().__init__(problem)
         self.problem = problem
@@ -30,19 +36,23 @@ class ConfigError(ConnlibError, ValueError):
         """The file that says so, or None where the configuration did not come from a file."""
         self.line = line
         """The line in that file, counted from 1."""
+        self.column = column
+        """The column in that line, in characters, counted from 1."""
         self.hint = hint
         """What to do about it."""
 
     def __str__(self) -> str:
+        numbers = [str(number) for number in (self.line, self.column) if number is not None]
         place = ""
         if self.path is not None:
-            place = f"{self.path}: " if self.line is None else f"{self.path}:{self.line}: "
+            place = ":".join((self.path, *numbers)) + ": "
         elif self.line is not None:
-            place = f"line {self.line}: "
+            place = f"line {':'.join(numbers)}: "
         return place + self.problem + (f"; {self.hint}" if self.hint else "")
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), (self.problem,), {"path": self.path, "line": self.line, "hint": self.hint})
+        known = {"path": self.path, "line": self.line, "column": self.column, "hint": self.hint}
+        return (type(self), (self.problem,), known)
 
 
 class DeviceError(ConnlibError):

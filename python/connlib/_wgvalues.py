@@ -1,4 +1,4 @@
-"""The values of a wg-quick file, one at a time: text in, a typed value out, or `BadValue`.
+"""The values of a configuration file, one at a time: text in, a typed value out, or `BadValue`.
 
 No message quotes a value that may be key material (`connlib.config.shown` decides), and the functions for keys quote
 nothing at all.
@@ -58,12 +58,12 @@ def key(kind: type[Key], name: str, value: str) -> Key:
         ) from None
 
 
-def public_key(value: str) -> PublicKey:
+def public_key(value: str, name: str = "PublicKey") -> PublicKey:
     """A peer's key. The few points of low order, with which there is no secret to agree on, are refused."""
-    public = key(PublicKey, "PublicKey", value)
+    public = key(PublicKey, name, value)
     # X25519 ignores the highest bit.
     if int.from_bytes(public.to_bytes(), "little") & (2**255 - 1) in _LOW_ORDER:
-        raise BadValue("PublicKey is a point of low order, which is no peer's key", "correct it")
+        raise BadValue(f"{name} is a point of low order, which is no peer's key", "correct it")
     return public
 
 
@@ -159,31 +159,31 @@ def _not_an_address(name: str, item: str) -> BadValue:
     )
 
 
-def endpoint(value: str) -> tuple[str, int]:
+def endpoint(value: str, name: str = "Endpoint") -> tuple[str, int]:
     """`host:port`, `a.b.c.d:port` or `[v6]:port`, with blanks between the parts. Names are not looked up here."""
     form = "write host:port, 192.0.2.1:51820 or [2001:db8::1]:51820"
     host, colon, port = (part.strip() for part in value.rpartition(":"))
     if not colon or not host:
-        raise BadValue(f"Endpoint: {shown(value)} has no host or no port", form)
+        raise BadValue(f"{name}: {shown(value)} has no host or no port", form)
     bracketed = host.startswith("[") and host.endswith("]")
     if bracketed:
         host = host[1:-1].strip()
         if "%" in host:
-            raise BadValue(f"Endpoint: {shown(host)} {ZONE_PROBLEM}", ZONE_HINT)
+            raise BadValue(f"{name}: {shown(host)} {ZONE_PROBLEM}", ZONE_HINT)
         try:
             ipaddress.IPv6Address(host)
         except ValueError:
-            raise BadValue(f"Endpoint: {shown(host)} is not an IPv6 address", form) from None
+            raise BadValue(f"{name}: {shown(host)} is not an IPv6 address", form) from None
     elif ":" in host:
-        raise BadValue(f"Endpoint: {shown(value)} has an IPv6 address without brackets", form)
+        raise BadValue(f"{name}: {shown(value)} has an IPv6 address without brackets", form)
     elif re.fullmatch(r"[0-9.]+", host):
         try:
             ipaddress.IPv4Address(host)
         except ValueError:
-            raise BadValue(f"Endpoint: {shown(host)} is not an IPv4 address", form) from None
+            raise BadValue(f"{name}: {shown(host)} is not an IPv4 address", form) from None
     elif not re.fullmatch(r"\w[\w.-]{0,252}", host):
-        raise BadValue(f"Endpoint: {shown(host)} is neither an address nor a host name", form)
-    return host, whole("Endpoint: port", port, 1, 65535)
+        raise BadValue(f"{name}: {shown(host)} is neither an address nor a host name", form)
+    return host, whole(f"{name}: port", port, 1, 65535)
 
 
 def keepalive(value: str) -> float | None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from weakref import WeakSet
@@ -81,6 +82,9 @@ class InterfaceStats(NodeStats):
     """Datagrams and bytes in each direction, system calls, buffers granted; errors by the name of their errno."""
     timer_wakes: int
     """How often the driver woke for a deadline."""
+    lookups: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """How often host names of peers were `asked` for, how often that `failed`, and how often a peer that did not answer
+    `moved` to another address by it."""
 
 
 @asynccontextmanager
@@ -103,7 +107,8 @@ async def open_interface(
 
     clock: None is the system's clock that runs during suspend too, or the event loop's if both ends are in memory.
 
-    A peer's endpoint may be a host name: it is looked up while the interface is up already, and again until that works.
+    A peer's endpoint may be a host name: it is looked up while the interface is up already, again until that works, and
+    again when the peer does not answer handshakes.
 
     Raises `DeviceError` if the device or the sockets cannot be had, or if the device is deleted later, and
     `ConfigError` if the configuration is wrong: one line each, and nothing is left behind. `TypeError` for ends of
@@ -188,6 +193,7 @@ class Interface:
         self._streams: WeakSet[EventStream] = WeakSet()
         self._draining: set[int] = set()
         self._timer_wakes = 0
+        self._lookups: Counter[str] = Counter(asked=0, failed=0, moved=0)
         self._open = True
         self._tasks: TaskGroup
         self._resolver: Resolver
@@ -243,6 +249,7 @@ class Interface:
             tun=self._tun.stats(),
             udp=self._udp.stats(),
             timer_wakes=self._timer_wakes,
+            lookups=dict(self._lookups),
         )
 
     def initiate_handshake(self, peer: PublicKey) -> None:
@@ -331,7 +338,7 @@ class Interface:
 
     def _start(self, tasks: TaskGroup) -> None:
         self._tasks = tasks
-        self._resolver = Resolver(self._found, self._udp.can_reach, tasks)
+        self._resolver = Resolver(self._found, self._udp.can_reach, tasks, self._lookups)
         self._resolver.update(self._config.peers)
         tasks.start_soon(self._keep_time)
         tasks.start_soon(self._read_tun)
@@ -347,12 +354,14 @@ class Interface:
             for stream in self._streams:
                 stream.end()
 
-    def _found(self, peer: PublicKey, endpoint: Endpoint, replace: bool) -> None:
+    def _found(self, peer: PublicKey, endpoint: Endpoint, replace: bool) -> bool:
         # What an authenticated packet has taught is newer than a name server's answer to a question asked before it.
-        known = {p.public_key: p.endpoint for p in self._node.stats(self._now()).peers}
-        if replace or known.get(peer) is None:
-            self._node.set_endpoint(peer, endpoint, self._now())
-            self._settle()
+        known = {p.public_key: p.endpoint for p in self._node.stats(self._now()).peers}.get(peer)
+        if endpoint == known or not (replace or known is None):
+            return False
+        self._node.set_endpoint(peer, endpoint, self._now())
+        self._settle()
+        return True
 
     async def _keep_time(self) -> None:
         while True:
@@ -392,6 +401,7 @@ class Interface:
         self._udp.deliver(output.transmits)
         self._tun.deliver(output.packets)
         for event in output.events:
+            self._resolver.notice(*event)
             for stream in self._streams:
                 stream.publish(event)
         deadline = self._node.next_timeout()

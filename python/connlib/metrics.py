@@ -18,17 +18,21 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import anyio
-import h11
 from anyio.abc import SocketAttribute, SocketStream
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.registry import Collector
 
 from ._errors import ConfigError, DeviceError
 from ._types import PeerStats, TunnStats
 from .driver import Interface, InterfaceStats
 from .resolver import is_literal
+
+try:
+    import h11
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+    from prometheus_client.exposition import CONTENT_TYPE_LATEST
+    from prometheus_client.registry import Collector
+except ImportError as error:
+    raise ImportError(f"{error}; metrics need: pip install 'connlib[metrics]'") from None
 
 DEFAULT_PORT = 9586
 """The port of prometheus_wireguard_exporter."""

@@ -2,20 +2,25 @@
 
 The node knows addresses only. What is written as a name in a configuration is looked up here, and again and again
 while that fails, so that a name server which is not up yet is no reason not to start.
+
+A peer that has moved to another address, and says so by its name only, leaves handshakes unanswered: then the name is
+looked up again, and of several addresses the next one gets its turn.
 """
 
 from __future__ import annotations
 
 import logging
 import socket
+from collections import Counter
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from ipaddress import ip_address
 
 import anyio
 from anyio.abc import TaskGroup
 
 from ._native import PublicKey
-from ._types import PeerConfig
+from ._types import Event, GaveUp, HandshakeStarted, PeerConfig, SessionEstablished
 from .config import describe_peer
 
 _log = logging.getLogger("connlib")
@@ -26,6 +31,9 @@ FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 60.0
 """Seconds between two attempts; each pause is twice the one before."""
 
+UNANSWERED = 15.0
+"""Seconds of a handshake after which its peer is looked up again: three initiations (paper section 6.1)."""
+
 
 def is_literal(host: str) -> bool:
     """Whether this is an address already. One with a zone (`fe80::1%eth0`) is not: no node can use it."""
@@ -35,24 +43,45 @@ def is_literal(host: str) -> bool:
         return False
 
 
+@dataclass(eq=False)
+class _Name:
+    """A host name of a peer."""
+
+    peer: PeerConfig
+    endpoint: Endpoint
+    scope: anyio.CancelScope
+    """Of all that is done for this name."""
+    replace: bool
+    """Whether the first answer takes the place of an address that the peer may have."""
+    answer: str | None = None
+    """The last one."""
+    waiting: anyio.CancelScope | None = None
+    """Of what is done until a handshake has an end."""
+
+
 class Resolver:
     """Looks up the endpoints that are host names.
 
     found: called with a peer and its address once there is one, and whether it takes the place of an address that the
-        peer may have already: for a name that a peer got in place of another one, or of an address.
+        peer may have already: for a name that a peer got in place of another one, or of an address, and for one that
+        does not answer. Returns whether the peer's address is another one now.
     can_reach: whether there is a socket for the family of an address.
+    counts: `asked` counts the look-ups, `failed` those without a usable answer, and `moved` those that gave another
+        address to a peer which did not answer.
     """
 
     def __init__(
         self,
-        found: Callable[[PublicKey, Endpoint, bool], None],
+        found: Callable[[PublicKey, Endpoint, bool], bool],
         can_reach: Callable[[str], bool],
         tasks: TaskGroup,
+        counts: Counter[str],
     ) -> None:
         self._found = found
         self._can_reach = can_reach
         self._tasks = tasks
-        self._names: dict[PublicKey, tuple[Endpoint, anyio.CancelScope]] = {}
+        self._counts = counts
+        self._names: dict[PublicKey, _Name] = {}
         self._seen: set[PublicKey] = set()
 
     def update(self, peers: Collection[PeerConfig]) -> None:
@@ -62,46 +91,113 @@ class Resolver:
             for peer in peers
             if peer.endpoint is not None and not is_literal(peer.endpoint[0])
         }
-        for key, (endpoint, scope) in list(self._names.items()):
-            if key not in wanted or wanted[key].endpoint != endpoint:
-                scope.cancel()
+        for key, name in list(self._names.items()):
+            if key not in wanted or wanted[key].endpoint != name.endpoint:
+                name.scope.cancel()
+                self._stop_waiting(name)
                 del self._names[key]
         for key, peer in wanted.items():
-            if key not in self._names and peer.endpoint is not None:
-                scope = anyio.CancelScope()
-                self._names[key] = (peer.endpoint, scope)
-                self._tasks.start_soon(self._look_up, peer, peer.endpoint, scope, key in self._seen)
+            if key in self._names:
+                self._names[key].peer = peer
+            elif peer.endpoint is not None:
+                name = _Name(peer, peer.endpoint, anyio.CancelScope(), replace=key in self._seen)
+                self._names[key] = name
+                self._tasks.start_soon(self._look_up, name)
         self._seen = {peer.public_key for peer in peers}
 
-    async def _look_up(
-        self, peer: PeerConfig, endpoint: Endpoint, scope: anyio.CancelScope, replace: bool
-    ) -> None:
-        with scope:
+    def notice(self, peer: PublicKey, event: Event) -> None:
+        """Learn of an event of a peer: one that does not answer is looked up again."""
+        name = self._names.get(peer)
+        if name is None:
+            return
+        match event:
+            case HandshakeStarted() if name.waiting is None:
+                name.waiting = anyio.CancelScope()
+                self._tasks.start_soon(self._look_up_again, name, name.waiting)
+            case GaveUp():
+                self._stop_waiting(name)
+                # The next attempt begins with a new address, if there is one.
+                name.waiting = anyio.CancelScope()
+                self._tasks.start_soon(self._look_up_once, name, name.waiting)
+            case SessionEstablished():
+                self._stop_waiting(name)
+
+    def _stop_waiting(self, name: _Name) -> None:
+        if name.waiting is not None:
+            name.waiting.cancel()
+            name.waiting = None
+
+    async def _look_up(self, name: _Name) -> None:
+        with name.scope:
             pause = FIRST_PAUSE
             while True:
                 try:
-                    address = await self._address(*endpoint)
+                    address = await self._address(name)
                 except (OSError, UnicodeError) as error:
-                    _log.warning(
-                        "%s: cannot look up %s: %s; next attempt in %g s",
-                        describe_peer(peer),
-                        endpoint[0],
-                        (error.strerror if isinstance(error, OSError) else None) or error,
-                        pause,
-                    )
+                    self._complain(name, error, f"; next attempt in {pause:g} s")
                     await anyio.sleep(pause)
                     pause = min(2 * pause, LONGEST_PAUSE)
                 else:
-                    if scope.cancel_called:
+                    if name.scope.cancel_called:
                         return  # the peer has gone, or has another name, and the answer came at the same time
-                    _log.info("%s: %s is %s", describe_peer(peer), endpoint[0], address)
-                    self._found(peer.public_key, (address, endpoint[1]), replace)
+                    _log.info("%s: %s is %s", describe_peer(name.peer), name.endpoint[0], address)
+                    name.answer = address
+                    self._found(name.peer.public_key, (address, name.endpoint[1]), name.replace)
                     return
 
-    async def _address(self, host: str, port: int) -> str:
-        """The first address that there is a socket for. Raises `OSError`."""
-        answers = await anyio.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-        for *_, address in answers:
-            if is_literal(str(address[0])) and self._can_reach(str(address[0])):
-                return str(address[0])
-        raise OSError("it has no address of a family that this system has")
+    async def _look_up_again(self, name: _Name, waiting: anyio.CancelScope) -> None:
+        """Look up a peer for as long as a handshake with it goes on, now and then."""
+        with waiting:
+            pause = UNANSWERED
+            while True:
+                await anyio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+                await self._ask_again(name, waiting)
+
+    async def _look_up_once(self, name: _Name, waiting: anyio.CancelScope) -> None:
+        with waiting:
+            await self._ask_again(name, waiting)
+        if name.waiting is waiting:
+            name.waiting = None
+
+    async def _ask_again(self, name: _Name, waiting: anyio.CancelScope) -> None:
+        if name.answer is None:
+            return  # the first look-up goes on
+        try:
+            address = await self._address(name)
+        except (OSError, UnicodeError) as error:
+            self._complain(name, error, "")
+            return
+        # It has answered by now, or has gone: what is known of it is newer than what was asked.
+        if waiting.cancel_called:
+            return
+        name.answer = address
+        if self._found(name.peer.public_key, (address, name.endpoint[1]), True):
+            self._counts["moved"] += 1
+            _log.info("%s does not answer: %s is %s now", describe_peer(name.peer), name.endpoint[0], address)
+
+    def _complain(self, name: _Name, error: OSError | UnicodeError, then: str) -> None:
+        self._counts["failed"] += 1
+        _log.warning(
+            "%s: cannot look up %s: %s%s",
+            describe_peer(name.peer),
+            name.endpoint[0],
+            (error.strerror if isinstance(error, OSError) else None) or error,
+            then,
+        )
+
+    async def _address(self, name: _Name) -> str:
+        """The first address that there is a socket for, or the one after the last answer. Raises `OSError`."""
+        self._counts["asked"] += 1
+        answers = await anyio.getaddrinfo(*name.endpoint, type=socket.SOCK_DGRAM)
+        usable = list(
+            dict.fromkeys(
+                str(address[0])
+                for *_, address in answers
+                if is_literal(str(address[0])) and self._can_reach(str(address[0]))
+            )
+        )
+        if not usable:
+            raise OSError("it has no address of a family that this system has")
+        following = usable.index(name.answer) + 1 if name.answer in usable else 0
+        return usable[following % len(usable)]

@@ -37,24 +37,22 @@ Settings that wg-quick has no word for are comments to it, `# connlib: key = val
     role                 initiator or responder (either only if the interface does not say otherwise)
     name                 what logs call the peer
 
-Every error is a `ConfigError` of one line, `FILE:LINE: what is wrong; what to do`. No message holds a value that may
-be a private or preshared key, also not where a key was put in the wrong place or after a mistyped name.
+Every error is a `ConfigError` of one line, `FILE:LINE:COLUMN: what is wrong; what to do`. No message holds a value that
+may be a private or preshared key, also not where a key was put in the wrong place or after a mistyped name.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import errno
 import logging
 import os
 import re
-import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import NoReturn
 
 from . import _wgvalues as values
+from ._configfile import ConfigFileError, display_path, guess, read_file
 from ._errors import ConfigError
 from ._native import PresharedKey, PrivateKey, PublicKey
 from ._types import Limits, PeerConfig, Role, Timers
@@ -96,22 +94,6 @@ _EXTENSION = re.compile(r"\s*connlib\s*:(.*)", re.IGNORECASE | re.DOTALL)
 _ALMOST_EXTENSION = re.compile(r"\s*connlib[ \t]*[;=,.-]?[ \t]*([a-z-]{1,32})\s*[=:]", re.IGNORECASE)
 
 
-class ConfigFileError(ConfigError):
-    """What is wrong with a wg-quick file: as a `ConfigError` the first of its problems, and all of them in `problems`.
-
-    After twenty problems, the rest of the file is not read.
-    """
-
-    def __init__(self, problems: tuple[ConfigError, ...]) -> None:
-        first = problems[0]
-        super().__init__(first.problem, path=first.path, line=first.line, hint=first.hint)
-        self.problems = problems
-        """One or more, in the order of their lines."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), (self.problems,))
-
-
 def load_config(path: str | os.PathLike[str], *, allow_world_readable: bool = False) -> InterfaceConfig:
     """Read a wg-quick file of at most 16 MiB.
 
@@ -119,21 +101,10 @@ def load_config(path: str | os.PathLike[str], *, allow_world_readable: bool = Fa
     `allow_world_readable`. Raises `ConfigError` for that, for a file that cannot be read, and for what
     `parse_config` refuses.
     """
-    data = _read(os.fspath(path), allow_world_readable)
-    name = display_path(os.fspath(path))
-    nul = data.find(b"\0")
-    if nul >= 0:
-        raise ConfigError(
-            "there is a NUL byte", hint="save the file as plain UTF-8 text", path=name, line=_line(data, nul)
-        )
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = _line(data, error.start)
-        raise ConfigError(
-            "this is not UTF-8", hint="save the file as plain UTF-8 text", path=name, line=line
-        ) from None
-    return parse_config(text, name)
+    file = read_file(os.fspath(path), MAX_FILE_BYTES, kind="a wg-quick file")
+    if not allow_world_readable:
+        file.require_private()
+    return parse_config(file.text(), file.name)
 
 
 def parse_config(text: str, path: str = "<string>") -> InterfaceConfig:
@@ -211,52 +182,6 @@ def _extension(key: str, value: object) -> list[str]:
 def _changed(values: object, defaults: object, names: dict[str, str]) -> list[tuple[str, object]]:
     pairs = [(name, getattr(values, field), getattr(defaults, field)) for name, field in names.items()]
     return [(name, value) for name, value, default in pairs if value != default]
-
-
-_READ_HINTS = {
-    errno.EACCES: "run as its owner or as root",
-    errno.EPERM: "run as its owner or as root",
-    errno.EMFILE: "raise the limit of open files: ulimit -n",
-}
-
-
-def _read(path: str, allow_world_readable: bool) -> bytes:
-    if not path:
-        raise ConfigError("the path is empty", hint="name a wg-quick file")
-    if "\0" in path:
-        raise ConfigError("this is not a path", hint="name a wg-quick file", path=display_path(path))
-    try:
-        with open(path, "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
-        hint = _READ_HINTS.get(error.errno or 0, "name a wg-quick file")
-        raise ConfigError(f"cannot read it: {reason}", hint=hint, path=display_path(path)) from None
-    if stat.S_ISREG(mode) and mode & (stat.S_IROTH | stat.S_IWOTH) and not allow_world_readable:
-        raise ConfigError(
-            f"every user of this machine can read or change it (mode {stat.S_IMODE(mode):04o}), "
-            "and it holds a private key",
-            hint="chmod 600 it, or pass --allow-world-readable",
-            path=display_path(path),
-        )
-    if len(data) > MAX_FILE_BYTES:
-        size = f"{MAX_FILE_BYTES // 1024 // 1024} MiB"
-        raise ConfigError(
-            f"this file is larger than {size}", hint="is it a wg-quick file?", path=display_path(path)
-        )
-    return data
-
-
-def display_path(path: str) -> str:
-    """What messages call a file."""
-    if re.fullmatch("[A-Za-z0-9+/]{40,44}={0,2}", path.strip()):
-        return "(a path that is not shown: it may be a key)"
-    return path if path.isprintable() else ascii(path)
-
-
-def _line(data: bytes, offset: int) -> int:
-    return data.count(b"\n", 0, offset) + 1
 
 
 @dataclasses.dataclass
@@ -381,32 +306,43 @@ class _Parser:
         self.peers: list[_PeerDraft] = []
         self.section: _InterfaceDraft | _PeerDraft | None = None
         self.unknown_section = False
+        self.lines: list[str] = []
+        # Where in its line is what is being read, counted from 0.
+        self.offset = 0
 
     def parse(self, text: str) -> InterfaceConfig:
         line = 0
-        for line, content in enumerate(text.split("\n"), 1):
+        self.lines = text.split("\n")
+        for line, content in enumerate(self.lines, 1):
             try:
                 self._read(content, line)
             except BadValue as bad:
-                self._note(line, bad)
+                self._note(line, bad, self.offset)
         if not self.problems:
             self._check(line)
         if self.problems:
             self._give_up()
         return self._build()
 
-    def _note(self, line: int, bad: BadValue) -> None:
-        self.problems.append(ConfigError(bad.problem, hint=bad.hint, path=self.path, line=line))
+    def _note(self, line: int, bad: BadValue, offset: int | None = None) -> None:
+        """Note a problem of a line, at `offset`, or where the line begins."""
+        if offset is None:
+            offset = _indent(self.lines[line - 1])
+        place = {"line": line, "column": offset + 1}
+        self.problems.append(ConfigError(bad.problem, hint=bad.hint, path=self.path, **place))
         if len(self.problems) >= MAX_PROBLEMS:
             self._give_up()
 
     def _give_up(self) -> NoReturn:
-        raise ConfigFileError(tuple(sorted(self.problems, key=lambda problem: problem.line or 0)))
+        self.problems.sort(key=lambda problem: (problem.line or 0, problem.column or 0))
+        raise ConfigFileError(tuple(self.problems), more=len(self.problems) >= MAX_PROBLEMS)
 
     def _read(self, content: str, line: int) -> None:
-        if "\0" in content:
+        if (nul := content.find("\0")) >= 0:
+            self.offset = nul
             raise BadValue("there is a NUL byte", "save the file as plain UTF-8 text")
         setting, hash_, comment = content.partition("#")
+        self.offset, comment_at = _indent(content), len(setting)
         setting = setting.strip()
         if setting.startswith("["):
             self._open_section(setting, line)
@@ -414,7 +350,8 @@ class _Parser:
             self._set(setting, line)
         extension = _EXTENSION.fullmatch(comment) if hash_ else None
         if extension is not None:
-            self._extend(extension[1], line)
+            self.offset = comment_at
+            self._extend(extension[1], line, comment_at + 1 + extension.start(1))
         elif hash_ and (almost := _ALMOST_EXTENSION.match(comment)):
             key = almost[1].lower()
             if key in _INTERFACE_EXTENSIONS or key in _PEER_EXTENSIONS:
@@ -457,11 +394,12 @@ class _Parser:
             first = section.seen.setdefault(key, line)
             if first != line:
                 raise BadValue(f"{section.keys[key]} is already set at line {first}", "keep one of the two")
+        self.offset += _value_at(setting)
         warning = section.set(key, value, line)
         if warning is not None:
             log.warning("%s:%d: %s", self.path, line, warning)
 
-    def _extend(self, text: str, line: int) -> None:
+    def _extend(self, text: str, line: int, offset: int) -> None:
         name, equals, value = (part.strip() for part in text.partition("="))
         section = self.section
         if section is None:
@@ -469,12 +407,13 @@ class _Parser:
         key = name.lower()
         if not equals or key not in section.extensions:
             known = ", ".join(section.extensions)
-            guess = _guess(key, section.extensions)
-            hint = f"did you mean {guess}?" if guess else f"write # connlib: key = value with one of {known}"
+            near = guess(key, section.extensions)
+            hint = f"did you mean {near}?" if near else f"write # connlib: key = value with one of {known}"
             raise BadValue(f"this is not a connlib setting of {section.title}", hint)
         first = section.seen.setdefault("# " + key, line)
         if first != line:
             raise BadValue(f"{key} is already set at line {first}", "keep one of the two")
+        self.offset = offset + _value_at(text)
         section.extend(key, value)
 
     def _check(self, last_line: int) -> None:
@@ -571,10 +510,14 @@ def _peer(draft: _PeerDraft) -> PeerConfig:
     )
 
 
-def _guess(key: str, known: Iterable[str]) -> str | None:
-    if len(key) > 32:
-        return None  # no slip of the finger, and slow to compare
-    return next(iter(difflib.get_close_matches(key, list(known), n=1)), None)
+def _indent(text: str) -> int:
+    return len(text) - len(text.lstrip())
+
+
+def _value_at(setting: str) -> int:
+    """Where the value begins."""
+    after = setting.index("=") + 1
+    return after + _indent(setting[after:])
 
 
 def _no_equals(section: _InterfaceDraft | _PeerDraft) -> BadValue:
@@ -591,10 +534,10 @@ def _unknown(name: str, value: str, section: _InterfaceDraft | _PeerDraft) -> Ba
     title = "[Peer]" if other is _PEER_KEYS else "[Interface]"
     if name.lower() in other:
         return BadValue(f"{other[name.lower()]} does not belong in {section.title}", f"move it to {title}")
-    if guess := _guess(name.lower(), section.keys):
-        hint = f"did you mean {section.keys[guess]}?"
-    elif guess := _guess(name.lower(), other):
-        hint = f"did you mean {other[guess]}? That belongs in {title}"
+    if near := guess(name.lower(), section.keys):
+        hint = f"did you mean {section.keys[near]}?"
+    elif near := guess(name.lower(), other):
+        hint = f"did you mean {other[near]}? That belongs in {title}"
     else:
         hint = f"use one of {', '.join(section.keys.values())}"
     return BadValue(f"{quoted} not a key of {section.title}", hint)

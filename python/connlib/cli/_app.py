@@ -9,9 +9,9 @@ import typer
 
 HELP = """WireGuard tunnels from Python.
 
-`up` runs a tunnel from a wg-quick file in the foreground; `demo` shows the engine at work without root and without a
-network; `crosscheck` compares it with pristine boringtun; `genkey`, `pubkey` and `genpsk` make keys, byte for byte as
-`wg` does.
+`up` runs a tunnel from a wg-quick or TOML file in the foreground; `check`, `diff` and `schema` help to write that file;
+`demo` shows the engine at work without root and without a network; `crosscheck` compares it with pristine boringtun;
+`genkey`, `pubkey` and `genpsk` make keys, byte for byte as `wg` does.
 """
 
 app = typer.Typer(
@@ -52,26 +52,35 @@ def _options(
     pass
 
 
+AllowWorldReadable = Annotated[
+    bool,
+    typer.Option("--allow-world-readable", help="Accept files that every user of the machine can read."),
+]
+
+
 @app.command()
 def up(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A wg-quick file, such as wg0.conf.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="A wg-quick file (wg0.conf), or a gateway's TOML file (wg0.toml)."
+        ),
+    ],
     name: Annotated[
         str | None,
         typer.Option(
-            help="Name of the device.  [default: what the file says, else the file's own name without .conf]"
+            help="Name of the device.  [default: what the file says, else the file's own name without its ending]"
         ),
     ] = None,
     log_level: Annotated[
         LogLevel, typer.Option(help="Say less, or more.", case_sensitive=False)
     ] = LogLevel.INFO,
-    allow_world_readable: Annotated[
-        bool,
-        typer.Option("--allow-world-readable", help="Accept a FILE that every user of the machine can read."),
-    ] = False,
+    allow_world_readable: AllowWorldReadable = False,
 ) -> None:
-    """Run the tunnel of a wg-quick FILE in the foreground, until SIGINT or SIGTERM.
+    """Run the tunnel of FILE in the foreground, until SIGINT or SIGTERM.
 
-    SIGHUP stops it too, unless it is ignored from the start, as under nohup.
+    SIGHUP makes it read FILE again and change to what it says; a FILE with errors changes nothing. If SIGHUP comes
+    because the terminal was closed, it stops.
 
     Needs the right to create a TUN device: root, or CAP_NET_ADMIN.
     """
@@ -81,6 +90,40 @@ def up(
     from .up import run
 
     run(file, stop_signals, name=name, level=log_level.value, allow_world_readable=allow_world_readable)
+
+
+@app.command()
+def check(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A wg-quick file, or a gateway's TOML file.")],
+    allow_world_readable: AllowWorldReadable = False,
+) -> None:
+    """Say everything that is wrong with FILE, as FILE:LINE:COLUMN: what it is; what to do.
+
+    Exit code 0 if nothing is, else 1.
+    """
+    from .check import run
+
+    raise typer.Exit(run(file, allow_world_readable=allow_world_readable))
+
+
+@app.command()
+def diff(
+    old: Annotated[str, typer.Argument(metavar="OLD", help="A wg-quick file, or a gateway's TOML file.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="Another one.")],
+    allow_world_readable: AllowWorldReadable = False,
+) -> None:
+    """Show what a tunnel of the file OLD would change to become that of NEW."""
+    from .diff import run
+
+    run(old, new, allow_world_readable=allow_world_readable)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a gateway's TOML file."""
+    from .schema import run
+
+    run()
 
 
 @app.command()

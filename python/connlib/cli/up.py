@@ -1,19 +1,22 @@
-"""`connlib up FILE`: one tunnel in the foreground, with a log that a person can read."""
+"""`connlib up FILE`: one tunnel in the foreground, with a log that a person can read.
+
+SIGHUP makes it read FILE again and apply it while it runs.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import trio
 
-from connlib._errors import ConfigError
+from connlib._configfile import display_path
+from connlib._errors import ConfigError, ConnlibError
 from connlib._native import PublicKey
 from connlib._types import (
     Dropped,
@@ -27,10 +30,11 @@ from connlib._types import (
     SessionExpired,
 )
 from connlib.config import InterfaceConfig, check_interface_name, describe_peer
+from connlib.diff import describe_diff
 from connlib.driver import Interface, InterfaceStats, open_interface
-from connlib.wgquick import display_path, load_config
 
 from ._dumps import forbid_dumps
+from ._files import load, name_after
 from ._recorder import Recorder
 from ._stop import StopSignals
 
@@ -49,7 +53,7 @@ def run(
     allow_world_readable: bool,
     record: str | None = None,
 ) -> None:
-    """Run the tunnel of `file` until a signal stops it.
+    """Run the tunnel of `file`, of either kind, until a signal stops it.
 
     record: a new file for what comes into the tunnels (`connlib crosscheck --record`).
 
@@ -59,12 +63,17 @@ def run(
     # Before there is a key to be seen.
     if not forbid_dumps():
         log.warning("core dumps of this process cannot be forbidden here: they would hold its keys")
-    config = load_config(file, allow_world_readable=allow_world_readable)
-    device = check_interface_name(name) if name is not None else config.name or _name_after(file)
+
+    def load_file() -> InterfaceConfig:
+        config = load(file, allow_world_readable=allow_world_readable)
+        device = check_interface_name(name) if name is not None else config.name or name_after(file)
+        return dataclasses.replace(config, name=device)
+
+    config = load_file()
     stop.tell(None)
     with Recorder(record, config) as recorder:
         try:
-            trio.run(_serve, dataclasses.replace(config, name=device), file, stop, recorder)
+            trio.run(_serve, config, file, load_file, stop, recorder)
         finally:
             stop.tell(None)
 
@@ -90,28 +99,20 @@ class _Formatter(logging.Formatter):
         return f"{now}.{record.msecs:03.0f}  {level}{message}"
 
 
-def _name_after(file: str) -> str:
-    """The device's name after the file's, as wg-quick does: /etc/wireguard/wg0.conf is wg0."""
-    stem = os.path.basename(file).removesuffix(".conf")
-    try:
-        return check_interface_name(stem)
-    except ConfigError:
-        raise ConfigError(
-            "no network device can be called like this file",
-            path=display_path(file),
-            hint="choose a name with --name",
-        ) from None
-
-
-async def _serve(config: InterfaceConfig, file: str, stop: StopSignals, recorder: Recorder) -> None:
+async def _serve(
+    config: InterfaceConfig,
+    file: str,
+    load_file: Callable[[], InterfaceConfig],
+    stop: StopSignals,
+    recorder: Recorder,
+) -> None:
     with trio.CancelScope() as scope:
         token = trio.lowlevel.current_trio_token()
         # A handler may run between any two instructions of the event loop, so that it only leaves a message there.
         stop.tell(lambda: _tell(token, stop, scope))
         async with _opened(config, file) as interface, trio.open_nursery() as nursery:
             recorder.start(interface)
-            names = {peer.public_key: describe_peer(peer) for peer in config.peers}
-            width = max((len(name) for name in names.values()), default=0)
+            names = _Names(config)
             log.info(
                 "%s is up: UDP port %d, public key %s, %d peer%s; stop with Ctrl-C",
                 interface.name,
@@ -123,16 +124,70 @@ async def _serve(config: InterfaceConfig, file: str, stop: StopSignals, recorder
             try:
                 nursery.start_soon(_watch_network, interface)
                 nursery.start_soon(recorder.follow, interface)
+                nursery.start_soon(_reload, interface, load_file, stop, names)
                 async for peer, event in interface.events():
                     level, text = describe_event(event)
-                    log.log(level, "%-*s  %s", width, names[peer], text)
+                    log.log(level, "%-*s  %s", names.width, names[peer], text)
             finally:
                 recorder.write(interface)
-                for line in summarize(interface.stats(), names, width):
+                for line in summarize(interface.stats(), names, names.width):
                     log.info("%s", line)
             nursery.cancel_scope.cancel()
     stop.tell(None)
     log.info("%s is down", config.name)
+
+
+class _Names(dict[PublicKey, str]):
+    """What the log calls each peer, those included that are gone: events of theirs may still be waiting."""
+
+    def __init__(self, config: InterfaceConfig) -> None:
+        self.width = 0
+        self.learn(config)
+
+    def learn(self, config: InterfaceConfig) -> None:
+        """Use the names of another configuration."""
+        self.update({peer.public_key: describe_peer(peer) for peer in config.peers})
+        self.width = max((len(self[peer.public_key]) for peer in config.peers), default=0)
+
+
+async def _reload(
+    interface: Interface, load_file: Callable[[], InterfaceConfig], stop: StopSignals, names: _Names
+) -> None:
+    """Whenever SIGHUP asks for it, change to what the file says now: to all of it, or to nothing."""
+    token = trio.lowlevel.current_trio_token()
+    wish = trio.Event()
+
+    def ask() -> None:
+        with suppress(trio.RunFinishedError):
+            token.run_sync_soon(wish_now)
+
+    def wish_now() -> None:
+        wish.set()
+
+    stop.tell_reload(ask)
+    while True:
+        await wish.wait()
+        wish = trio.Event()
+        try:
+            # In a thread, because the packets of the tunnel do not wait. A file may be a pipe that nobody writes to.
+            config = await trio.to_thread.run_sync(load_file, abandon_on_cancel=True)
+            before = interface.config
+            diff = await interface.apply(config)
+        except ConnlibError as error:
+            for problem in getattr(error, "problems", (error,)):
+                log.error("%s", problem)
+            log.error("%s: not reloaded; nothing has changed", interface.name)
+            continue
+        # Nothing has run since it was applied, so that no event of a new peer was read yet.
+        names.learn(config)
+        changes = [str(change) for change in describe_diff(diff, before, config)]
+        log.info("%s: reloaded: %s", interface.name, _counted_changes(changes))
+        for change in changes:
+            log.info("  %s", change)
+
+
+def _counted_changes(changes: Sequence[str]) -> str:
+    return "1 change" if len(changes) == 1 else f"{len(changes):,} changes" if changes else "no change"
 
 
 def _tell(token: trio.lowlevel.TrioToken, stop: StopSignals, scope: trio.CancelScope) -> None:

@@ -1,0 +1,164 @@
+"""What lies between two configurations: the diff that `Interface.apply` makes of them, and how a person reads it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import NamedTuple
+
+from ._native import Node
+from ._types import ConfigDiff, PeerConfig
+from .config import InterfaceConfig, describe_peer
+from .driver import node_config, with_what_the_node_does_not_see
+from .links import DEFAULT_MTU
+
+MOST_SHOWN = 8
+"""How many elements of one list are named."""
+
+
+class Change(NamedTuple):
+    """One difference, as a line."""
+
+    mark: str
+    """+ for what is added, - for what is removed, ~ for what changes, ! for what cannot change at run time."""
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.mark} {self.text}"
+
+
+def compute_diff(old: InterfaceConfig, new: InterfaceConfig) -> ConfigDiff:
+    """What `Interface.apply(new)` would return on an interface of `old`, with a node of its own that sends nothing.
+
+    Raises `ConfigError` or `ValueError` as that does.
+    """
+    node = Node(node_config(old), now=0.0, unix_time=0.0)
+    return with_what_the_node_does_not_see(node.apply(node_config(new), 0.0), old, new)
+
+
+def describe_diff(diff: ConfigDiff, old: InterfaceConfig, new: InterfaceConfig) -> Iterator[Change]:
+    """A line for each difference, without keys that are secret; none if there is no difference."""
+    for field in ("name", "listen_port"):
+        # None and 0 leave them as they are.
+        before, after = getattr(old, field), getattr(new, field)
+        if after and after != before:
+            yield Change("!", f"{_spelled(field)}: {before or 'any'} -> {after}, which takes a restart")
+    for field in diff.node:
+        yield Change("~", _INTERFACE.get(field, _plain(field))(old, new))
+    peers = {peer.public_key: peer for peer in (*new.peers, *old.peers)}
+    for key in diff.removed:
+        yield Change("-", _described(peers[key]))
+    before_of = {peer.public_key: peer for peer in old.peers}
+    after_of = {peer.public_key: peer for peer in new.peers}
+    for key in diff.added:
+        yield Change("+", _described(after_of[key]))
+    for key, fields in diff.changed:
+        was, is_ = before_of[key], after_of[key]
+        for field in fields:
+            yield Change("~", f"{describe_peer(was)}: {_PEER.get(field, _plain(field))(was, is_)}")
+
+
+def _described(peer: PeerConfig) -> str:
+    said = [f"peer {peer.public_key.to_base64()}"]
+    if peer.name is not None:
+        said.insert(0, peer.name)
+    if peer.allowed_ips:
+        said.append(f"allowed IPs {_listed(peer.allowed_ips)}")
+    if peer.endpoint is not None:
+        said.append(f"endpoint {_endpoint(peer.endpoint)}")
+    return ", ".join(said)
+
+
+def _plain(field: str) -> Callable[[object, object], str]:
+    """How a field whose value may be shown has changed."""
+
+    def describe(old: object, new: object) -> str:
+        return f"{_spelled(field)}: {_value(getattr(old, field))} -> {_value(getattr(new, field))}"
+
+    return describe
+
+
+def _value(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:g} s"
+    return str(getattr(value, "value", value))
+
+
+def _spelled(field: str) -> str:
+    return field.replace("_", " ").replace("mtu", "MTU").replace("ips", "IPs")
+
+
+def _members(field: str) -> Callable[[object, object], str]:
+    """What was added to a list, and what was removed."""
+
+    def describe(old: object, new: object) -> str:
+        before: Sequence[Hashable] = getattr(old, field)
+        after: Sequence[Hashable] = getattr(new, field)
+        had, has = set(before), set(after)
+        parts = []
+        if added := [element for element in after if element not in had]:
+            parts.append("+ " + _listed(added))
+        if removed := [element for element in before if element not in has]:
+            parts.append("- " + _listed(removed))
+        return f"{_spelled(field)}: {'; '.join(parts) or 'in another order'}"
+
+    return describe
+
+
+def _listed(elements: Sequence[object]) -> str:
+    more = len(elements) - MOST_SHOWN
+    shown = ", ".join(str(element) for element in elements[:MOST_SHOWN])
+    return f"{shown} and {more:,} more" if more > 0 else shown
+
+
+def _constants(field: str) -> Callable[[object, object], str]:
+    def describe(old: object, new: object) -> str:
+        before, after = getattr(old, field), getattr(new, field)
+        changed = [
+            f"{each.name} {getattr(before, each.name):g} -> {getattr(after, each.name):g}"
+            for each in dataclasses.fields(before)
+            if getattr(before, each.name) != getattr(after, each.name)
+        ]
+        return f"{field}: {', '.join(changed)}"
+
+    return describe
+
+
+def _private_key(old: InterfaceConfig, new: InterfaceConfig) -> str:
+    keys = (config.private_key.public_key().to_base64() for config in (old, new))
+    return f"private key: the public one was and becomes {' -> '.join(keys)}; all sessions start anew"
+
+
+def _mtu(old: InterfaceConfig, new: InterfaceConfig) -> str:
+    return f"MTU: {old.mtu or DEFAULT_MTU} -> {new.mtu or DEFAULT_MTU}"
+
+
+def _preshared_key(old: PeerConfig, new: PeerConfig) -> str:
+    if old.preshared_key is None:
+        return "preshared key: added"
+    return "preshared key: removed" if new.preshared_key is None else "preshared key: another one"
+
+
+def _endpoint(endpoint: tuple[str, int] | None) -> str:
+    if endpoint is None:
+        return "none"
+    host, port = endpoint
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+_INTERFACE: dict[str, Callable[[InterfaceConfig, InterfaceConfig], str]] = {
+    "private_key": _private_key,
+    "mtu": _mtu,
+    "addresses": _members("addresses"),
+    "timers": _constants("timers"),
+    "limits": _constants("limits"),
+}
+_PEER: dict[str, Callable[[PeerConfig, PeerConfig], str]] = {
+    "preshared_key": _preshared_key,
+    "allowed_ips": _members("allowed_ips"),
+    "endpoint": lambda old, new: f"endpoint: {_endpoint(old.endpoint)} -> {_endpoint(new.endpoint)}",
+}

@@ -1,0 +1,462 @@
+"""What a gateway is specified with: the objects that a TOML file says and that scripts build, and their JSON Schema.
+
+    connlib.Gateway(
+        interface=connlib.GatewayInterface(private_key_file="gateway.key", listen_port=51820),
+        peers=(connlib.GatewayPeer(name="alice", public_key=alice, allowed_ips=(ip_network("10.7.0.2/32"),)),),
+    )
+
+`connlib.gatewayfile` reads the same from a file. Each object is checked when it is made, and frozen: to change one,
+make another (`msgspec.structs.replace`). `Gateway.to_interface_config()` gives what `open_interface` and
+`Interface.apply` take.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from . import _wgvalues as values
+from ._configfile import EXPOSED_HINT, read_file
+from ._errors import ConfigError
+from ._native import PresharedKey, PrivateKey, PublicKey
+from ._types import LIMIT_RANGES, LONGEST_TIMER, SHORTEST_TIMER, Limits, PeerConfig, Role, Timers
+from ._wgvalues import BadValue
+from .config import (
+    IPV6_MTU_HINT,
+    MAX_MTU,
+    MIN_MTU,
+    InterfaceConfig,
+    address_identity,
+    check_interface_name,
+    check_mtu,
+    mtu_is_too_small,
+)
+
+if TYPE_CHECKING:
+    Prefix = IPv4Network | IPv6Network
+    Address = IPv4Interface | IPv6Interface
+else:
+    # msgspec wants one class for a value; each of these stands for two.
+    class Prefix(ABC):  # noqa: B024
+        """An IPv4 or IPv6 prefix."""
+
+    class Address(ABC):  # noqa: B024
+        """An IPv4 or IPv6 address with the length of its prefix."""
+
+    Prefix.register(IPv4Network)
+    Prefix.register(IPv6Network)
+    Address.register(IPv4Interface)
+    Address.register(IPv6Interface)
+
+Secret = TypeVar("Secret", PrivateKey, PresharedKey)
+
+_KEY_FILE_BYTES = 4096
+
+
+_KEY_PATTERN = "^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$"
+_ADDRESS_PATTERN = "^[0-9a-fA-F:.]{2,45}(/[0-9]{1,3})?$"
+_ENDPOINT_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+):[0-9]{1,5}$"
+_PORTS_PATTERN = "^[0-9]{1,5}(-[0-9]{1,5})?$"
+_NAME_PATTERN = "^[A-Za-z0-9_=+.-]{1,15}$"
+
+
+class GatewayRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a peer may reach, or may not. The first rule that fits a packet decides."""
+
+    allow: Annotated[bool, Meta(description="Whether what fits this rule passes.")]
+    protocol: Annotated[
+        Literal["tcp", "udp", "icmp"] | None,
+        Meta(description="The protocol; every one if it is left out. icmp is ICMPv6 as well."),
+    ] = None
+    to: Annotated[tuple[Prefix, ...], Meta(description="Destinations, as prefixes; all if it is empty.")] = ()
+    ports: Annotated[
+        tuple[Annotated[str, Meta(pattern=_PORTS_PATTERN)], ...],
+        Meta(
+            description='Destination ports and ranges of tcp or udp, such as "443" and "8000-8080"; empty: all.'
+        ),
+    ] = ()
+
+    def __post_init__(self) -> None:
+        with _as_config_error():
+            for ports in self.ports:
+                check_ports("ports", ports)
+            if self.ports:
+                check_protocol_of_ports(self.protocol)
+
+
+class GatewayPeer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One peer of a gateway."""
+
+    public_key: Annotated[PublicKey, Meta(description="The peer's public key, in base64.")]
+    name: Annotated[
+        str | None,
+        Meta(
+            description="What logs call the peer; no two peers have the same name. Up to 64 printable characters.",
+            extra_json_schema={"minLength": 1, "maxLength": 64},
+        ),
+    ] = None
+    preshared_key: Annotated[
+        PresharedKey | None,
+        Meta(description="A secret that both ends share, in base64; better in a file of its own."),
+    ] = None
+    preshared_key_file: Annotated[
+        str | None,
+        Meta(
+            description="The file with the preshared key, relative to this one's folder.",
+            extra_json_schema={"minLength": 1},
+        ),
+    ] = None
+    allowed_ips: Annotated[
+        tuple[Prefix, ...],
+        Meta(description="The prefixes behind the peer. No two peers have the same prefix."),
+    ] = ()
+    endpoint: Annotated[
+        str | None,
+        Meta(
+            description="host:port, 192.0.2.1:51820 or [2001:db8::1]:51820. A host name is looked up at the start, "
+            "and again whenever the peer does not answer.",
+            extra_json_schema={"pattern": _ENDPOINT_PATTERN},
+        ),
+    ] = None
+    persistent_keepalive: Annotated[
+        Annotated[int, Meta(ge=0, le=65535)] | None,
+        Meta(description="Seconds between keepalives; 0 for none."),
+    ] = None
+    role: Annotated[
+        Role | None,
+        Meta(
+            description="Who may start sessions with this peer, seen from here; the interface's if left out."
+        ),
+    ] = None
+    rules: Annotated[
+        tuple[GatewayRule, ...],
+        Meta(
+            description="What the peer may reach. Not enforced by this version, which refuses a file with rules."
+        ),
+    ] = ()
+    default: Annotated[
+        Literal["allow", "deny"],
+        Meta(description="What becomes of packets that no rule fits. This version knows allow only."),
+    ] = "allow"
+
+    def __post_init__(self) -> None:
+        with _as_config_error():
+            if self.name is not None:
+                values.display_name(self.name)
+            if self.endpoint is not None:
+                values.endpoint(self.endpoint, "endpoint")
+            if self.persistent_keepalive is not None:
+                values.whole("persistent_keepalive", str(self.persistent_keepalive), 0, 65535)
+            check_preshared_key(self.preshared_key is not None, self.preshared_key_file is not None)
+
+    def __str__(self) -> str:
+        """How messages call the peer: by its name, else by the start of its public key."""
+        return repr(self.name) if self.name is not None else f"peer {self.public_key.to_base64()[:8]}"
+
+
+class GatewayInterface(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The gateway's own end."""
+
+    private_key: Annotated[
+        PrivateKey | None,
+        Meta(description="The private key, in base64; better in a file of its own."),
+    ] = None
+    private_key_file: Annotated[
+        str | None,
+        Meta(
+            description="The file with the private key, relative to this one's folder.",
+            extra_json_schema={"minLength": 1},
+        ),
+    ] = None
+    name: Annotated[
+        str | None,
+        Meta(
+            description="The device's name; the file's own, without .toml, if left out.",
+            extra_json_schema={"pattern": _NAME_PATTERN, "not": {"enum": [".", "..", "all", "default"]}},
+        ),
+    ] = None
+    listen_port: Annotated[
+        int, Meta(description="The UDP port; 0 lets the system choose.", ge=0, le=65535)
+    ] = 0
+    addresses: Annotated[
+        tuple[Address, ...],
+        Meta(description="The device's own addresses, each with the length of its prefix."),
+    ] = ()
+    mtu: Annotated[
+        Annotated[int, Meta(ge=MIN_MTU, le=MAX_MTU)] | None,
+        Meta(description="Largest packet through the device, in bytes; 1420 if left out."),
+    ] = None
+    routes: Annotated[bool, Meta(description="Whether allowed_ips become routes into the device.")] = True
+    role: Annotated[
+        Role,
+        Meta(
+            description="Who may start sessions: responder is a gateway that never does, initiator a client."
+        ),
+    ] = Role.EITHER
+    timers: Annotated[Timers, Meta(description="Seconds of the protocol's timers.")] = Timers()
+    limits: Annotated[Limits, Meta(description="Counts of messages and packets.")] = Limits()
+
+    def __post_init__(self) -> None:
+        with _as_config_error():
+            check_private_key(self.private_key is not None, self.private_key_file is not None)
+            values.whole("listen_port", str(self.listen_port), 0, 65535)
+        if self.name is not None:
+            check_interface_name(self.name)
+        check_mtu(self.mtu)
+
+
+class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A WireGuard gateway: its interface and its peers.
+
+    Raises `ConfigError` if two parts contradict each other: a name, a public key or a prefix that is there twice, a
+    peer with the gateway's own key, an address that the MTU is too small for.
+    """
+
+    interface: Annotated[GatewayInterface, Meta(description="The gateway's own end.")]
+    peers: Annotated[tuple[GatewayPeer, ...], Meta(description="Who may connect.")] = ()
+
+    def __post_init__(self) -> None:
+        own = self.interface.private_key
+        public = own.public_key() if own is not None else None
+        for found in contradictions(self.interface, enumerate(self.peers), public):
+            raise ConfigError(found.problem, hint=found.hint)
+
+    def to_interface_config(self, *, allow_world_readable: bool = False) -> InterfaceConfig:
+        """What `open_interface` takes. Reads the key files.
+
+        Raises `ConfigError` for a key file that cannot be read, that holds no key, or that every user of the machine
+        can read or change, unless `allow_world_readable`.
+        """
+        interface = self.interface
+        private_key = interface.private_key
+        if private_key is None:
+            assert interface.private_key_file is not None  # it has one of the two
+            private_key = read_key(PrivateKey, interface.private_key_file, allow_world_readable)
+        preshared = {
+            peer.public_key: read_key(PresharedKey, peer.preshared_key_file, allow_world_readable)
+            for peer in self.peers
+            if peer.preshared_key_file is not None
+        }
+        return self.with_keys(private_key, preshared)
+
+    def with_keys(
+        self, private_key: PrivateKey, preshared: Mapping[PublicKey, PresharedKey]
+    ) -> InterfaceConfig:
+        """What `open_interface` takes, given the keys that are in files of their own."""
+        interface = self.interface
+        return InterfaceConfig(
+            private_key=private_key,
+            listen_port=interface.listen_port,
+            addresses=interface.addresses,
+            mtu=interface.mtu,
+            peers=tuple(_peer_config(peer, preshared) for peer in self.peers),
+            name=interface.name,
+            role=interface.role,
+            routes=interface.routes,
+            timers=interface.timers,
+            limits=interface.limits,
+        )
+
+
+def _peer_config(peer: GatewayPeer, preshared: Mapping[PublicKey, PresharedKey]) -> PeerConfig:
+    return PeerConfig(
+        public_key=peer.public_key,
+        preshared_key=peer.preshared_key or preshared.get(peer.public_key),
+        allowed_ips=tuple(dict.fromkeys(peer.allowed_ips)),
+        endpoint=values.endpoint(peer.endpoint) if peer.endpoint is not None else None,
+        persistent_keepalive=float(peer.persistent_keepalive) if peer.persistent_keepalive else None,
+        role=Role.EITHER if peer.role is None else peer.role,
+        name=peer.name,
+    )
+
+
+def read_key(kind: type[Secret], path: str, allow_world_readable: bool) -> Secret:
+    """The key in a file, as `connlib genkey` and `connlib genpsk` write it. Raises `ConfigError`."""
+    file = read_file(path, _KEY_FILE_BYTES, kind="a file with one key")
+    if not allow_world_readable and (file.others_may_read or file.others_may_write):
+        raise ConfigError(file.exposed("it holds a key"), hint=EXPOSED_HINT, path=file.name)
+    try:
+        return values.key(kind, "what is in it", file.text().strip())
+    except BadValue as bad:
+        raise ConfigError(bad.problem, hint=bad.hint, path=file.name) from None
+
+
+class Contradiction(NamedTuple):
+    """Two parts of a gateway that do not go together."""
+
+    place: tuple[str | int, ...]
+    """The part to change, as names of fields and numbers of elements."""
+    problem: str
+    hint: str
+
+
+def contradictions(
+    interface: GatewayInterface | None, peers: Iterable[tuple[int, GatewayPeer]], own: PublicKey | None
+) -> Iterator[Contradiction]:
+    """What is wrong with the parts together, of those that are there: with the peers, each with its number.
+
+    own: the gateway's public key, if it is known.
+    """
+    known = list(peers)
+    if interface is not None:
+        yield from _link_contradictions(interface, known)
+    keys: dict[PublicKey, GatewayPeer] = {}
+    names: dict[str, GatewayPeer] = {}
+    owners: dict[Prefix, GatewayPeer] = {}
+    for number, peer in known:
+        place = ("peers", number)
+        if peer.public_key == own:
+            hint = "give the peer's key: this one belongs to the gateway's private key"
+            yield Contradiction((*place, "public_key"), "public_key is the gateway's own", hint)
+        if (other := keys.setdefault(peer.public_key, peer)) is not peer:
+            problem = f"public_key: {other} has the same one"
+            yield Contradiction((*place, "public_key"), problem, "merge the two peers, or correct one")
+        if peer.name is not None and names.setdefault(peer.name, peer) is not peer:
+            yield Contradiction((*place, "name"), f"name: there is another {peer}", "rename one of the two")
+        for element, prefix in enumerate(peer.allowed_ips):
+            if (owner := owners.setdefault(prefix, peer)) is not peer:
+                problem = f"allowed_ips: {prefix} already belongs to {owner}"
+                yield Contradiction(
+                    (*place, "allowed_ips", element), problem, "remove it from one of the two"
+                )
+        if interface is not None and peer.role is Role.EITHER and interface.role is not Role.EITHER:
+            problem = f"role: either contradicts the interface's {interface.role.value}"
+            hint = "remove the interface's role, and give each peer its own"
+            yield Contradiction((*place, "role"), problem, hint)
+    for number, peer in known:
+        if peer.rules or peer.default != "allow":
+            field = "rules" if peer.rules else "default"
+            problem = (
+                f"{field}: this version of connlib does not enforce rules, and does not ignore them either"
+            )
+            yield Contradiction(("peers", number, field), problem, "remove the rules of all peers")
+            return
+
+
+def _link_contradictions(
+    interface: GatewayInterface, peers: list[tuple[int, GatewayPeer]]
+) -> Iterator[Contradiction]:
+    seen: set[object] = set()
+    for element, address in enumerate(interface.addresses):
+        if (identity := address_identity(address)) in seen:
+            place = ("interface", "addresses", element)
+            yield Contradiction(place, f"addresses: {address} is there twice", "remove one of the two")
+        seen.add(identity)
+    routed = [prefix for _, peer in peers for prefix in peer.allowed_ips if interface.routes]
+    if too_small_for := mtu_is_too_small(interface.mtu, interface.addresses, routed):
+        problem = f"mtu: {interface.mtu} is too small for {too_small_for}"
+        yield Contradiction(("interface", "mtu"), problem, IPV6_MTU_HINT)
+
+
+def check_private_key(inline: bool, in_file: bool) -> None:
+    """Raise `BadValue` unless the private key is in exactly one place."""
+    if not inline and not in_file:
+        raise BadValue(
+            "there is no private key", "add private_key_file or private_key; `connlib genkey` makes a key"
+        )
+    if inline and in_file:
+        raise BadValue("there are a private_key and a private_key_file", "keep one of the two")
+
+
+def check_preshared_key(inline: bool, in_file: bool) -> None:
+    """Raise `BadValue` if a preshared key is in two places."""
+    if inline and in_file:
+        raise BadValue("there are a preshared_key and a preshared_key_file", "keep one of the two")
+
+
+def check_ports(name: str, text: str) -> None:
+    """Raise `BadValue` unless this is a port, or a range from a lower one to a higher one."""
+    ends = [values.whole(name, end, 1, 65535) for end in text.split("-", 1)]
+    if ends != sorted(ends):
+        raise BadValue(f"{name}: the range {text} ends before it begins", "write the lower port first")
+
+
+def check_protocol_of_ports(protocol: object) -> None:
+    """Raise `BadValue` unless a rule that has ports is about a protocol that has them."""
+    if protocol not in ("tcp", "udp"):
+        raise BadValue("ports: only tcp and udp have ports", 'add protocol = "tcp", or remove the ports')
+
+
+@contextmanager
+def _as_config_error() -> Iterator[None]:
+    try:
+        yield
+    except BadValue as bad:
+        raise ConfigError(bad.problem, hint=bad.hint) from None
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a gateway's file.
+
+    It says what single values may be. What contradicts another value is for `connlib check` to say.
+    """
+    made = _without_null(msgspec.json.schema(Gateway, schema_hook=_custom_type))
+    definitions = made["$defs"]
+    one_key: dict[str, Any] = {"oneOf": [{"required": [f]} for f in ("private_key", "private_key_file")]}
+    definitions["GatewayInterface"].update(one_key)
+    definitions["GatewayPeer"]["not"] = {"required": ["preshared_key", "preshared_key_file"]}
+    for definition in definitions.values():
+        # The first paragraph; the others are for those who write Python.
+        definition["description"] = " ".join(definition["description"].partition("\n\n")[0].split())
+    for kind, properties in (("Timers", _timer_schema), ("Limits", _limit_schema)):
+        definitions[kind]["additionalProperties"] = False
+        for name, property_ in definitions[kind]["properties"].items():
+            property_.update(properties(name))
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "connlib gateway", **made}
+
+
+def _custom_type(kind: type) -> dict[str, Any]:
+    if kind in (PrivateKey, PresharedKey, PublicKey):
+        return {"type": "string", "pattern": _KEY_PATTERN}
+    return {"type": "string", "pattern": _ADDRESS_PATTERN}
+
+
+def _without_null(part: Any) -> Any:
+    """A part of a schema without null, which TOML does not have."""
+    if isinstance(part, list):
+        return [_without_null(element) for element in part]
+    if not isinstance(part, dict):
+        return part
+    part = {key: _without_null(value) for key, value in part.items() if value is not None}
+    kinds = part.get("anyOf", [])
+    if {"type": "null"} in kinds:
+        kinds.remove({"type": "null"})
+        (kind,) = kinds
+        del part["anyOf"]
+        part = {**kind, **part}
+    if isinstance(part.get("enum"), list):
+        part["enum"] = [word for word in part["enum"] if word is not None]
+    return part
+
+
+_TIMER_DESCRIPTIONS = {
+    "rekey_after_time": "A session of this age is renewed by its initiator when it sends.",
+    "reject_after_time": "A session of this age is not used any more.",
+    "rekey_attempt_time": "For how long an unanswered initiation is repeated.",
+    "rekey_timeout": "After how long an unanswered initiation is repeated.",
+    "keepalive_timeout": "After how long received data is acknowledged if nothing else was sent.",
+}
+_LIMIT_DESCRIPTIONS = {
+    "rekey_after_messages": "After how many messages a session is renewed.",
+    "reject_after_messages": "How many messages a session carries at most.",
+    "queue_packets": "How many packets wait for a session at most.",
+}
+
+
+def _timer_schema(name: str) -> dict[str, Any]:
+    return {
+        "description": _TIMER_DESCRIPTIONS[name],
+        "minimum": SHORTEST_TIMER,
+        "maximum": LONGEST_TIMER,
+    }
+
+
+def _limit_schema(name: str) -> dict[str, Any]:
+    low, high = LIMIT_RANGES[name]
+    return {"description": _LIMIT_DESCRIPTIONS[name], "minimum": low, "maximum": high}
