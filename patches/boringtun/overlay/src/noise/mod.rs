@@ -7,7 +7,8 @@
 //! | `tunnel.rs` | `Tunn`: what a packet, a datagram or a command does |
 //! | `timers.rs` | every deadline, its reason, and what happens when it is due (section 6) |
 //! | `sessions.rs` | previous, current and next session |
-//! | `settings.rs` | roles, limits, statistics: plain values |
+//! | `settings.rs` | roles, limits: plain values |
+//! | `stats.rs` | counters, and what else can be seen from outside |
 //! | `handshake.rs` | Noise_IKpsk2, upstream's with our patches |
 //! | `session.rs` | sealing, opening and the replay window, upstream's with our patches |
 //! | `rate_limiter.rs` | MAC1, MAC2 and cookies, upstream's with our patches |
@@ -22,13 +23,15 @@ mod output;
 mod session;
 mod sessions;
 mod settings;
+mod stats;
 mod timers;
 mod tunnel;
 
 pub use env::{Env, Indices};
 pub use errors::WireGuardError;
 pub use output::{Event, Output, Packets, Received};
-pub use settings::{Limits, Role, Settings, Stats, TunnParams};
+pub use settings::{Limits, Role, Settings, TunnParams};
+pub use stats::Stats;
 pub use timers::{MAX_JITTER, TimerConfig, Timeout, TimeoutReason};
 pub use tunnel::Tunn;
 

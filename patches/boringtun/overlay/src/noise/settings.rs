@@ -56,29 +56,3 @@ pub struct TunnParams {
     /// The wall clock at construction, since 1970: for the timestamps in initiations.
     pub unix_time: Duration,
 }
-
-/// A tunnel in numbers. Bytes are those of UDP payloads, handshakes included.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Stats {
-    /// Time since the last session was established.
-    pub last_handshake: Option<Duration>,
-    /// Age of the current session.
-    pub session_age: Option<Duration>,
-    pub tx_bytes: u64,
-    pub rx_bytes: u64,
-    /// IP packets sealed, keepalives not counted.
-    pub tx_packets: u64,
-    /// IP packets opened, keepalives not counted.
-    pub rx_packets: u64,
-    pub queued: usize,
-    /// Live sessions: 0 to 3.
-    pub sessions: usize,
-    pub initiations_sent: u64,
-    pub responses_sent: u64,
-    pub keepalives_sent: u64,
-    /// Share of the peer's packets on the current session that never came: 0 to 1.
-    pub loss: f32,
-    /// From the last initiation that was answered to its response.
-    pub rtt: Option<Duration>,
-    pub handshake_pending: bool,
-}

@@ -8,7 +8,8 @@
 use super::handshake::Handshake;
 use super::session::Session;
 use super::sessions::Sessions;
-use super::settings::{Limits, Role, Settings, Stats, TunnParams};
+use super::settings::{Limits, Role, Settings, TunnParams};
+use super::stats::Stats;
 use super::timers::{Attempt, Timers};
 use super::{
     ip_length, Env, Event, Indices, Output, Packet, PacketData, Received, WireGuardError,
@@ -53,11 +54,11 @@ pub struct Tunn {
     /// Static public keys, ours larger than the peer's: then the peer yields when initiations cross.
     is_larger: bool,
     last_initiation: Option<Instant>,
-    established: Option<Instant>,
+    pub(super) established: Option<Instant>,
     /// `PeerSilent` was said for the message limit of the current session.
     said_silent: bool,
     /// What is counted as it happens; the rest of it is filled in by `stats`.
-    counts: Stats,
+    pub(super) counts: Stats,
 }
 
 impl Tunn {
@@ -247,33 +248,6 @@ impl Tunn {
         self.sessions.clear(indices);
         self.handshake.cancel(indices);
         self.timers.attempt = None;
-    }
-
-    /// How many packets wait for a session.
-    #[inline]
-    pub fn queued(&self) -> usize {
-        self.queue.len()
-    }
-
-    pub fn stats(&self, now: Instant) -> Stats {
-        let now = self.clock.max(now);
-        let age_limit = self.timers.config.reject_after_time;
-        let current = self.sessions.current();
-        let current = current.filter(|s| now < s.created + age_limit);
-        let (expected, received) = current.map_or((0, 0), Session::current_packet_cnt);
-        Stats {
-            last_handshake: self.established.map(|at| now.duration_since(at)),
-            session_age: current.map(|s| now.duration_since(s.created)),
-            queued: self.queue.len(),
-            sessions: self.sessions.younger_than(age_limit, now),
-            loss: match expected {
-                0 => 0.0,
-                _ => 1.0 - received as f32 / expected as f32,
-            },
-            rtt: self.handshake.last_rtt,
-            handshake_pending: self.timers.attempt.is_some(),
-            ..self.counts
-        }
     }
 
     /// Whether the current session may carry data.
