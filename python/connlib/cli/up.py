@@ -105,9 +105,7 @@ def _name_after(file: str) -> str:
 
 async def _serve(config: InterfaceConfig, file: str, stop: StopSignals, recorder: Recorder) -> None:
     with trio.CancelScope() as scope:
-        token = trio.lowlevel.current_trio_token()
-        # A handler may run between any two instructions of the event loop, so that it only leaves a message there.
-        stop.tell(lambda: _tell(token, stop, scope))
+        stop_by_signal(stop, scope)
         async with _opened(config, file) as interface, trio.open_nursery() as nursery:
             recorder.start(interface)
             names = {peer.public_key: describe_peer(peer) for peer in config.peers}
@@ -133,6 +131,13 @@ async def _serve(config: InterfaceConfig, file: str, stop: StopSignals, recorder
             nursery.cancel_scope.cancel()
     stop.tell(None)
     log.info("%s is down", config.name)
+
+
+def stop_by_signal(stop: StopSignals, scope: trio.CancelScope) -> None:
+    """Have the first stop signal, which may have come already, cancel a scope of the running event loop."""
+    token = trio.lowlevel.current_trio_token()
+    # A handler may run between any two instructions of the event loop, so that it only leaves a message there.
+    stop.tell(lambda: _tell(token, stop, scope))
 
 
 def _tell(token: trio.lowlevel.TrioToken, stop: StopSignals, scope: trio.CancelScope) -> None:
