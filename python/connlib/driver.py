@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from weakref import WeakSet
 
 import anyio
@@ -140,9 +140,15 @@ async def open_interface(
 
 
 def _node(config: NodeConfig, now: float, unix_time: float) -> Node:
-    """A node, or `ConfigError` for every way in which its configuration is wrong."""
-    try:
+    with _config_errors():
         return Node(config, now=now, unix_time=unix_time)
+
+
+@contextmanager
+def _config_errors() -> Iterator[None]:
+    """`ConfigError` for every way in which a node's configuration is wrong."""
+    try:
+        yield
     except ConfigError:
         raise
     except ValueError as error:
@@ -300,8 +306,9 @@ class Interface:
             self._check_open()
             self._check_name(config)
             new = node_config(config)
-            # A rehearsal: what is wrong with it is known before anything is touched.
-            _node(new, self._clock.now(), self._clock.unix_time())
+            if anew or self._touches_more_than_the_node(config):
+                # A rehearsal: what is wrong with it is known before anything is touched.
+                _node(new, self._clock.now(), self._clock.unix_time())
             old_link = self._link
             with ExitStack() as undo:
                 udp = self._changed_udp(config, undo)
@@ -309,7 +316,8 @@ class Interface:
                 # From here on there is no await, so that nothing can come between.
                 self._check_open()
                 try:
-                    diff = self._apply_to_node(new, anew, relocate)
+                    with _config_errors():
+                        diff = self._apply_to_node(new, anew, relocate)
                 except BaseException:
                     with anyio.CancelScope(shield=True):
                         await self._revert_link(old_link)
@@ -320,6 +328,11 @@ class Interface:
             self._replace_udp(udp)
             self._settle()
             return with_what_the_node_does_not_see(diff, before, config)
+
+    def _touches_more_than_the_node(self, config: InterfaceConfig) -> bool:
+        before = self._config
+        sockets_change = (config.listen_port, config.fwmark) != (before.listen_port, before.fwmark)
+        return self._manages_link or sockets_change
 
     def _changed_udp(self, config: InterfaceConfig, undo: ExitStack) -> UdpEnd:
         """The end that the configuration asks for: the one there is, or one on another port."""

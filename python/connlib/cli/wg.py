@@ -132,6 +132,7 @@ async def _serve(name: str, ready: Callable[[], None]) -> None:
     from connlib.links import DEFAULT_MTU
     from connlib.tun import make_device, set_mtu
     from connlib.uapi.device import Device
+    from connlib.uapi.link import follow_link
     from connlib.uapi.server import serve
     from connlib.uapi.socketfile import SocketFile
 
@@ -143,14 +144,15 @@ async def _serve(name: str, ready: Callable[[], None]) -> None:
         descriptor, made = make_device(name)
         stack.callback(os.close, descriptor)
         set_mtu(made, DEFAULT_MTU)
-        nobodys = InterfaceConfig(private_key=PrivateKey.generate())
+        nobodys = InterfaceConfig(private_key=PrivateKey.generate(), mtu=DEFAULT_MTU, routes=False)
         async with open_interface(nobodys, tun=descriptor) as interface:
-            device = Device(interface, keyless=True)
+            device = Device(interface, keyless=True, up=False)
             with SocketFile(name) as file:
                 ready()
                 log.info("%s is there, and waits for wg at %s", name, file.path)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(serve, device, file.socket)
+                    nursery.start_soon(follow_link, device, descriptor)
                     await file.wait_removed()
                     log.info("stopping: %s was removed", file.path)
                     nursery.cancel_scope.cancel()

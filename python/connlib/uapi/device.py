@@ -13,7 +13,7 @@ from connlib._errors import ClosedError, ConfigError, DeviceError
 from connlib._native import PrivateKey, PublicKey
 from connlib._types import PeerConfig, PeerStats
 from connlib._wgvalues import is_low_order
-from connlib.config import InterfaceConfig
+from connlib.config import MAX_MTU, MIN_MTU, InterfaceConfig
 from connlib.driver import Interface, InterfaceStats
 
 from . import protocol
@@ -31,14 +31,16 @@ class Device:
     low order there is one of nobody's that has its allowed IPs, so that packets to them go nowhere else.
 
     keyless: whether the private key of the interface is nobody's, to begin with.
+    up: whether the interface is to run at once, or only when `link_changed` says that its device is up.
     """
 
-    def __init__(self, interface: Interface, *, keyless: bool = False) -> None:
+    def __init__(self, interface: Interface, *, keyless: bool = False, up: bool = True) -> None:
         self._interface = interface
         self._requests = anyio.Lock()
         self._applied = interface.config
         self._settings = _settings_of(interface.config)
         self._stand_ins: dict[PublicKey, PublicKey] = {}
+        self._up = up
         if keyless:
             self._settings = dataclasses.replace(self._settings, private_key=None)
 
@@ -48,13 +50,37 @@ class Device:
             _log.error("%s: a request was refused: %s", self._interface.name, request)
             return iter([protocol.answer_to_set(request.errno)])
         async with self._requests:
-            if self._interface.config is not self._applied:
-                # The program has changed it.
-                self._applied = self._interface.config
-                self._settings = _settings_of(self._applied)
+            self._notice_changes()
             if isinstance(request, GetRequest):
                 return self._state()
             return iter([protocol.answer_to_set(await self._set(request))])
+
+    async def link_changed(self, mtu: int | None, *, up: bool) -> None:
+        """Take note of the device's MTU (None: unknown), and run once it is up.
+
+        An interface whose device was never up is silent, as the kernel's is: a session that is started when the other
+        side is not configured yet only delays the one that traffic would start. It goes on when the device goes down.
+        """
+        async with self._requests:
+            self._notice_changes()
+            config = self._interface.config
+            clamped = config.mtu if mtu is None else max(MIN_MTU, min(mtu, MAX_MTU))
+            if clamped == config.mtu and (self._up or not up):
+                return
+            before, self._up = self._up, self._up or up
+            try:
+                config = dataclasses.replace(self._config(self._settings), mtu=clamped)
+                await self._interface.apply(config)
+            except (ConfigError, DeviceError) as error:
+                self._up = before
+                _log.error("%s: an MTU of %s cannot be had: %s", self._interface.name, mtu, error)
+            self._applied = self._interface.config
+
+    def _notice_changes(self) -> None:
+        if self._interface.config is not self._applied:
+            # The program has changed it.
+            self._applied = self._interface.config
+            self._settings = _settings_of(self._applied)
 
     def _state(self) -> Iterator[bytes]:
         settings, stats = self._settings, self._interface.stats()
@@ -102,13 +128,13 @@ class Device:
         }
 
     def _config(self, settings: Settings) -> InterfaceConfig:
-        has_key = settings.private_key is not None
+        runs = self._up and settings.private_key is not None
         return dataclasses.replace(
             self._interface.config,
             private_key=settings.private_key or PrivateKey.generate(),
             listen_port=settings.listen_port,
             fwmark=settings.fwmark,
-            peers=tuple(self._possible(settings.peers.values())) if has_key else (),
+            peers=tuple(self._possible(settings.peers.values())) if runs else (),
         )
 
     def _possible(self, peers: Iterable[PeerConfig]) -> Iterator[PeerConfig]:

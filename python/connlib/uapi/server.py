@@ -24,7 +24,8 @@ MOST_CLIENTS = 256
 PATIENCE = 60.0
 """Seconds from a client's coming, or its last answer, to the end of the next answer."""
 
-_READ_BYTES = 1 << 16
+_READ_BYTES = 1 << 14
+"""What is read of a request before others have their turn: some milliseconds of work."""
 _PAUSE = 0.1
 """Seconds to wait where no client can be accepted, for want of descriptors say."""
 
