@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import os
 import socket
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import anyio
 import pytest
 
 from connlib import ConfigError, DeviceError
-from connlib.driver import MemoryTun, open_interface
+from connlib.driver import LoopClock, MemoryTun, open_interface
 from helpers_driver import (
     CLIENT,
     CLIENT_HOST,
@@ -212,8 +213,34 @@ async def test_a_peer_is_relocated_to_an_address_that_was_configured_before() ->
 
 
 @in_virtual_time
-async def test_the_date_of_a_handshake_is_the_same_whenever_it_is_asked_for() -> None:
+async def test_a_port_that_was_had_is_given_back_when_what_comes_after_it_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fail(_self: object, _config: object) -> None:
+        raise DeviceError("no route")
+
     async with open_pair() as pair:
+        monkeypatch.setattr("connlib.driver.Interface._set_link", fail)
+        with pytest.raises(DeviceError, match="no route"):
+            await pair.gateway.apply(gateway_config(listen_port=OTHER_PORT))
+        assert (GATEWAY_HOST, OTHER_PORT) not in pair.network._sockets
+        await pair.exchange()
+
+
+class UnsteadyClock(LoopClock):
+    """Its wall clock is read a little later each time, as two clocks always are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._late = itertools.cycle((0.0, 0.02, 0.2, 0.01))
+
+    def unix_time(self) -> float:
+        return super().unix_time() + next(self._late)
+
+
+@in_virtual_time
+async def test_the_date_of_a_handshake_is_the_same_whenever_it_is_asked_for() -> None:
+    async with open_pair(clock=UnsteadyClock()) as pair:
         await pair.exchange()
         dates = set()
         for _ in range(20):

@@ -13,11 +13,14 @@ from pathlib import Path
 
 import anyio
 import pytest
+import trio
+from trio.testing import MockClock
 
 from connlib import ConfigError, DeviceError, InterfaceConfig, PrivateKey, PublicKey
 from connlib.driver import Interface, MemoryTun, MemoryUdp, open_interface
 from connlib.uapi import server, socketfile
 from connlib.uapi.device import Device
+from connlib.uapi.protocol import PeerSection, SetRequest
 from connlib.uapi.server import serve
 from connlib.uapi.socketfile import SocketFile
 from helpers_driver import CLIENT, GATEWAY, packet
@@ -208,6 +211,57 @@ def test_another_private_key_makes_other_sessions(run: Run, tmp_path: Path) -> N
     run(body)
 
 
+def test_replaced_peers_have_no_session_and_updated_ones_keep_theirs(run: Run, tmp_path: Path) -> None:
+    async def body() -> None:
+        async with both(tmp_path) as (a, b):
+            await exchange(a, b)
+            section = [f"public_key={hexed(A_KEY.public_key())}", f"allowed_ip={CLIENT}/32"]
+            assert await b.set(*section) == 0
+            assert b.interface.stats().peers[0].tunnel.sessions == 1
+            assert await b.set("replace_peers=true", *section) == 0
+            (stats,) = b.interface.stats().peers
+            assert (stats.tunnel.sessions, stats.tunnel.rx_bytes, stats.endpoint) == (0, 0, None)
+
+    run(body)
+
+
+def test_an_endpoint_that_is_set_again_counts_though_the_peer_has_roamed(run: Run, tmp_path: Path) -> None:
+    async def body() -> None:
+        async with both(tmp_path) as (a, b):
+            await exchange(a, b)
+            assert await b.set("listen_port=3333") == 0
+            await b.tun.send(packet(GATEWAY, CLIENT))
+            await a.tun.receive()
+            assert f"endpoint={B_HOST}:3333" in await a.get()
+            key = f"public_key={hexed(B_KEY.public_key())}"
+            assert await a.set(key, f"endpoint={B_HOST}:2222") == 0
+            assert f"endpoint={B_HOST}:2222" in await a.get()
+
+    run(body)
+
+
+def test_nothing_is_sent_before_the_device_was_up_and_its_mtu_is_followed(run: Run, tmp_path: Path) -> None:
+    async def body() -> None:
+        async with both(tmp_path) as (a, _):
+            device = Device(a.interface, up=False)
+            await device.link_changed(1500, up=False)
+            assert a.interface.config.mtu == 1500 and a.interface.config.peers == ()
+            request = SetRequest(peers=[PeerSection(public_key=B_KEY.public_key(), persistent_keepalive=25)])
+            assert list(await device.answer(request)) == [b"errno=0\n\n"]
+            await anyio.wait_all_tasks_blocked()
+            assert a.interface.stats().peers == ()
+            await device.link_changed(1500, up=True)
+            await anyio.wait_all_tasks_blocked()
+            assert a.interface.stats().peers[0].tunnel.initiations_sent == 1
+            # What no interface can have is the next best.
+            for mtu, taken in ((68, 576), (65_535, 65_472), (None, 65_472)):
+                await device.link_changed(mtu, up=False)
+                assert a.interface.config.mtu == taken
+                assert len(a.interface.stats().peers) == 1, "once up, it goes on"
+
+    run(body)
+
+
 def test_a_peer_of_low_order_is_a_setting_and_gets_no_packet(run: Run, tmp_path: Path) -> None:
     async def body() -> None:
         async with both(tmp_path) as (a, b):
@@ -268,6 +322,22 @@ def test_a_program_may_change_the_interface_as_well(run: Run, tmp_path: Path) ->
 
 
 # --- Clients --------------------------------------------------------------------------------------------------------
+
+
+def test_a_client_may_stay_as_long_as_it_asks_now_and_then(tmp_path: Path) -> None:
+    clock = MockClock()
+
+    async def body() -> None:
+        async with both(tmp_path) as (a, _), await anyio.connect_unix(a.path) as client:
+            for _ in range(5):
+                clock.jump(50)
+                await client.send(b"get=1\n\n")
+                assert (await client.receive()).startswith(b"private_key=")
+            clock.jump(61)
+            with pytest.raises(anyio.EndOfStream):
+                await client.receive()
+
+    trio.run(body, clock=clock)
 
 
 def test_slow_clients_hold_nobody_up(run: Run, tmp_path: Path) -> None:
@@ -504,10 +574,11 @@ def test_a_directory_that_stays_locked_is_one_clear_error(
 def test_whoever_removes_the_file_is_noticed(run: Run, folder: Path, how: str) -> None:
     async def remove(file: SocketFile) -> None:
         await anyio.wait_all_tasks_blocked()
-        other = Path(file.path).with_name("other")
-        other.write_text("")
         # Something else that happens in the directory is no reason.
-        other.unlink()
+        beside = Path(file.path).with_name("other")
+        beside.write_text("")
+        beside.unlink()
+        other = folder.with_name("elsewhere")
         await anyio.wait_all_tasks_blocked()
         if how == "unlink":
             os.unlink(file.path)

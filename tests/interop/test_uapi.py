@@ -24,6 +24,7 @@ from interop.traffic import ping
 
 CONNLIB_WG = (sys.executable, "-m", "connlib.cli.wg")
 RUN = Path("/var/run/wireguard")
+DOCUMENTATION = Path(__file__).parent.parent.parent / "docs" / "uapi.md"
 INNER = ("10.66.0.1", "10.66.0.2")
 
 
@@ -310,6 +311,27 @@ def test_a_killed_one_leaves_a_socket_that_the_next_one_replaces(
     wait_for(
         lambda: subprocess.run(["wg", "show", end.name], capture_output=True).returncode == 0, "the next one"
     )
+
+
+def test_the_program_of_the_documentation_serves_its_own_interface(
+    stack: ExitStack, ends: tuple[End, End], tmp_path: Path
+) -> None:
+    one, other = ends
+    name = unique_name("cp")
+    (script,) = re.findall(r"^```python\n(.*?)^```", DOCUMENTATION.read_text(), re.MULTILINE | re.DOTALL)
+    program = tmp_path / "program.py"
+    program.write_text(script.replace("wg0.conf", str(tmp_path / "wg0.conf")))
+    conf = tmp_path / "wg0.conf"
+    conf.touch(mode=0o600)
+    conf.write_text(f"[Interface]\nPrivateKey = {shell('wg', 'genkey')}# connlib: interface = {name}\n")
+    process = Background(one.host.command(sys.executable, str(program)), tmp_path / "program.log")
+    stack.callback(process.stop)
+    wait_for((RUN / f"{name}.sock").exists, "its socket")
+    shell("wg", "set", name, "peer", other.public, "allowed-ips", "10.80.0.0/16")
+    assert shell("wg", "show", name, "peers").split() == [other.public]
+    assert "10.80.0.0/16" in one.host.run("ip", "route", "show", "dev", name), "as its own apply() makes them"
+    process.stop(signal.SIGINT)
+    assert not (RUN / f"{name}.sock").exists()
 
 
 # --- In the background ----------------------------------------------------------------------------------------------
