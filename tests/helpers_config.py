@@ -20,7 +20,7 @@ Address = 10.7.0.1/24, fd07::1/64
 address = 10.8.0.1
 MTU = 1380   # for the DSL line
 Table = off
-FwMark = off
+FwMark = 0xca6c
 SaveConfig = false
 
 [Peer]

@@ -15,6 +15,7 @@ private_key = "{OWN.to_base64()}"
 listen_port = 51820
 addresses = ["10.7.0.1/24", "fd07::1/64", "10.8.0.1"]
 mtu = 1380  # for the DSL line
+fwmark = 0xca6c
 routes = false
 role = "responder"
 
@@ -51,6 +52,7 @@ GATEWAY = Gateway(
         listen_port=51820,
         addresses=(ip_interface("10.7.0.1/24"), ip_interface("fd07::1/64"), ip_interface("10.8.0.1/32")),
         mtu=1380,
+        fwmark=0xCA6C,
         routes=False,
         role=Role.RESPONDER,
         timers=Timers(rekey_timeout=2.5),

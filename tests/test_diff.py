@@ -74,7 +74,9 @@ def test_equal_configurations_have_no_difference() -> None:
             dataclasses.replace(OLD, private_key=OTHER),
             f"~ private key: the public one was and becomes {PUBLIC} -> {OTHER_PUBLIC}; all sessions start anew",
         ),
-        (dataclasses.replace(OLD, listen_port=1), "! listen port: 51820 -> 1, which takes a restart"),
+        (dataclasses.replace(OLD, listen_port=1), "~ UDP port: 51820 -> 1"),
+        (dataclasses.replace(OLD, listen_port=0), "~ UDP port: 51820 -> any"),
+        (dataclasses.replace(OLD, fwmark=0xCA6D), "~ mark: 0xca6c -> 0xca6d"),
         (dataclasses.replace(OLD, name="office1"), "! name: office0 -> office1, which takes a restart"),
         (
             dataclasses.replace(OLD, peers=OLD.peers[1:]),
@@ -96,8 +98,8 @@ def test_an_added_peer_is_a_line_too_and_the_peer_itself_is_not_a_change() -> No
     assert lines(OLD, dataclasses.replace(OLD, peers=(*OLD.peers, peer))) == [f"+ carol, peer {OTHER_PUBLIC}"]
 
 
-def test_a_name_or_port_that_the_new_one_leaves_open_stays() -> None:
-    assert lines(OLD, dataclasses.replace(OLD, listen_port=0, name=None)) == []
+def test_a_name_that_the_new_one_leaves_open_stays() -> None:
+    assert lines(OLD, dataclasses.replace(OLD, name=None)) == []
 
 
 def test_long_lists_are_cut() -> None:

@@ -296,7 +296,7 @@ async def test_apply_moves_the_deadline_of_the_sleeper() -> None:
     "change",
     [
         {"name": "other"},
-        {"listen_port": 1},
+        {"listen_port": 65536},
         {"peers": (gateway_config().peers[0], gateway_config().peers[0])},
     ],
 )

@@ -160,9 +160,7 @@ def test_the_diff_of_two_files_of_either_kind_is_printed(connlib: Command, tmp_p
     write(new, FULL.replace("1380", "1400").replace("alice", "carol").replace("51820\n", "51822\n", 1))
     assert connlib("diff", old, new) == (
         0,
-        "! listen port: 51820 -> 51822, which takes a restart\n"
-        "~ MTU: 1380 -> 1400\n"
-        "~ alice: name: alice -> carol\n",
+        "~ MTU: 1380 -> 1400\n~ UDP port: 51820 -> 51822\n~ alice: name: alice -> carol\n",
         "",
     )
 
@@ -254,8 +252,8 @@ def test_a_hangup_applies_what_the_file_says_now_at_once(
     [
         (UP + "mtu = 1\n", "gw0.toml:6:7: mtu: 1 is out of range; use 576 to 65472"),
         (
-            UP.replace("51820", "51821"),
-            "the listen port cannot change from 51820 to 51821 while the interface is up",
+            UP.replace("[interface]\n", '[interface]\nname = "gw1"\n'),
+            "the name cannot change from gw0 to gw1 while the interface is up",
         ),
         ("?" + UP, "gw0.toml:1:1: this is not TOML"),
         (UP.replace("own.key", "other.key"), "other.key: cannot read it: no such file or directory"),
@@ -266,7 +264,7 @@ def test_a_hangup_applies_what_the_file_says_now_at_once(
             "gw0: cannot add the route to 10.3.0.0/24",
         ),
     ],
-    ids=["value", "port", "syntax", "key", "route"],
+    ids=["value", "name", "syntax", "key", "route"],
 )
 def test_a_bad_file_is_said_to_be_and_changes_nothing(
     namespace: Namespace, gateway: Background, tmp_path: Path, text: str, said: str

@@ -57,6 +57,7 @@ def configs(draw: st.DrawFn) -> InterfaceConfig:
     return InterfaceConfig(
         private_key=OWN,
         listen_port=draw(st.integers(0, 65535)),
+        fwmark=draw(st.integers(0, 0xFFFF_FFFF)),
         addresses=tuple(draw(st.lists(PREFIX.map(ip_interface), max_size=3, unique_by=lambda each: each.ip))),
         mtu=draw(st.none() | st.integers(1280, 65472)),
         peers=peers,
@@ -119,6 +120,8 @@ def test_what_the_format_cannot_say_is_not_written(peer: PeerConfig, message: st
     ("change", "message"),
     [
         ({"listen_port": 65536}, "listen port 65536 is out of range; use 0 to 65535"),
+        ({"fwmark": 2**32}, "fwmark 4294967296 is out of range; use 0 to 0xffffffff"),
+        ({"fwmark": -1}, "fwmark -1 is out of range; use 0 to 0xffffffff"),
         ({"mtu": 100}, "MTU 100 is out of range"),
         (
             {"mtu": 1279, "addresses": (ip_interface("fd00::1/64"),)},

@@ -28,6 +28,7 @@ LAYERS = {
     "upstream": {"upstream"},
     "driver": {"clock", "diff", "driver", "events", "links", "memory", "metrics", "resolver", "tun", "udp"},
     "lab": {"lab"},
+    "uapi": {"uapi"},
     "cli": {"cli"},
     "package": {"__init__"},
     "command": {"__main__"},
@@ -39,7 +40,8 @@ MAY_IMPORT = {
     # They share Node and Tunn, and nothing else.
     "driver": {"base", "config", "driver"},
     "lab": {"base", "config", "lab", "upstream"},
-    "cli": {"base", "config", "driver", "lab", "package", "cli"},
+    "uapi": {"base", "config", "driver", "uapi"},
+    "cli": {"base", "config", "driver", "lab", "uapi", "package", "cli"},
     "package": {"base", "config", "driver"},
     "command": {"cli"},
 }

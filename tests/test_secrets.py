@@ -102,3 +102,28 @@ def test_the_command_forbids_dumps_before_it_reads_a_key() -> None:
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60
     )
     assert done.stderr.splitlines() == ["1 0"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_DUMPABLE is Linux's")
+def test_the_command_for_wg_forbids_dumps_before_there_is_a_loop_to_get_a_key_from() -> None:
+    script = """
+        import ctypes
+        import trio
+        from connlib.cli import wg
+
+        PR_GET_DUMPABLE = 3  # linux/prctl.h
+
+        def dumpable():
+            return ctypes.CDLL(None).prctl(PR_GET_DUMPABLE, 0, 0, 0, 0)
+
+        def run(*args):
+            raise SystemExit(f"{before} {dumpable()}")
+
+        before = dumpable()
+        trio.run = run
+        wg._run("wg0", "error", lambda: None)
+        """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr.splitlines() == ["1 0"]

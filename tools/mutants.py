@@ -103,8 +103,8 @@ MUTANTS = (
         (
             Edit(
                 _NOISE + "tunnel.rs",
-                ".received(inner != Ok(0), is_current, env.now)",
-                ".received(inner != Ok(0), true, env.now)",
+                "if is_current {\n            self.timers.answered();",
+                "if true {\n            self.timers.answered();",
             ),
         ),
         ("tests/spec/test_handshake.py",),

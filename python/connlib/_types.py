@@ -87,7 +87,7 @@ class DropReason(enum.Enum):
     QUEUE_FULL = "queue full"
     """`Limits.queue_packets` packets are waiting for a session already."""
     QUEUE_TIMEOUT = "queue timeout"
-    """No session came up in time for a queued packet of a RESPONDER."""
+    """No session came up in time for a queued packet, and none was sought: by a RESPONDER, or because nobody called."""
     GAVE_UP = "gave up"
     """No session came up within REKEY_ATTEMPT_TIME."""
     COOKIE_REPLY_SENT = "cookie reply sent"

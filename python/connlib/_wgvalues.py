@@ -16,7 +16,7 @@ from typing import TypeVar
 from ._errors import KeyFormatError
 from ._native import PresharedKey, PrivateKey, PublicKey
 from ._types import LONGEST_TIMER, SHORTEST_TIMER, Limits, Role
-from .config import ZONE_HINT, ZONE_PROBLEM, shown
+from .config import MAX_FWMARK, ZONE_HINT, ZONE_PROBLEM, shown
 
 Interface = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
@@ -61,10 +61,15 @@ def key(kind: type[Key], name: str, value: str) -> Key:
 def public_key(value: str, name: str = "PublicKey") -> PublicKey:
     """A peer's key. The few points of low order, with which there is no secret to agree on, are refused."""
     public = key(PublicKey, name, value)
-    # X25519 ignores the highest bit.
-    if int.from_bytes(public.to_bytes(), "little") & (2**255 - 1) in _LOW_ORDER:
+    if is_low_order(public):
         raise BadValue(f"{name} is a point of low order, which is no peer's key", "correct it")
     return public
+
+
+def is_low_order(public: PublicKey) -> bool:
+    """Whether it is one of the points with which every private key makes the same secret."""
+    # X25519 ignores the highest bit.
+    return int.from_bytes(public.to_bytes(), "little") & (2**255 - 1) in _LOW_ORDER
 
 
 def whole(name: str, value: str, low: int, high: int) -> int:
@@ -204,9 +209,16 @@ def table(value: str) -> bool:
     return value.lower() == "auto"
 
 
-def no_fwmark(value: str) -> None:
-    if value.lower() != "off" and not re.fullmatch(r"0(x0{1,8})?", value.lower()):
-        raise BadValue("FwMark: connlib does not mark its sockets", "remove the line")
+def fwmark(value: str) -> int:
+    """The mark of the sockets; 0 if there is none."""
+    if value.lower() == "off":
+        return 0
+    if (
+        not re.fullmatch(r"0x[0-9a-fA-F]{1,8}|[0-9]{1,10}", value)
+        or (number := int(value, 16 if value.startswith("0x") else 10)) > MAX_FWMARK
+    ):
+        raise BadValue(f"FwMark: {shown(value)} is not a mark", "use off, or 0 to 0xffffffff")
+    return number
 
 
 def display_name(value: str) -> str:

@@ -21,6 +21,7 @@ from ._types import Limits, PeerConfig, Role, Timers
 MIN_MTU = 576
 MAX_MTU = 65_472
 MIN_IPV6_MTU = 1280
+MAX_FWMARK = 2**32 - 1
 
 # Linux: at most 15 bytes. Slashes, "." and ".." would leave the directory of a control socket, "%" is the kernel's
 # own pattern, ":" is the syntax of alias addresses: none of them reach the kernel or the file system from here.
@@ -74,6 +75,8 @@ class InterfaceConfig:
     private_key: PrivateKey
     listen_port: int = 0
     """UDP port, 0 to 65535; 0 lets the system choose."""
+    fwmark: int = 0
+    """Mark of what is sent by UDP (SO_MARK), for policy routing and firewalls; 0 for none. Linux only."""
     addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
     """The device's own addresses, each with the length of its prefix."""
     mtu: int | None = None
@@ -90,6 +93,8 @@ class InterfaceConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.listen_port <= 65535:
             raise ConfigError(f"the listen port {self.listen_port} is out of range", hint="use 0 to 65535")
+        if not 0 <= self.fwmark <= MAX_FWMARK:
+            raise ConfigError(f"the fwmark {self.fwmark} is out of range", hint=f"use 0 to {MAX_FWMARK:#x}")
         check_mtu(self.mtu)
         if self.name is not None:
             check_interface_name(self.name)

@@ -38,11 +38,9 @@ def compute_diff(old: InterfaceConfig, new: InterfaceConfig) -> ConfigDiff:
 
 def describe_diff(diff: ConfigDiff, old: InterfaceConfig, new: InterfaceConfig) -> Iterator[Change]:
     """A line for each difference, without keys that are secret; none if there is no difference."""
-    for field in ("name", "listen_port"):
-        # None and 0 leave them as they are.
-        before, after = getattr(old, field), getattr(new, field)
-        if after and after != before:
-            yield Change("!", f"{_spelled(field)}: {before or 'any'} -> {after}, which takes a restart")
+    # None leaves it as it is.
+    if new.name is not None and new.name != old.name:
+        yield Change("!", f"name: {old.name or 'any'} -> {new.name}, which takes a restart")
     for field in diff.node:
         yield Change("~", _INTERFACE.get(field, _plain(field))(old, new))
     peers = {peer.public_key: peer for peer in (*new.peers, *old.peers)}
@@ -133,6 +131,14 @@ def _private_key(old: InterfaceConfig, new: InterfaceConfig) -> str:
     return f"private key: the public one was and becomes {' -> '.join(keys)}; all sessions start anew"
 
 
+def _listen_port(old: InterfaceConfig, new: InterfaceConfig) -> str:
+    return f"UDP port: {old.listen_port or 'any'} -> {new.listen_port or 'any'}"
+
+
+def _fwmark(old: InterfaceConfig, new: InterfaceConfig) -> str:
+    return f"mark: {old.fwmark:#x} -> {new.fwmark:#x}"
+
+
 def _mtu(old: InterfaceConfig, new: InterfaceConfig) -> str:
     return f"MTU: {old.mtu or DEFAULT_MTU} -> {new.mtu or DEFAULT_MTU}"
 
@@ -152,6 +158,8 @@ def _endpoint(endpoint: tuple[str, int] | None) -> str:
 
 _INTERFACE: dict[str, Callable[[InterfaceConfig, InterfaceConfig], str]] = {
     "private_key": _private_key,
+    "listen_port": _listen_port,
+    "fwmark": _fwmark,
     "mtu": _mtu,
     "addresses": _members("addresses"),
     "timers": _constants("timers"),

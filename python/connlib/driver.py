@@ -17,15 +17,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from weakref import WeakSet
 
 import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from ._errors import ClosedError, ConfigError
+from ._errors import ClosedError, ConfigError, DeviceError
 from ._native import Node, PublicKey
 from ._types import ConfigDiff, NodeConfig, NodeInput, NodeStats, PeerChange, PeerConfig
 from .clock import Alarm, BootClock, Clock, LoopClock, alarm_for
@@ -85,6 +85,8 @@ class InterfaceStats(NodeStats):
     lookups: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """How often host names of peers were `asked` for, how often that `failed`, and how often a peer that did not answer
     `moved` to another address by it."""
+    unix_time: float = 0.0
+    """The wall clock when this was counted, in seconds since 1970: what ages count back from."""
 
 
 @asynccontextmanager
@@ -121,7 +123,7 @@ async def open_interface(
     now, unix_time = clock.now(), clock.unix_time()
     node = _node(node_config(config), now, unix_time)
     with ExitStack() as stack:
-        udp_end = open_udp(udp, config.listen_port)
+        udp_end = open_udp(udp, config.listen_port, config.fwmark)
         stack.callback(udp_end.close)
         tun_end = open_tun(tun, config.name)
         stack.callback(tun_end.close)
@@ -130,6 +132,7 @@ async def open_interface(
         interface = Interface(
             config, node, tun_end, udp_end, clock, alarm, unix_time - now, manages_link=tun is None
         )
+        stack.callback(lambda: interface._udp.close())  # not always the one that it began with
         stack.callback(interface._closed)
         await interface._set_link(config)
         with _WithoutGroup():
@@ -142,9 +145,15 @@ async def open_interface(
 
 
 def _node(config: NodeConfig, now: float, unix_time: float) -> Node:
-    """A node, or `ConfigError` for every way in which its configuration is wrong."""
-    try:
+    with _config_errors():
         return Node(config, now=now, unix_time=unix_time)
+
+
+@contextmanager
+def _config_errors() -> Iterator[None]:
+    """`ConfigError` for every way in which a node's configuration is wrong."""
+    try:
+        yield
     except ConfigError:
         raise
     except ValueError as error:
@@ -159,9 +168,14 @@ class _WithoutGroup:
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         # By its attribute, because Python 3.10 has no class for it.
-        inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
-        if len(inner) == 1:
-            raise inner[0] from inner[0].__cause__
+        inner = error
+        while inner is not None:
+            members: tuple[BaseException, ...] = getattr(inner, "exceptions", ())
+            if len(members) != 1:
+                break
+            inner = members[0]
+        if inner is not None and inner is not error:
+            raise inner from inner.__cause__
 
 
 class Interface:
@@ -191,11 +205,13 @@ class Interface:
         self._unix_epoch = unix_epoch
         self._applying = anyio.Lock()
         self._streams: WeakSet[EventStream] = WeakSet()
-        self._draining: set[int] = set()
+        self._draining: set[tuple[UdpEnd | TunEnd, int]] = set()
         self._timer_wakes = 0
         self._lookups: Counter[str] = Counter(asked=0, failed=0, moved=0)
         self._open = True
         self._tasks: TaskGroup
+        # Those that wait for the descriptors of `_udp`, once there are any.
+        self._udp_tasks: TaskGroup | None = None
         self._resolver: Resolver
 
     def __repr__(self) -> str:
@@ -242,7 +258,11 @@ class Interface:
         """The counters now, or, after the interface was closed, as they were then."""
         if not self._open:
             return self._last_stats
-        stats = self._node.stats(self._clock.now())
+        now, unix_time = self._clock.now(), self._clock.unix_time()
+        stats = self._node.stats(now)
+        if not self._was_set(unix_time, now):
+            # So that an instant in the past has the same date whenever it is asked for.
+            unix_time = now + self._unix_epoch
         return InterfaceStats(
             peers=stats.peers,
             drops=stats.drops,
@@ -250,6 +270,7 @@ class Interface:
             udp=self._udp.stats(),
             timer_wakes=self._timer_wakes,
             lookups=dict(self._lookups),
+            unix_time=unix_time,
         )
 
     def initiate_handshake(self, peer: PublicKey) -> None:
@@ -274,35 +295,99 @@ class Interface:
         """What was written down since the last call, and how many more inputs found no room."""
         return self._node.take_recorded()
 
-    async def apply(self, config: InterfaceConfig) -> ConfigDiff:
+    async def apply(
+        self,
+        config: InterfaceConfig,
+        *,
+        anew: Collection[PublicKey] = (),
+        relocate: Collection[PublicKey] = (),
+    ) -> ConfigDiff:
         """Change to another configuration: all of it, or, if this raises, nothing. Sessions go on where they can.
 
-        Addresses, routes and the MTU of a device that was made here change along. `name` and `listen_port` cannot
-        change while the interface is up; None and 0 leave them as they are.
+        Addresses, routes and the MTU of a device that was made here change along. Another `listen_port` moves the
+        interface to new sockets, or is refused if the caller brought them; 0 leaves a port that the system chose, and
+        has it choose in place of another one. `name` cannot change while the interface is up; None leaves it as it is.
 
-        Raises `ConfigError` if the configuration is wrong, `DeviceError` if an address or a route cannot be had, and
-        `ClosedError` after the interface was closed. Cancelled, it has done all or nothing.
+        anew: peers that are removed and added although they stay: no session, counter or address of theirs is kept.
+        relocate: peers whose `endpoint`, if it is an address, is where they are now, wherever they roamed to.
+
+        Raises `ConfigError` if the configuration is wrong, `DeviceError` if a port, a mark, an address or a route
+        cannot be had, and `ClosedError` after the interface was closed. Cancelled, it has done all or nothing.
         """
         async with self._applying:
             self._check_open()
-            self._check_unchangeable(config)
+            self._check_name(config)
             new = node_config(config)
-            # A rehearsal: what is wrong with it is known before anything is touched.
-            _node(new, self._clock.now(), self._clock.unix_time())
+            if anew or self._touches_more_than_the_node(config):
+                # A rehearsal: what is wrong with it is known before anything is touched.
+                _node(new, self._clock.now(), self._clock.unix_time())
             old_link = self._link
-            await self._set_link(config)
-            # From here on there is no await, so that nothing can come between.
-            self._check_open()
-            try:
-                diff = self._node.apply(new, self._now())
-            except BaseException:
-                with anyio.CancelScope(shield=True):
-                    await self._revert_link(old_link)
-                raise
+            with ExitStack() as undo:
+                udp = self._changed_udp(config, undo)
+                await self._set_link(config)
+                # From here on there is no await, so that nothing can come between.
+                self._check_open()
+                try:
+                    with _config_errors():
+                        diff = self._apply_to_node(new, anew, relocate)
+                except BaseException:
+                    with anyio.CancelScope(shield=True):
+                        await self._revert_link(old_link)
+                    raise
+                undo.pop_all()
             before, self._config = self._config, config
             self._resolver.update(config.peers)
+            self._replace_udp(udp)
             self._settle()
             return with_what_the_node_does_not_see(diff, before, config)
+
+    def _touches_more_than_the_node(self, config: InterfaceConfig) -> bool:
+        before = self._config
+        sockets_change = (config.listen_port, config.fwmark) != (before.listen_port, before.fwmark)
+        return self._manages_link or sockets_change
+
+    def _changed_udp(self, config: InterfaceConfig, undo: ExitStack) -> UdpEnd:
+        """The end that the configuration asks for: the one there is, or one on another port."""
+        before = self._config
+        if config.listen_port not in (before.listen_port, self.listen_port):
+            end = self._udp.reopened(config.listen_port, config.fwmark)
+            undo.callback(end.close)
+            return end
+        if config.fwmark != before.fwmark:
+            self._udp.set_mark(config.fwmark)
+            undo.callback(self._revert_mark, before.fwmark)
+        return self._udp
+
+    def _revert_mark(self, mark: int) -> None:
+        with suppress(DeviceError):  # the interface was closed meanwhile
+            self._udp.set_mark(mark)
+
+    def _replace_udp(self, udp: UdpEnd) -> None:
+        if udp is self._udp:
+            return
+        # Whoever waits for the old end closes it, when nobody waits any more.
+        udp.take_over(self._udp.stats())
+        self._udp = udp
+        if self._udp_tasks is not None:
+            self._udp_tasks.cancel_scope.cancel()
+            self._udp_tasks = None
+        self._tasks.start_soon(self._serve_udp, udp)
+
+    def _apply_to_node(
+        self, config: NodeConfig, anew: Collection[PublicKey], relocate: Collection[PublicKey]
+    ) -> ConfigDiff:
+        now = self._now()
+        if anew:
+            others = tuple(peer for peer in config.peers if peer.public_key not in anew)
+            first = self._node.apply(dataclasses.replace(config, peers=others), now)
+            last = self._node.apply(config, now)
+            diff = dataclasses.replace(first, added=(*first.added, *last.added))
+        else:
+            diff = self._node.apply(config, now)
+        for peer in config.peers:
+            if peer.public_key in relocate and peer.endpoint is not None:
+                self._node.set_endpoint(peer.public_key, peer.endpoint, now)
+        return diff
 
     async def _set_link(self, config: InterfaceConfig) -> None:
         if self._manages_link:
@@ -317,20 +402,13 @@ class Interface:
             await change_link(self.name, self._link, to, keep=True)
             self._link = to
 
-    def _check_unchangeable(self, config: InterfaceConfig) -> None:
-        for field, new, old in (
-            ("name", config.name or self.name, self._config.name or self.name),
-            (
-                "listen port",
-                config.listen_port or self.listen_port,
-                self._config.listen_port or self.listen_port,
-            ),
-        ):
-            if new != old:
-                raise ConfigError(
-                    f"the {field} cannot change from {old} to {new} while the interface is up",
-                    hint="stop the interface and start it again",
-                )
+    def _check_name(self, config: InterfaceConfig) -> None:
+        new, old = config.name or self.name, self._config.name or self.name
+        if new != old:
+            raise ConfigError(
+                f"the name cannot change from {old} to {new} while the interface is up",
+                hint="stop the interface and start it again",
+            )
 
     def _check_open(self) -> None:
         if not self._open:
@@ -342,8 +420,7 @@ class Interface:
         self._resolver.update(self._config.peers)
         tasks.start_soon(self._keep_time)
         tasks.start_soon(self._read_tun)
-        for family in self._udp.families:
-            tasks.start_soon(self._receive, family)
+        tasks.start_soon(self._serve_udp, self._udp)
         self._settle()
 
     def _closed(self) -> None:
@@ -380,15 +457,29 @@ class Interface:
 
         await _serve(self._tun.wait_readable, turn)
 
-    async def _receive(self, family: int) -> None:
+    async def _serve_udp(self, udp: UdpEnd) -> None:
+        """Receive from one end until another one takes its place."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                if udp is not self._udp:
+                    return  # that happened before this began
+                self._udp_tasks = tasks
+                for family in udp.families:
+                    tasks.start_soon(self._receive, udp, family)
+                self._settle()
+        finally:
+            if udp is not self._udp:
+                udp.close()
+
+    async def _receive(self, udp: UdpEnd, family: int) -> None:
         def turn() -> int:
-            count = self._udp.receive(self._node, self._now(), BUDGET, family)
+            count = udp.receive(self._node, self._now(), BUDGET, family)
             self._settle()
             self._tun.check()
             return count
 
         async def wait_readable() -> None:
-            await self._udp.wait_readable(family)
+            await udp.wait_readable(family)
 
         await _serve(wait_readable, turn)
 
@@ -406,34 +497,36 @@ class Interface:
                 stream.publish(event)
         deadline = self._node.next_timeout()
         self._alarm.set(None if deadline is None else deadline.at)
-        for descriptor in self._blocked():
-            if descriptor not in self._draining:
-                self._draining.add(descriptor)
-                self._tasks.start_soon(self._drain, descriptor)
+        for end, tasks in ((self._udp, self._udp_tasks), (self._tun, self._tasks)):
+            for descriptor in end.blocked():
+                if tasks is not None and (end, descriptor) not in self._draining:
+                    self._draining.add((end, descriptor))
+                    tasks.start_soon(self._drain, end, descriptor)
 
-    def _blocked(self) -> tuple[int, ...]:
-        return (*self._udp.blocked(), *self._tun.blocked())
-
-    async def _drain(self, descriptor: int) -> None:
+    async def _drain(self, end: UdpEnd | TunEnd, descriptor: int) -> None:
         """Send what a descriptor did not take at once."""
         try:
-            while descriptor in self._blocked():
+            while descriptor in end.blocked():
                 await anyio.wait_writable(descriptor)
                 self._settle()
                 # Something is taken, but the next buffer full of it will take a while to leave.
                 await anyio.sleep(_DRAIN_PAUSE)
         finally:
-            self._draining.discard(descriptor)
+            self._draining.discard((end, descriptor))
 
     def _now(self) -> float:
         """The time for the next call of the node, which learns first if the wall clock was set."""
         now, unix_time = self._clock.now(), self._clock.unix_time()
-        step = unix_time - now - self._unix_epoch
-        if abs(step) > _CLOCK_STEP:
+        if self._was_set(unix_time, now):
+            step = unix_time - now - self._unix_epoch
             _log.info("%s: the system's clock was set by %+.0f s", self.name, step)
             self._unix_epoch = unix_time - now
             self._node.set_unix_time(unix_time, now)
         return now
+
+    def _was_set(self, unix_time: float, now: float) -> bool:
+        """Whether the wall clock shows something else than it did, less the time that has gone by."""
+        return abs(unix_time - now - self._unix_epoch) > _CLOCK_STEP
 
 
 async def _serve(wait: Callable[[], Awaitable[None]], turn: Callable[[], int]) -> None:
@@ -484,5 +577,6 @@ def with_what_the_node_does_not_see(
         for peer in new.peers
         if peer.public_key in fields
     )
-    device = tuple(field for field in ("addresses", "routes") if getattr(old, field) != getattr(new, field))
+    fields_of_device = ("listen_port", "fwmark", "addresses", "routes")
+    device = tuple(field for field in fields_of_device if getattr(old, field) != getattr(new, field))
     return dataclasses.replace(diff, changed=changed, node=diff.node + device)

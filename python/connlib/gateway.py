@@ -29,6 +29,7 @@ from ._types import LIMIT_RANGES, LONGEST_TIMER, SHORTEST_TIMER, Limits, PeerCon
 from ._wgvalues import BadValue
 from .config import (
     IPV6_MTU_HINT,
+    MAX_FWMARK,
     MAX_MTU,
     MIN_MTU,
     InterfaceConfig,
@@ -192,6 +193,14 @@ class GatewayInterface(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         Annotated[int, Meta(ge=MIN_MTU, le=MAX_MTU)] | None,
         Meta(description="Largest packet through the device, in bytes; 1420 if left out."),
     ] = None
+    fwmark: Annotated[
+        int,
+        Meta(
+            description="The mark of what is sent over UDP, for ip rule and nftables; 0 for none.",
+            ge=0,
+            le=MAX_FWMARK,
+        ),
+    ] = 0
     routes: Annotated[bool, Meta(description="Whether allowed_ips become routes into the device.")] = True
     role: Annotated[
         Role,
@@ -206,6 +215,7 @@ class GatewayInterface(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         with _as_config_error():
             check_private_key(self.private_key is not None, self.private_key_file is not None)
             values.whole("listen_port", str(self.listen_port), 0, 65535)
+            values.whole("fwmark", str(self.fwmark), 0, MAX_FWMARK)
         if self.name is not None:
             check_interface_name(self.name)
         check_mtu(self.mtu)
@@ -257,6 +267,7 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             mtu=interface.mtu,
             peers=tuple(_peer_config(peer, preshared) for peer in self.peers),
             name=interface.name,
+            fwmark=interface.fwmark,
             role=interface.role,
             routes=interface.routes,
             timers=interface.timers,

@@ -42,7 +42,7 @@ from ._native import PresharedKey, PrivateKey, PublicKey
 from ._tomlplaces import Path, Place, Places
 from ._types import Limits, Role, Timers
 from ._wgvalues import BadValue
-from .config import MAX_MTU, MIN_MTU, InterfaceConfig, check_interface_name, shown
+from .config import MAX_FWMARK, MAX_MTU, MIN_MTU, InterfaceConfig, check_interface_name, shown
 from .gateway import (
     Address,
     Gateway,
@@ -486,6 +486,7 @@ _INTERFACE: dict[str, Read] = {
     "listen_port": _whole(0, 65535),
     "addresses": _each(_text(_address)),
     "mtu": _whole(MIN_MTU, MAX_MTU),
+    "fwmark": _whole(0, MAX_FWMARK),
     "routes": _boolean,
     "role": _text(lambda _name, text: values.role(text)),
     "timers": _timers,

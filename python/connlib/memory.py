@@ -352,10 +352,25 @@ class MemoryUdpEnd:
         """Never."""
         return ()
 
+    def set_mark(self, mark: int) -> None:
+        """Nothing: there is no firewall here."""
+
+    def reopened(self, port: int, mark: int) -> MemoryUdpEnd:
+        """Another port of the same host; 0 chooses one. Raises `DeviceError` if it is in use."""
+        return self._host.open(port)
+
+    def take_over(self, counters: dict[str, int]) -> None:
+        """Count on from what another port had counted."""
+        for name, count in counters.items():
+            self._stats[name] += count
+
     def stats(self) -> dict[str, int]:
         """Datagrams and bytes; `lost`: nobody there, or lost on purpose; `overflow`: came faster than read."""
         return dict(self._stats)
 
     def close(self) -> None:
         """Free the port."""
-        self._host.network._sockets.pop((self._host.address, self.port), None)
+        taken, address = self._host.network._sockets, (self._host.address, self.port)
+        # Closed before, the port may be another's by now.
+        if taken.get(address) is self:
+            del taken[address]

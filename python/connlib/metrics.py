@@ -13,7 +13,6 @@ Needs the extra `connlib[metrics]`.
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
@@ -175,7 +174,7 @@ class _Collector(Collector):
             ((interface.name, peer.public_key.to_base64(), names.get(peer.public_key, "")), peer)
             for peer in stats.peers
         ]
-        yield from _of_peers(peers, time.time())
+        yield from _of_peers(peers, stats.unix_time)
         yield from _of_interface(interface.name, stats)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import socket
 import stat
 import struct
 from typing import Protocol
@@ -35,6 +36,9 @@ _IFF_VNET_HDR = 0x4000
 _IFF_TUN_EXCL = 0x8000
 # struct ifreq: 16 bytes of name, then a union of which the flags are the first 16 bits.
 _IFREQ = struct.Struct("16sH22x")
+# linux/sockios.h; the union's first 32 bits are the MTU.
+_SIOCSIFMTU = 0x8922
+_IFREQ_MTU = struct.Struct("16si20x")
 
 
 class TunEnd(Protocol):
@@ -118,6 +122,18 @@ def make_device(name: str | None) -> tuple[int, str]:
     except BaseException:
         os.close(fd)
         raise
+
+
+def set_mtu(name: str, mtu: int) -> None:
+    """Set the MTU of a device in the network namespace of this thread. Raises `DeviceError`."""
+    import fcntl
+
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
+            fcntl.ioctl(any_socket, _SIOCSIFMTU, _IFREQ_MTU.pack(name.encode("ascii"), mtu))
+    except OSError as error:
+        hint = "run as root or with CAP_NET_ADMIN"
+        raise DeviceError.from_os(f"cannot set the MTU of {name} to {mtu}", error, hint=hint) from error
 
 
 def _open_error(error: OSError) -> DeviceError:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
+from collections import Counter
 from ipaddress import ip_address
 from typing import Protocol
 
 import anyio
 
-from ._errors import DeviceError
+from ._errors import ConfigError, DeviceError
 from ._native import Node, UdpIo
 from ._types import Transmit
 from .memory import MemoryHost, MemoryUdp
@@ -53,6 +55,18 @@ class UdpEnd(Protocol):
     def can_reach(self, address: str) -> bool:
         """Whether there is a socket for the family of this literal address."""
 
+    def set_mark(self, mark: int) -> None:
+        """Mark what is sent from now on, or (0) do not. Raises `DeviceError`, and has changed nothing then."""
+
+    def reopened(self, port: int, mark: int) -> UdpEnd:
+        """Another end of this kind on another port (0: the system chooses); this one stays as it is.
+
+        Raises `DeviceError` if the port cannot be had, and `ConfigError` if the socket is the caller's own.
+        """
+
+    def take_over(self, counters: dict[str, int]) -> None:
+        """Count on from what the end that this one replaces had counted."""
+
     def stats(self) -> dict[str, int]:
         """Counters, and errors by the name of their errno."""
 
@@ -60,11 +74,12 @@ class UdpEnd(Protocol):
         """Close what was opened here. What the caller brought stays open."""
 
 
-def open_udp(udp: Sockets | MemoryUdp | MemoryHost | None, port: int) -> UdpEnd:
+def open_udp(udp: Sockets | MemoryUdp | MemoryHost | None, port: int, mark: int = 0) -> UdpEnd:
     """Open the network side of an interface.
 
     udp: None binds sockets to `port` (0: the system chooses) on all addresses; sockets that the caller has bound are
     used as they are and left open afterwards; a network or host in memory opens `port` there.
+    mark: what real sockets mark their datagrams with; 0 leaves the sockets as they are.
 
     Raises `DeviceError` with one line if that cannot be done, and `TypeError` for anything else; nothing is left open
     then.
@@ -74,7 +89,7 @@ def open_udp(udp: Sockets | MemoryUdp | MemoryHost | None, port: int) -> UdpEnd:
     if isinstance(udp, MemoryHost):
         return udp.open(port)
     if udp is None:
-        return _SocketEnd(bind_pair(port), owned=True)
+        return _marked(_SocketEnd(bind_pair(port), owned=True), mark)
     sockets = udp if isinstance(udp, tuple) else (udp,)
     for one in sockets or [udp]:
         if not isinstance(one, socket.socket):
@@ -82,7 +97,17 @@ def open_udp(udp: Sockets | MemoryUdp | MemoryHost | None, port: int) -> UdpEnd:
                 "udp must be a UDP socket, a pair of them, a MemoryUdp, a MemoryHost or None, not "
                 + ("an empty tuple" if one == () else type(one).__name__)
             )
-    return _SocketEnd(_by_family(sockets), owned=False)
+    return _marked(_SocketEnd(_by_family(sockets), owned=False), mark)
+
+
+def _marked(end: _SocketEnd, mark: int) -> _SocketEnd:
+    try:
+        if mark:
+            end.set_mark(mark)
+    except BaseException:
+        end.close()
+        raise
+    return end
 
 
 def bind_pair(port: int) -> dict[int, socket.socket]:
@@ -170,6 +195,25 @@ def _by_family(sockets: tuple[socket.socket, ...]) -> dict[int, socket.socket]:
     return by_family
 
 
+def _set_mark(one: socket.socket, mark: int) -> None:
+    number: int | None = getattr(socket, "SO_MARK", None)
+    if number is None:
+        raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
+    # As a signed int: Python's setsockopt takes no unsigned one, and the kernel takes the 32 bits.
+    one.setsockopt(socket.SOL_SOCKET, number, mark - 2**32 if mark >= 2**31 else mark)
+
+
+def _mark_error(mark: int, error: OSError) -> DeviceError:
+    what = f"the fwmark {mark:#x}"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return DeviceError(f"no permission to set {what}", hint="run as root or with CAP_NET_ADMIN")
+    return DeviceError.from_os(f"cannot set {what}", error, hint="only Linux has marks; leave it 0")
+
+
+# In the order of `UdpIo.buffer_sizes`, IPv4 first.
+_BUFFER_SIZES = ("receive_buffer_ipv4", "send_buffer_ipv4", "receive_buffer_ipv6", "send_buffer_ipv6")
+
+
 class _SocketEnd:
     """Real sockets."""
 
@@ -187,12 +231,12 @@ class _SocketEnd:
                 raise DeviceError.from_os("cannot set the UDP socket up", error, hint=hint) from error
             raise
 
+        self._mark = 0
+        self._before: dict[str, int] = {}
         self._buffer_sizes: dict[str, int] = {}
-        for family, name in ((socket.AF_INET, "ipv4"), (socket.AF_INET6, "ipv6")):
+        for family, names in ((socket.AF_INET, _BUFFER_SIZES[:2]), (socket.AF_INET6, _BUFFER_SIZES[2:])):
             if (sizes := self._io.buffer_sizes(family)) is not None:
-                self._buffer_sizes[f"receive_buffer_{name}"], self._buffer_sizes[f"send_buffer_{name}"] = (
-                    sizes
-                )
+                self._buffer_sizes.update(zip(names, sizes, strict=True))
 
     @property
     def families(self) -> tuple[int, ...]:
@@ -217,8 +261,33 @@ class _SocketEnd:
         family = socket.AF_INET if ip_address(address).version == 4 else socket.AF_INET6
         return family in self._sockets
 
+    def set_mark(self, mark: int) -> None:
+        before, changed = self._mark, []
+        try:
+            for made in self._sockets.values():
+                _set_mark(made, mark)
+                changed.append(made)
+        except OSError as error:
+            for made in changed:
+                _set_mark(made, before)
+            raise _mark_error(mark, error) from error
+        self._mark = mark
+
+    def reopened(self, port: int, mark: int) -> UdpEnd:
+        if not self._owned:
+            raise ConfigError(
+                f"the listen port cannot change from {self.port}: the sockets are the caller's",
+                hint="leave the listen port as it is, or let connlib open the sockets",
+            )
+        return open_udp(None, port, mark)
+
+    def take_over(self, counters: dict[str, int]) -> None:
+        self._before = {name: count for name, count in counters.items() if name not in _BUFFER_SIZES}
+
     def stats(self) -> dict[str, int]:
-        return self._io.stats() | self._buffer_sizes
+        counters = Counter(self._before)
+        counters.update(self._io.stats())
+        return dict(counters) | self._buffer_sizes
 
     def close(self) -> None:
         self._io.close()

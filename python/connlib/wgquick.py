@@ -8,7 +8,7 @@ What connlib does with each key (names are case-insensitive, as in wg-quick; `#`
     Address              one or more, separated by commas or repeated; without a prefix length it is a single host
     MTU                  576 to 65472, with an IPv6 Address 1280 or more; default 1420
     Table                auto: the allowed IPs become routes; off: they do not. A number is an error
-    FwMark               off or 0; anything else is an error, because sockets are not marked
+    FwMark               off, or a number, 0x... in hexadecimal: the mark of what is sent by UDP
     DNS                  a warning: the resolver is left alone
     SaveConfig           false; true is a warning, because the file is never written
     PreUp, PostUp,       an error: a configuration file never makes connlib run a command
@@ -131,6 +131,8 @@ def format_config(config: InterfaceConfig) -> str:
     lines.append(f"PrivateKey = {config.private_key.to_base64()}")
     if config.listen_port:
         lines.append(f"ListenPort = {config.listen_port}")
+    if config.fwmark:
+        lines.append(f"FwMark = {config.fwmark:#x}")
     lines += [f"Address = {address}" for address in config.addresses]
     if config.mtu is not None:
         lines.append(f"MTU = {config.mtu}")
@@ -192,6 +194,7 @@ class _InterfaceDraft:
     seen: dict[str, int] = dataclasses.field(default_factory=dict)
     private_key: PrivateKey | None = None
     listen_port: int = 0
+    fwmark: int = 0
     addresses: list[IPv4Interface | IPv6Interface] = dataclasses.field(default_factory=list)
     address_lines: dict[IPv4Interface | IPv6Address, int] = dataclasses.field(default_factory=dict)
     mtu: int | None = None
@@ -225,18 +228,15 @@ class _InterfaceDraft:
             case "table":
                 self.routes = values.table(value)
             case "fwmark":
-                values.no_fwmark(value)
+                self.fwmark = values.fwmark(value)
             case "dns":
                 return "DNS is ignored: connlib leaves the resolver alone"
             case "saveconfig":
                 if values.flag("SaveConfig", value):
                     return "SaveConfig is ignored: connlib never writes to this file"
             case _:
-                name = _INTERFACE_KEYS[key]
-                raise BadValue(
-                    f"{name}: connlib runs no hooks",
-                    "remove the line, and run the command yourself if needed",
-                )
+                hint = "remove the line, and run the command yourself if needed"
+                raise BadValue(f"{_INTERFACE_KEYS[key]}: connlib runs no hooks", hint)
         return None
 
     def extend(self, key: str, value: str) -> None:
@@ -480,6 +480,7 @@ class _Parser:
             return InterfaceConfig(
                 private_key=interface.private_key,
                 listen_port=interface.listen_port,
+                fwmark=interface.fwmark,
                 addresses=tuple(interface.addresses),
                 mtu=interface.mtu,
                 peers=tuple(_peer(draft) for draft in self.peers),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from connlib import DropReason, Output, Role, SessionEstablished, Timeout, TimeoutReason
@@ -483,3 +485,63 @@ def test_as_long_as_one_copy_flies_a_packet_is_in_flight_though_the_other_was_lo
     assert outcomes(world) == ["delivered", "in flight"]
     world.run(last)
     assert outcomes(world) == ["delivered", "delivered"]
+
+
+def test_a_world_that_runs_cannot_be_run_by_what_happens_in_it() -> None:
+    world, _, _ = pair()
+    world.at(1.0, lambda: world.run(10.0))
+    with pytest.raises(LabError, match=r"^the world runs already: what happens in it cannot run it$"):
+        world.run(3.0)
+    assert world.now == 1.0
+    world.run(3.0)
+    assert world.now == 3.0
+
+
+@pytest.mark.parametrize("name", ["", " a", "a-b", "a/b", "a\nb", "a>b"])
+def test_names_that_would_be_taken_for_two_are_refused(name: str) -> None:
+    for call in (World().host, World().nat):
+        with pytest.raises(LabError) as caught:
+            call(name)
+        assert str(caught.value) == f"a name is letters, digits, '_', '.' and spaces, not {name!r}"
+
+
+def test_what_a_host_is_told_for_later_is_checked_now() -> None:
+    _, a, _ = pair()
+    for call, message in (
+        (lambda: a.set_persistent_keepalive(-1, at=5), "a keepalive is 1 to 65535 seconds or None, not -1"),
+        (lambda: a.step_clock(float("nan"), at=5), "a clock is set by 1000000000 seconds at most, not nan"),
+        (
+            lambda: a.step_clock(-1e10, at=5),
+            "a clock is set by 1000000000 seconds at most, not -10000000000.0",
+        ),
+    ):
+        with pytest.raises(LabError) as caught:
+            call()
+        assert str(caught.value) == message
+
+
+def test_a_host_can_be_polled_just_before_each_announced_instant_and_nothing_comes_of_it() -> None:
+    def played(early: float | None) -> tuple[bytes, list[float]]:
+        world, a, b = pair()
+        calls: list[float] = []
+
+        def noted(handle: Callable[[float], Output]) -> Callable[[float], Output]:
+            def call(now: float) -> Output:
+                calls.append(world.now)
+                return handle(now)
+
+            return call
+
+        for one, other in ((a, b), (b, a)):
+            end = one._end(other)
+            noting = Faulty(end.tunnel, handle_timeout=noted(end.tunnel.handle_timeout))
+            end.tunnel = noting  # type: ignore[assignment]
+            one.poll_early = early
+        a.send(at=1.0)
+        world.run(300.0)
+        return world.trace.to_bytes(), calls
+
+    (trace, calls), (again, more) = played(None), played(0.001)
+    assert trace == again
+    assert calls == [11.06, 181.02, 181.04]
+    assert [round(at, 6) for at in more] == [11.059, 11.06, 181.019, 181.02, 181.039, 181.04]

@@ -231,7 +231,7 @@ def test_a_peer_that_sends_on_the_old_session_only_does_not_pass_for_one_that_he
     pair.run(15.5)
     # The first response comes after the second initiation, for which B has given up the session of the first.
     pair.deliver(16, pair.a, held[0].datagram)
-    for k in range(17, 60):
+    for k in range(17, 31):
         pair.send(k, pair.b, k)
     pair.send(20, pair.a, 1)
     pair.send(37, pair.a, 2)
@@ -242,7 +242,25 @@ def test_a_peer_that_sends_on_the_old_session_only_does_not_pass_for_one_that_he
     (initiation,) = pair.a.times("I", since=16)
     assert 20 + 15 <= initiation <= 20 + 15 + 0.333
     assert pair.b.received == [(37 + L, 2)]
-    assert pair.a.numbers() == list(range(17, 60))
+    assert pair.a.numbers() == list(range(17, 31))
+
+
+@pytest.mark.scenario(23)
+def test_a_session_that_the_peer_never_uses_is_replaced_when_it_is_heard_on_another() -> None:
+    """As above, but A has nothing to send: only what it hears tells it that B does not know the session."""
+    pair = Pair(ONE_OF_EACH).connect()
+    held = pair.lose("R", 2)
+    pair.initiate(100, pair.a)
+    pair.run(105.5)
+    pair.deliver(106, pair.a, held[0].datagram)
+    for k in range(110, 300):
+        pair.send(k, pair.b, k)
+    pair.run(300)
+    # From 15 s after the session on: the packet of 121 is the first to arrive then.
+    initiations = pair.a.times("I", since=106)
+    assert initiations[0] == 121 + L
+    assert pair.a.numbers() == list(range(110, 300)), "none waited for a session"
+    assert len(initiations) == 2, "and one at the age of 165 s, because A sends nothing but keepalives"
 
 
 @pytest.mark.scenario(25)

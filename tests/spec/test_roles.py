@@ -16,6 +16,7 @@ from connlib import (
     PeerSilent,
     Role,
     SessionEstablished,
+    Timers,
 )
 from spec.pair import BOTH_ROLES, EITHER_ROLES, LATENCY, ONE_OF_EACH, Host, Pair, sender_index
 
@@ -67,6 +68,38 @@ def test_either_whose_unconfirmed_session_is_older_than_that_initiates_at_once()
     pair.send(5.4, pair.b, 1)
     pair.run(5.4)
     assert pair.b.times("I") == [5.4]
+
+
+def unpolled_with_a_packet(until: float, timers: Timers) -> Pair:
+    """B has answered, its packet of 1 s waits for the confirmation, and B is not called from 2 s to `until`."""
+    pair = Pair(timers=timers)
+    pair.drop = lambda host, sent: host is pair.b or sent.at > 0
+    pair.initiate(0, pair.a)
+    pair.send(1, pair.b, 1)
+    pair.run(2)
+    pair.b.polled = False
+    pair.run(until)
+    assert pair.b.tunn.stats(pair.clock()).queued == 1
+    pair.b.polled = True
+    return pair
+
+
+def test_a_packet_that_waits_for_a_confirmation_is_dropped_late_if_nobody_called_for_longer_than_an_attempt() -> (
+    None
+):
+    pair = unpolled_with_a_packet(203, Timers())
+    pair.run(400)
+    assert pair.b.events == [(203, Dropped(DropReason.QUEUE_TIMEOUT, 1))]
+    assert pair.b.kinds() == "R"
+    assert pair.b.tunn.next_timeout() is None
+
+
+def test_a_packet_whose_unconfirmed_session_ended_while_nobody_called_gets_another() -> None:
+    pair = unpolled_with_a_packet(30, Timers(rekey_after_time=15, reject_after_time=20))
+    pair.drop = lambda host, sent: False
+    pair.run(40)
+    assert pair.b.times("I") == [30]
+    assert pair.a.received == [(30 + 3 * L, 1)]
 
 
 def test_a_responder_queues_and_sends_what_waited_when_the_session_is_confirmed() -> None:

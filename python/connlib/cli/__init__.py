@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+PROGRAM = "connlib"
 DEBUG_VARIABLE = "CONNLIB_DEBUG"
 
 
@@ -31,7 +32,7 @@ def main() -> int:
             complain("standard output is closed")
             code = 1
     except BaseException as error:  # groups of exceptions may hold SystemExit and KeyboardInterrupt
-        code = _report(error)
+        code = report_failure(error)
     return _flush(code)
 
 
@@ -56,7 +57,7 @@ def _load() -> Callable[..., int | None]:
     return app
 
 
-def _report(error: BaseException) -> int:
+def report_failure(error: BaseException, program: str = PROGRAM) -> int:
     """Say what went wrong; the exit code."""
     import errno
 
@@ -76,26 +77,27 @@ def _report(error: BaseException) -> int:
     if hasattr(cause, "format_message"):  # a usage error of typer
         context = getattr(cause, "ctx", None)
         command = context.command_path if context is not None else "connlib"
-        complain(f"{_without_keys(cause.format_message())}; try {command} --help")
+        complain(f"{_without_keys(cause.format_message())}; try {command} --help", program)
         return 2
     if isinstance(cause, ConfigError):
         for problem in getattr(cause, "problems", (cause,)):
-            complain(str(problem))
+            complain(str(problem), program)
         return 2
     if isinstance(cause, ConnlibError):
-        complain(str(cause))
+        complain(str(cause), program)
     elif isinstance(cause, BrokenPipeError):
         pass  # the reader went away, as `head` does
     elif isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):
         complain(
-            "too many open files; raise the limit of open files: ulimit -n"
+            "too many open files; raise the limit of open files: ulimit -n", program
         )  # also where a module is imported
     elif isinstance(cause, OSError):
-        complain(str(cause.strerror or cause) + (f": {cause.filename}" if cause.filename else ""))
+        complain(str(cause.strerror or cause) + (f": {cause.filename}" if cause.filename else ""), program)
     else:
         # The message of an unexpected exception could quote anything, so it is not shown by default.
         complain(
-            f"internal error ({type(cause).__name__}); set {DEBUG_VARIABLE}=1 to see where, and report it"
+            f"internal error ({type(cause).__name__}); set {DEBUG_VARIABLE}=1 to see where, and report it",
+            program,
         )
     return 1
 
@@ -121,10 +123,10 @@ def _without_keys(message: str) -> str:
     return re.sub(r"[A-Za-z0-9+/_=]{20,}", "(not shown: it may be a key)", message)
 
 
-def complain(message: str) -> None:
+def complain(message: str, program: str = PROGRAM) -> None:
     """One line on standard error, if there is one."""
     try:
-        print(f"connlib: {message}", file=sys.stderr, flush=True)
+        print(f"{program}: {message}", file=sys.stderr, flush=True)
     except (OSError, ValueError):
         pass  # closed, or nobody reads it
 

@@ -107,9 +107,7 @@ async def _serve(
     recorder: Recorder,
 ) -> None:
     with trio.CancelScope() as scope:
-        token = trio.lowlevel.current_trio_token()
-        # A handler may run between any two instructions of the event loop, so that it only leaves a message there.
-        stop.tell(lambda: _tell(token, stop, scope))
+        stop_by_signal(stop, scope)
         async with _opened(config, file) as interface, trio.open_nursery() as nursery:
             recorder.start(interface)
             names = _Names(config)
@@ -188,6 +186,13 @@ async def _reload(
 
 def _counted_changes(changes: Sequence[str]) -> str:
     return "1 change" if len(changes) == 1 else f"{len(changes):,} changes" if changes else "no change"
+
+
+def stop_by_signal(stop: StopSignals, scope: trio.CancelScope) -> None:
+    """Have the first stop signal, which may have come already, cancel a scope of the running event loop."""
+    token = trio.lowlevel.current_trio_token()
+    # A handler may run between any two instructions of the event loop, so that it only leaves a message there.
+    stop.tell(lambda: _tell(token, stop, scope))
 
 
 def _tell(token: trio.lowlevel.TrioToken, stop: StopSignals, scope: trio.CancelScope) -> None:

@@ -16,6 +16,8 @@ from connlib.lab._time import SECOND, UNIX_ORIGIN, nanoseconds
 from connlib.lab._timeline import Rank, Timeline
 
 DEFAULT_SIZE = 64
+_FARTHEST_STEP = 1e9
+"""Seconds by which a wall clock can be set: before 1970 there is no time."""
 _ORIGIN = 10_000 * SECOND
 """What the engines' clock shows when the world begins: not 0, which would hide who takes a time for a duration."""
 
@@ -74,6 +76,7 @@ class Host:
         self._is_polled = True
         self._poll_every: int | None = None
         self._poll_version = 0
+        self._poll_early: int | None = None
         self._clock_step = 0
 
     def __repr__(self) -> str:
@@ -120,6 +123,16 @@ class Host:
         self._poll_later()
 
     @property
+    def poll_early(self) -> float | None:
+        """Seconds before each announced instant at which the engine is called as well, or None. Can be set."""
+        return None if self._poll_early is None else self._poll_early / SECOND
+
+    @poll_early.setter
+    def poll_early(self, seconds: float | None) -> None:
+        self._poll_early = None if seconds is None else nanoseconds(seconds, "poll_early")
+        self._schedule_wakes()
+
+    @property
     def unix_time(self) -> float:
         """What its wall clock shows, in seconds since 1970."""
         return UNIX_ORIGIN + (self._timeline.now + self._clock_step) / SECOND
@@ -164,6 +177,8 @@ class Host:
     ) -> None:
         """Switch the keepalive of a tunnel of the patched engine on, off (None), or to another interval."""
         end = self._end(peer)
+        if seconds is not None and not 1 <= seconds <= 65_535:
+            raise LabError(f"a keepalive is 1 to 65535 seconds or None, not {seconds!r}")
         self._timeline.at(at, lambda: end.set_keepalive(seconds))
 
     def set_preshared_key(
@@ -196,6 +211,8 @@ class Host:
 
     def step_clock(self, seconds: float, *, at: float | None = None) -> None:
         """Set the wall clock by so many seconds, forward or back. The monotonic clock runs on."""
+        if not abs(seconds) <= _FARTHEST_STEP:
+            raise LabError(f"a clock is set by {_FARTHEST_STEP:.0f} seconds at most, not {seconds!r}")
         step = round(seconds * SECOND)
 
         def set_clock() -> None:
@@ -390,9 +407,11 @@ class TunnelEnd:
         """Set the alarm for what is announced, now that it or the machine has changed."""
         self._version += 1
         if self._due is not None:
-            version = self._version
-            at = max(self._due, self._timeline.now)
-            self._timeline.push(at, Rank.WAKE, lambda: self._wake(version))
+            version, now = self._version, self._timeline.now
+            self._timeline.push(max(self._due, now), Rank.WAKE, lambda: self._wake(version))
+            early = self.host._poll_early
+            if early is not None and self._due - early > now:
+                self._timeline.push(self._due - early, Rank.POLL, lambda: self._poll_early(version))
 
     def _wake(self, version: int) -> None:
         host, now = self.host, self._timeline.now
@@ -421,6 +440,10 @@ class TunnelEnd:
                 f"{host.name} was woken for {reason.value} at {now / SECOND} s and wants to be again, for "
                 f"{self._reason and self._reason.value}"
             )
+
+    def _poll_early(self, version: int) -> None:
+        if version == self._version and not self.host.is_asleep and self.host.is_polled:
+            self.poll()
 
     def _state(self) -> tuple[int, int, bool]:
         """What a wake may change without a word, as of the last call: time that goes backwards stands still."""

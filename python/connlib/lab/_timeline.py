@@ -38,6 +38,7 @@ class Timeline:
         self.datagrams = itertools.count()
         self._queue: list[tuple[int, int, int, Callable[[], object]]] = []
         self._order = itertools.count()
+        self._is_running = False
 
     def instant(self, seconds: float, what: str) -> int:
         """An instant in nanoseconds. Raises `LabError` that names `what` for none, and for one that has passed."""
@@ -60,10 +61,16 @@ class Timeline:
     def run(self, until: float) -> None:
         """Let time pass up to and including an instant in seconds."""
         end = self.instant(until, "until")
+        if self._is_running:
+            raise LabError("the world runs already: what happens in it cannot run it")
+        self._is_running = True
         queue = self._queue
-        while queue and queue[0][0] <= end:
-            self.now, _, _, action = heapq.heappop(queue)
-            action()
+        try:
+            while queue and queue[0][0] <= end:
+                self.now, _, _, action = heapq.heappop(queue)
+                action()
+        finally:
+            self._is_running = False
         self.now = end
 
     def note(self, where: str, what: str) -> None:

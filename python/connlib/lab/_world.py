@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from ipaddress import ip_address
 
@@ -80,6 +81,7 @@ class World:
 
         private_key: from the seed and the name unless given. address: a literal IP address, else one of 192.0.2.0/24.
         """
+        _check_name(name)
         if name in self._hosts:
             raise LabError(f"there is a host {name} already")
         number = len(self._hosts) + 1
@@ -121,6 +123,7 @@ class World:
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Nat:
         """Put hosts behind a NAT, before they have tunnels. timeout: seconds until an unused mapping is forgotten."""
+        _check_name(name)
         if name in self._nats:
             raise LabError(f"there is a NAT {name} already")
         self._check_ours(*hosts)
@@ -301,6 +304,12 @@ class World:
             return self._lose(sent, "nobody")
         owner._receive(sent)
         return None
+
+
+def _check_name(name: str) -> None:
+    # A hyphen joins the names of a link.
+    if not re.fullmatch(r"\w[\w. ]*", name):
+        raise LabError(f"a name is letters, digits, '_', '.' and spaces, not {name!r}")
 
 
 def _literal(address: str) -> str:

@@ -15,7 +15,7 @@
 //! | passive keepalive | the first data packet that we have not answered | a keepalive; keepalive timeout |
 //! | persistent keepalive | the last authenticated packet either way | a keepalive, or an initiation; its interval |
 //! | unconfirmed session | its creation, while packets wait | an initiation; rekey timeout + jitter |
-//! | queue timeout | the oldest packet that a responder holds | it is dropped; attempt time |
+//! | queue timeout | the oldest packet that waits without an attempt | it is dropped; attempt time |
 
 use super::{Env, Event, Output, Role, Tunn, WireGuardError};
 use crate::Instant;
@@ -65,7 +65,7 @@ impl TimerConfig {
             .saturating_sub(self.keepalive_timeout)
     }
 
-    fn dead_peer(&self) -> Duration {
+    pub(super) fn dead_peer(&self) -> Duration {
         self.keepalive_timeout + self.rekey_timeout
     }
 }
@@ -150,14 +150,15 @@ impl Timers {
         }
     }
 
-    /// An authenticated packet of any kind was received; `data` if a packet of the peer's user is in it. `answers`: it
-    /// shows that the peer hears us, which one on a session that we no longer send on does not: the peer may not know
-    /// of the session that we do send on.
-    pub fn received(&mut self, data: bool, answers: bool, now: Instant) {
+    /// The peer has shown that it hears us. A packet on a session that we no longer send on does not: the peer may not
+    /// know of the session that we do send on.
+    pub fn answered(&mut self) {
+        self.dead_peer = None;
+    }
+
+    /// An authenticated packet of any kind was received; `data` if a packet of the peer's user is in it.
+    pub fn received(&mut self, data: bool, now: Instant) {
         self.traversal(now);
-        if answers {
-            self.dead_peer = None;
-        }
         if data && self.passive.is_none() {
             self.passive = Some(now + self.config.keepalive_timeout);
         }
@@ -188,7 +189,8 @@ impl Timers {
     pub fn responded(&mut self, env: &mut Env<'_>) {
         self.jitter = draw_jitter(env.rng);
         self.attempt = None;
-        self.received(false, true, env.now);
+        self.answered();
+        self.received(false, env.now);
         self.sent(false, env.now);
     }
 
@@ -341,7 +343,8 @@ impl Tunn {
         if !waiting || self.role == Role::Responder {
             return None;
         }
-        self.unconfirmed_until()
+        // Its session is gone already if nobody called for as long as that.
+        Some(self.unconfirmed_until().unwrap_or(self.clock))
     }
 
     /// Until when packets may wait for the peer to confirm its session, before we initiate one ourselves.
@@ -351,8 +354,9 @@ impl Tunn {
     }
 
     fn queue_timeout_at(&self) -> Option<Instant> {
-        // Every other role has an attempt under way for its queue, or waits for a session to be confirmed to begin one.
-        if self.role != Role::Responder {
+        // An attempt has its own end. Without one, a responder waits for its peer, and every other role for as long as
+        // a session may be confirmed, which is shorter, unless nobody calls.
+        if self.timers.attempt.is_some() {
             return None;
         }
         let oldest = self.queue.front()?;

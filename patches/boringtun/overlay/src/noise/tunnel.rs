@@ -458,7 +458,8 @@ impl Tunn {
         self.sessions.install_initiated(session, env.indices);
         self.counts.rx_bytes += HANDSHAKE_RESP_SZ as u64;
         self.timers.attempt = None;
-        self.timers.received(false, true, env.now);
+        self.timers.answered();
+        self.timers.received(false, env.now);
         self.after_established(true, env, out);
         // The peer may use the session once it has seen a packet on it.
         if self.queue.is_empty() {
@@ -536,14 +537,18 @@ impl Tunn {
         self.counts.rx_packets += u64::from(inner.is_ok_and(|inner| inner > 0));
         let confirmed = self.sessions.confirm(index, env.indices);
         let is_current = self.sessions.is_current(index);
-        self.timers
-            .received(inner != Ok(0), is_current, env.now);
+        if is_current {
+            self.timers.answered();
+        }
+        self.timers.received(inner != Ok(0), env.now);
         if confirmed {
             self.after_established(false, env, out);
             self.flush(env, out);
         }
         if is_current {
             self.rekey_after_receiving(env, out);
+        } else {
+            self.replace_unheard(env, out);
         }
     }
 
@@ -552,6 +557,19 @@ impl Tunn {
         let age = self.timers.config.rekey_on_receive();
         let old = |s: &Session| s.is_initiator && env.now >= s.created + age;
         if self.sessions.current().is_some_and(old) {
+            self.start_attempt(env, out);
+        }
+    }
+
+    /// The peer sends on another session than the one that we made, and never did on that one: it may not know of it,
+    /// because the response that we took was not the last that it sent.
+    fn replace_unheard(&mut self, env: &mut Env<'_>, out: &mut Output) {
+        let patience = self.timers.config.dead_peer();
+        let unheard = |s: &Session| {
+            let (_, received) = s.current_packet_cnt();
+            s.is_initiator && received == 0 && env.now >= s.created + patience
+        };
+        if self.sessions.current().is_some_and(unheard) {
             self.start_attempt(env, out);
         }
     }
