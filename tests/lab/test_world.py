@@ -507,14 +507,15 @@ def test_names_that_would_be_taken_for_two_are_refused(name: str) -> None:
 
 def test_what_a_host_is_told_for_later_is_checked_now() -> None:
     _, a, _ = pair()
-    for call, message in (
+    calls: list[tuple[Callable[[], None], str]] = [
         (lambda: a.set_persistent_keepalive(-1, at=5), "a keepalive is 1 to 65535 seconds or None, not -1"),
         (lambda: a.step_clock(float("nan"), at=5), "a clock is set by 1000000000 seconds at most, not nan"),
         (
             lambda: a.step_clock(-1e10, at=5),
             "a clock is set by 1000000000 seconds at most, not -10000000000.0",
         ),
-    ):
+    ]
+    for call, message in calls:
         with pytest.raises(LabError) as caught:
             call()
         assert str(caught.value) == message
