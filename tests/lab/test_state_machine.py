@@ -94,7 +94,8 @@ class Experiment:
         again = Experiment(self.seed)
         for line in self.lines:
             again.do(line)
-            if polls and line.startswith("world.tunnel"):
+            # Before it has tunnels: what is set later would change the order within an instant.
+            if polls and " = world.host(" in line:
                 for host in again.world.hosts.values():
                     host.poll_early = 0.001
                     host.poll_every = max(0.01, self.world.now / 50 * 1.01)
