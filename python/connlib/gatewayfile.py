@@ -207,7 +207,8 @@ class _Reader:
             if role is Role.INITIATOR and peer.endpoint is None:
                 problem = "this peer can never be reached: connlib is its initiator, and it has no endpoint"
                 doubtful.append((("peers", number), problem))
-            if peer.default is None and peer.to_policy() and not any(rule.allow for rule in peer.rules or ()):
+            is_restricted = peer.rules is not None or peer.outbound is not None
+            if is_restricted and peer.default is None and not any(rule.allow for rule in peer.rules or ()):
                 problem = "this peer may reach nothing: no rule allows anything, and default is deny unless it is set"
                 doubtful.append((("peers", number), problem))
         if doubtful:
