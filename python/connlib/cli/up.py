@@ -287,8 +287,9 @@ def _describe_policy(peer: PeerStats) -> str:
     if peer.policy is None:
         return ""
     denied = peer.tunnel.drops.get(DropReason.DENIED, 0)
-    said = f", {denied:,} denied, {peer.policy.flows:,} flows at the end"
-    return said + (f", {peer.policy.flows_evicted:,} flows evicted" if peer.policy.flows_evicted else "")
+    flows = peer.policy.flows
+    said = f", {denied:,} denied, {flows:,} flow{'' if flows == 1 else 's'} at the end"
+    return said + (f", {peer.policy.flows_evicted:,} evicted" if peer.policy.flows_evicted else "")
 
 
 def _describe_drop(reason: DropReason) -> str:
