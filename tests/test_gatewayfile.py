@@ -377,7 +377,9 @@ def test_no_message_shows_a_secret_however_the_file_is_damaged(data: st.DataObje
         'role = "{}"',
         'private_key_file = "{}"',
         'default = "{}"',
+        'outbound = "{}"',
         'rules = [{{ ports = ["{}"], to = ["{}"], protocol = "{}" }}]',
+        'rules = [{{ allow = true, icmp_types = ["{}"], name = "{}" }}]',
         "{}",
     ],
 )
@@ -414,7 +416,10 @@ VALUES = st.recursive(
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(sorted({*gatewayfile._INTERFACE, *gatewayfile._PEER, "x"})), VALUES)
+        st.tuples(
+            st.sampled_from(sorted({*gatewayfile._INTERFACE, *gatewayfile._PEER, *gatewayfile._RULE, "x"})),
+            VALUES,
+        )
         .map(" = ".join)
         .map(lambda line: line + "\n")
         | st.sampled_from(["[[peers]]\n", "[[peers.rules]]\n", "[interface]\n", "[interface.timers]\n"]),

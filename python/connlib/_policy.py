@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple, TypeGuard
 
 from connlib._native import CompiledPolicy
+from connlib._text import listed
 
 
 class Action(enum.Enum):
@@ -257,17 +257,6 @@ class Verdict(NamedTuple):
             VerdictReason.DEFAULT: f"{verb} by default",
             VerdictReason.FRAGMENT: f"{verb}: a fragment without the first one",
         }.get(self.reason, f"{verb}: not a packet that can be judged")
-
-
-MOST_SHOWN = 8
-"""How many elements of one list are named."""
-
-
-def listed(elements: Sequence[object]) -> str:
-    """The elements for people; of many, the first ones and how many more there are."""
-    more = len(elements) - MOST_SHOWN
-    shown = ", ".join(str(element) for element in elements[:MOST_SHOWN])
-    return f"{shown} and {more:,} more" if more > 0 else shown
 
 
 def _spelled(protocol: Protocol | int) -> str:
