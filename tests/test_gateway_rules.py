@@ -232,6 +232,15 @@ BAD = [
         '[[peers.rules]]\nallow = true\nprotocol = "icmp"\nicmp_types = ["0-256"]\n',
         *(8, 15, "icmp_types: 256 is out of range", "0 to 255"),
     ),
+    ("[[peers.rules]]\nallow = true\nto = []\n", 7, 6, "to is empty, and so would restrict", "leave it out"),
+    (
+        '[[peers.rules]]\nallow = true\nprotocol = "tcp"\nports = []\n',
+        *(8, 9, "ports is empty, and so would restrict", "leave it out"),
+    ),
+    (
+        '[[peers.rules]]\nallow = true\nprotocol = "icmp"\nicmp_types = []\n',
+        *(8, 14, "icmp_types is empty, and so would restrict", "leave it out"),
+    ),
     ('default = "drop"\n', 5, 11, "'drop' is none of allow, deny", "one of"),
     ("outbound = true\n", 5, 12, "outbound must be text, not true or false", "quotes"),
     (many_rules(1025), 5 + 2 * 1024, 1, "rules: a peer has at most 1,024", "merge"),
@@ -278,6 +287,9 @@ ANYWHERE = GatewayRule(allow=True)
         ({"protocol": 6, "icmp_types": (1,)}, ConfigError, "only icmp has types"),
         ({"protocol": "icmp", "icmp_types": (256,)}, ConfigError, "icmp_types: 256 is out of range"),
         ({"to": ("10.0.0.0/8",)}, TypeError, "destinations"),
+        ({"to": ()}, ConfigError, "to is empty, and so would restrict nothing"),
+        ({"protocol": "tcp", "ports": ()}, ConfigError, "ports is empty"),
+        ({"protocol": "icmp", "icmp_types": ()}, ConfigError, "icmp_types is empty"),
         ({"name": "a\nb"}, ConfigError, "not printable"),
     ],
 )
@@ -355,6 +367,9 @@ def test_the_schema_takes_what_the_reader_takes() -> None:
         "allow = true, icmp_types = [256]",
         'allow = true, name = ""',
         'allow = true, to = "10.0.0.0/8"',
+        "allow = true, to = []",
+        "allow = true, ports = []",
+        "allow = true, icmp_types = []",
     ],
 )
 def test_the_schema_refuses_what_is_wrong_by_itself(rule: str) -> None:

@@ -13,7 +13,7 @@ make another (`msgspec.structs.replace`). `Gateway.to_interface_config()` gives 
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
@@ -82,15 +82,26 @@ class GatewayRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Literal["tcp", "udp", "icmp"] | Annotated[int, Meta(ge=0, le=255)] | None,
         Meta(description="The protocol, or its number; every one if left out. icmp is ICMPv6 as well."),
     ] = None
-    to: Annotated[tuple[Prefix, ...], Meta(description="Destinations, as prefixes; all if it is empty.")] = ()
+    to: Annotated[
+        Annotated[tuple[Prefix, ...], Meta(min_length=1)] | None,
+        Meta(description="Destinations, as prefixes; everywhere if left out."),
+    ] = None
     ports: Annotated[
-        tuple[Annotated[str, Meta(pattern=_RANGE_PATTERN)] | Annotated[int, Meta(ge=1, le=65535)], ...],
-        Meta(description='Destination ports of tcp or udp, such as 443 and "8000-8080"; all if it is empty.'),
-    ] = ()
+        Annotated[
+            tuple[Annotated[str, Meta(pattern=_RANGE_PATTERN)] | Annotated[int, Meta(ge=1, le=65535)], ...],
+            Meta(min_length=1),
+        ]
+        | None,
+        Meta(description='Destination ports of tcp or udp, such as 443 and "8000-8080"; all if left out.'),
+    ] = None
     icmp_types: Annotated[
-        tuple[Annotated[str, Meta(pattern=_RANGE_PATTERN)] | Annotated[int, Meta(ge=0, le=255)], ...],
-        Meta(description='Types of icmp messages, such as 8 and "133-136"; all if it is empty.'),
-    ] = ()
+        Annotated[
+            tuple[Annotated[str, Meta(pattern=_RANGE_PATTERN)] | Annotated[int, Meta(ge=0, le=255)], ...],
+            Meta(min_length=1),
+        ]
+        | None,
+        Meta(description='Types of icmp messages, such as 8 and "133-136"; all if left out.'),
+    ] = None
 
     def __post_init__(self) -> None:
         # What is neither would count as true, and allow.
@@ -103,6 +114,8 @@ class GatewayRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 values.whole("protocol", str(self.protocol), 0, 255)
             elif self.protocol not in (None, "tcp", "udp", "icmp"):
                 raise BadValue("protocol: there is none of this name", "use tcp, udp, icmp or a number")
+            for field in ("to", "ports", "icmp_types"):
+                check_some(field, getattr(self, field))
             check_protocol_of_ranges(self.protocol, bool(self.ports), bool(self.icmp_types))
             self.to_rule()
 
@@ -112,7 +125,7 @@ class GatewayRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return Rule(
             action=Action.ALLOW if self.allow else Action.DENY,
             protocol=protocol if isinstance(protocol, int) else Protocol(protocol or "any"),
-            destinations=self.to,
+            destinations=() if self.to is None else self.to,
             ports=_ranges("ports", self.ports),
             icmp_types=_ranges("icmp_types", self.icmp_types),
             name=self.name,
@@ -432,7 +445,9 @@ def read_range(field: str, text: str) -> tuple[int, int]:
     return first, last[0] if last else first
 
 
-def _ranges(field: str, ranges: tuple[str | int, ...]) -> tuple[int | tuple[int, int], ...]:
+def _ranges(field: str, ranges: tuple[str | int, ...] | None) -> tuple[int | tuple[int, int], ...]:
+    if ranges is None:
+        return ()
     if not isinstance(ranges, tuple):  # a text would be read letter by letter
         raise TypeError(f"{field} must be a tuple")
     read = []
@@ -441,6 +456,12 @@ def _ranges(field: str, ranges: tuple[str | int, ...]) -> tuple[int | tuple[int,
         values.whole(field, str(first), *RANGES[field])
         read.append(first if first == last else (first, last))
     return tuple(read)
+
+
+def check_some(field: str, elements: Sized | None) -> None:
+    """Raise `BadValue` for a list of what a rule fits that is empty: a program may write it that found nothing."""
+    if elements is not None and len(elements) == 0:
+        raise BadValue(f"{field} is empty, and so would restrict nothing", "leave it out if that is meant")
 
 
 def check_protocol_of_ranges(protocol: object, has_ports: bool, has_types: bool) -> None:
@@ -455,7 +476,8 @@ def first_excess(rules: Iterable[GatewayRule | None]) -> tuple[int, BadValue] | 
     """The number of the first rule that is too much for one policy, and what is to be said of it."""
     ranges = 0
     for number, rule in enumerate(rules):
-        ranges += len(rule.to) + len(rule.ports) + len(rule.icmp_types) if rule is not None else 0
+        if rule is not None:
+            ranges += sum(len(each) for each in (rule.to, rule.ports, rule.icmp_types) if each is not None)
         if number >= MOST_RULES:
             return number, BadValue(f"rules: a peer has at most {MOST_RULES:,}", "merge some of them")
         if ranges > MOST_RANGES:

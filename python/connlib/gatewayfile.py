@@ -56,6 +56,7 @@ from .gateway import (
     check_preshared_key,
     check_private_key,
     check_protocol_of_ranges,
+    check_some,
     contradictions,
     first_excess,
     read_key,
@@ -365,12 +366,14 @@ def _limits(reader: _Reader, path: Path, value: object) -> Limits | None:
     return reader.build(path, value, _LIMITS, Limits)
 
 
-def _each(read: Read) -> Read:
-    """A reader of an array, of which what is wrong is noted and left out as None."""
+def _each(read: Read, *, some: bool = False) -> Read:
+    """A reader of an array, of which what is wrong is noted and left out as None. With `some`, it may not be empty."""
 
     def read_array(reader: _Reader, path: Path, value: object) -> tuple[Any, ...]:
         if not isinstance(value, list):
             raise BadValue(f"{path[-1]} must be an array, not {_kind(value)}", _array_hint(path))
+        if some:
+            check_some(str(path[-1]), value)
         right = []
         for number, element in enumerate(value):
             try:
@@ -496,7 +499,8 @@ def _ranges(field: str) -> Read:
         return text
 
     low, high = RANGES[field]
-    return _each(_number_or(_text(read, f'write a number, or a range in quotes: "{low}-{high}"'), low, high))
+    text = _text(read, f'write a number, or a range in quotes: "{low}-{high}"')
+    return _each(_number_or(text, low, high), some=True)
 
 
 def _action(reader: _Reader, path: Path, value: object) -> Action:
@@ -524,7 +528,7 @@ _RULE: dict[str, Read] = {
     "allow": _boolean,
     "name": _text(lambda _name, text: values.display_name(text)),
     "protocol": _number_or(_one_of("tcp", "udp", "icmp"), 0, 255),
-    "to": _each(_text(_prefix)),
+    "to": _each(_text(_prefix), some=True),
     "ports": _ranges("ports"),
     "icmp_types": _ranges("icmp_types"),
 }
