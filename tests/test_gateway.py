@@ -75,9 +75,6 @@ def peer(**fields: Any) -> GatewayPeer:
         (lambda: peer(endpoint="10.0.0.256:1"), "not an IPv4 address"),
         (lambda: peer(persistent_keepalive=65536), "persistent_keepalive: 65536 is out of range"),
         (lambda: peer(preshared_key=SHARED, preshared_key_file="psk"), "preshared_key and a preshared_key"),
-        (lambda: GatewayRule(allow=True, ports=("1",)), "only tcp and udp have ports"),
-        (lambda: GatewayRule(allow=True, protocol="tcp", ports=("2-1",)), "ends before it begins"),
-        (lambda: GatewayRule(allow=True, protocol="tcp", ports=("0",)), "0 is out of range"),
     ],
 )
 def test_a_part_that_is_wrong_cannot_be_made(make: Callable[[], object], problem: str) -> None:
@@ -103,8 +100,6 @@ def test_a_part_that_is_wrong_cannot_be_made(make: Callable[[], object], problem
         ),
         ((), {"addresses": (ip_interface("10.0.0.1/8"),) * 2}, "10.0.0.1/8 is there twice"),
         ((), {"addresses": (ip_interface("fd00::1/64"),), "mtu": 1279}, "1279 is too small for an IPv6"),
-        ((peer(rules=(GatewayRule(allow=True),)),), {}, "does not enforce rules"),
-        ((peer(default="deny"),), {}, "does not enforce rules"),
     ],
 )
 def test_parts_that_contradict_each_other_make_no_gateway(
@@ -237,10 +232,6 @@ BAD = [
     with_peer('persistent_keepalive = "off"\n'),
     with_peer('preshared_key_file = "x"\npreshared_key = "y"\n'),
     with_peer("allowed_ips = [5]\n"),
-    with_peer('rules = [{ protocol = "tcp" }]\n'),
-    with_peer('rules = [{ allow = true, protocol = "sctp" }]\n'),
-    with_peer('rules = [{ allow = true, protocol = "tcp", ports = ["http"] }]\n'),
-    with_peer('default = "drop"\n'),
 ]
 
 

@@ -350,6 +350,28 @@ def test_a_reload_loses_no_packet_of_another_peer(joined: tuple[Wire, Background
     assert gateway.output().count("session established") == 1
 
 
+def test_a_reload_takes_a_rule_away_while_the_session_goes_on(
+    joined: tuple[Wire, Background], tmp_path: Path
+) -> None:
+    wire, gateway = joined
+    ping = ("ping", "-c", "1", "-W", "5", "10.9.0.1")
+    rule = '[[peers.rules]]\nallow = true\nname = "ping"\nprotocol = "icmp"\n'
+    reload(gateway, tmp_path / "gw0.toml", UP + CLIENT + rule)
+    wire.hosts[1].run(*ping)
+    reload(gateway, tmp_path / "gw0.toml", UP + CLIENT + "rules = []\n")
+    assert "~ client: rule 1 removed: allow icmp (ping)\n" in gateway.output()
+    said = wire.hosts[1].run(*ping, check=False)
+    assert "Packet filtered" in said, "the client is told at once"
+    reload(gateway, tmp_path / "gw0.toml", UP + CLIENT)
+    wire.hosts[1].run(*ping)
+    reload(gateway, tmp_path / "gw0.toml", UP + CLIENT + rule)
+    wire.hosts[1].run(*ping)
+    assert gateway.output().count("session established") == 1
+    assert gateway.stop() == 0
+    assert ", 1 denied, 1 flow at the end\n" in gateway.output()
+    assert "denied by a policy 1" in gateway.output()
+
+
 # A new session, whose controlling terminal is standard input, and whose leader becomes the command.
 IN_A_TERMINAL = """
 import fcntl, os, sys, termios

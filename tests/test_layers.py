@@ -23,7 +23,7 @@ needs_cargo = pytest.mark.skipif(shutil.which("cargo") is None, reason="needs ca
 # --- Python ---------------------------------------------------------------------------------------------------------
 
 LAYERS = {
-    "base": {"_errors", "_types", "_native", "_policy", "_threads"},
+    "base": {"_errors", "_types", "_native", "_policy", "_text", "_threads"},
     "config": {"_configfile", "_tomlplaces", "_wgvalues", "config", "gateway", "gatewayfile", "wgquick"},
     "upstream": {"upstream"},
     "driver": {"clock", "diff", "driver", "events", "links", "memory", "metrics", "resolver", "tun", "udp"},

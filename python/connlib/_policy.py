@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple, TypeGuard
 
 from connlib._native import CompiledPolicy
+from connlib._text import listed
 
 
 class Action(enum.Enum):
@@ -31,6 +32,9 @@ class Protocol(enum.Enum):
     ICMP = "icmp"
     """ICMP over IPv4, and ICMPv6 over IPv6."""
 
+
+MOST_RULES, MOST_RANGES = 1024, 8192
+"""Of one policy; the extension module insists on them."""
 
 TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
 ECHO_REQUEST, ECHO_REQUEST_V6 = 8, 128
@@ -73,6 +77,21 @@ class Rule:
         if self.name is not None and not isinstance(self.name, str):
             raise TypeError("rule.name must be a str or None")
 
+    def __str__(self) -> str:
+        """For people: "allow tcp to 10.0.0.0/24 ports 443, 8000-8099 (web)". Of long lists, the start."""
+        said = [self.action.value]
+        if self.protocol is not Protocol.ANY:
+            said.append(_spelled(self.protocol))
+        if self.destinations:
+            said.append(f"to {listed(self.destinations)}")
+        for kind, ranges in (("port", self.ports), ("type", self.icmp_types)):
+            if ranges:
+                texts = [each if isinstance(each, int) else f"{each[0]}-{each[1]}" for each in ranges]
+                said.append(f"{kind}{'' if len(ranges) == 1 else 's'} {listed(texts)}")
+        if len(said) == 1:
+            said.append("everything")
+        return " ".join(said) + (f" ({self.name})" if self.name is not None else "")
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -98,6 +117,12 @@ class Policy:
         if self.outbound is not None and not isinstance(self.outbound, Action):
             raise TypeError("policy.outbound must be a member of connlib.Action or None")
         CompiledPolicy(self)
+
+    def __str__(self) -> str:
+        """For people: "2 rules, default deny, outbound allow"."""
+        count = len(self.rules)
+        said = f"{count:,} rule{'' if count == 1 else 's'}, default {self.default.value}"
+        return said + (f", outbound {self.outbound.value}" if self.outbound is not None else "")
 
     def decide(self, first: Flow | bytes) -> Verdict:
         """What would become of a flow that the peer starts, or of a packet of the peer's that starts one."""
@@ -232,6 +257,10 @@ class Verdict(NamedTuple):
             VerdictReason.DEFAULT: f"{verb} by default",
             VerdictReason.FRAGMENT: f"{verb}: a fragment without the first one",
         }.get(self.reason, f"{verb}: not a packet that can be judged")
+
+
+def _spelled(protocol: Protocol | int) -> str:
+    return protocol.value if isinstance(protocol, Protocol) else f"protocol {protocol}"
 
 
 def _check_protocol(protocol: object, name: str) -> None:

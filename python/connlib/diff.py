@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 from ._native import Node
+from ._policy import Action, Policy, Rule
+from ._text import MOST_SHOWN, listed
 from ._types import ConfigDiff, PeerConfig
 from .config import InterfaceConfig, describe_peer
 from .driver import node_config, with_what_the_node_does_not_see
 from .links import DEFAULT_MTU
-
-MOST_SHOWN = 8
-"""How many elements of one list are named."""
 
 
 class Change(NamedTuple):
@@ -53,7 +53,11 @@ def describe_diff(diff: ConfigDiff, old: InterfaceConfig, new: InterfaceConfig) 
     for key, fields in diff.changed:
         was, is_ = before_of[key], after_of[key]
         for field in fields:
-            yield Change("~", f"{describe_peer(was)}: {_PEER.get(field, _plain(field))(was, is_)}")
+            if field == "policy":
+                texts = list(_policy_changes(was.policy, is_.policy))
+            else:
+                texts = [_PEER.get(field, _plain(field))(was, is_)]
+            yield from (Change("~", f"{describe_peer(was)}: {text}") for text in texts)
 
 
 def _described(peer: PeerConfig) -> str:
@@ -61,9 +65,11 @@ def _described(peer: PeerConfig) -> str:
     if peer.name is not None:
         said.insert(0, peer.name)
     if peer.allowed_ips:
-        said.append(f"allowed IPs {_listed(peer.allowed_ips)}")
+        said.append(f"allowed IPs {listed(peer.allowed_ips)}")
     if peer.endpoint is not None:
         said.append(f"endpoint {_endpoint(peer.endpoint)}")
+    if peer.policy is not None:
+        said.append(str(peer.policy))
     return ", ".join(said)
 
 
@@ -99,18 +105,12 @@ def _members(field: str) -> Callable[[object, object], str]:
         had, has = set(before), set(after)
         parts = []
         if added := [element for element in after if element not in had]:
-            parts.append("+ " + _listed(added))
+            parts.append("+ " + listed(added))
         if removed := [element for element in before if element not in has]:
-            parts.append("- " + _listed(removed))
+            parts.append("- " + listed(removed))
         return f"{_spelled(field)}: {'; '.join(parts) or 'in another order'}"
 
     return describe
-
-
-def _listed(elements: Sequence[object]) -> str:
-    more = len(elements) - MOST_SHOWN
-    shown = ", ".join(str(element) for element in elements[:MOST_SHOWN])
-    return f"{shown} and {more:,} more" if more > 0 else shown
 
 
 def _constants(field: str) -> Callable[[object, object], str]:
@@ -154,6 +154,49 @@ def _endpoint(endpoint: tuple[str, int] | None) -> str:
         return "none"
     host, port = endpoint
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _policy_changes(old: Policy | None, new: Policy | None) -> Iterator[str]:
+    """What of a policy has changed, a line for each."""
+    if old is None or new is None:
+        before, after = (policy or "none, everything is allowed" for policy in (old, new))
+        yield f"policy: {before} -> {after}"
+    yield from _rule_changes(old.rules if old is not None else (), new.rules if new is not None else ())
+    if old is not None and new is not None:
+        for field in ("default", "outbound"):
+            was, is_ = getattr(old, field), getattr(new, field)
+            if was is not is_:
+                yield f"{field}: {_action(was)} -> {_action(is_)}"
+
+
+def _rule_changes(old: Sequence[Rule], new: Sequence[Rule]) -> Iterator[str]:
+    removed, kept_of_old = _without(old, new)
+    added, kept_of_new = _without(new, old)
+    for verb, rules in (("removed", removed), ("added", added)):
+        for number, rule in rules[:MOST_SHOWN]:
+            yield f"rule {number} {verb}: {rule}"
+        if len(rules) > MOST_SHOWN:
+            yield f"{len(rules) - MOST_SHOWN:,} more rules {verb}"
+    if kept_of_old != kept_of_new:
+        # The first one that fits decides.
+        yield f"the {'other ' if removed or added else ''}rules are in another order"
+
+
+def _without(rules: Sequence[Rule], others: Sequence[Rule]) -> tuple[list[tuple[int, Rule]], list[Rule]]:
+    """The rules that are not among the others, with their numbers, and those that are."""
+    left = Counter(others)
+    gone, kept = [], []
+    for number, rule in enumerate(rules, 1):
+        if left[rule]:
+            left[rule] -= 1
+            kept.append(rule)
+        else:
+            gone.append((number, rule))
+    return gone, kept
+
+
+def _action(action: Action | None) -> str:
+    return "as default" if action is None else action.value
 
 
 _INTERFACE: dict[str, Callable[[InterfaceConfig, InterfaceConfig], str]] = {

@@ -13,7 +13,7 @@ make another (`msgspec.structs.replace`). `Gateway.to_interface_config()` gives 
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
@@ -25,6 +25,7 @@ from . import _wgvalues as values
 from ._configfile import EXPOSED_HINT, read_file
 from ._errors import ConfigError
 from ._native import PresharedKey, PrivateKey, PublicKey
+from ._policy import ICMP, ICMPV6, MOST_RANGES, MOST_RULES, TCP, UDP, Action, Policy, Protocol, Rule
 from ._types import LIMIT_RANGES, LONGEST_TIMER, SHORTEST_TIMER, Limits, PeerConfig, Role, Timers
 from ._wgvalues import BadValue
 from .config import (
@@ -63,7 +64,7 @@ _KEY_FILE_BYTES = 4096
 _KEY_PATTERN = "^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$"
 _ADDRESS_PATTERN = "^[0-9a-fA-F:.]{2,45}(/[0-9]{1,3})?$"
 _ENDPOINT_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+):[0-9]{1,5}$"
-_PORTS_PATTERN = "^[0-9]{1,5}(-[0-9]{1,5})?$"
+_RANGE_PATTERN = "^[0-9]{1,5}(-[0-9]{1,5})?$"
 _NAME_PATTERN = "^[A-Za-z0-9_=+.-]{1,15}$"
 
 
@@ -71,24 +72,65 @@ class GatewayRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What a peer may reach, or may not. The first rule that fits a packet decides."""
 
     allow: Annotated[bool, Meta(description="Whether what fits this rule passes.")]
-    protocol: Annotated[
-        Literal["tcp", "udp", "icmp"] | None,
-        Meta(description="The protocol; every one if it is left out. icmp is ICMPv6 as well."),
-    ] = None
-    to: Annotated[tuple[Prefix, ...], Meta(description="Destinations, as prefixes; all if it is empty.")] = ()
-    ports: Annotated[
-        tuple[Annotated[str, Meta(pattern=_PORTS_PATTERN)], ...],
+    name: Annotated[
+        str | None,
         Meta(
-            description='Destination ports and ranges of tcp or udp, such as "443" and "8000-8080"; empty: all.'
+            description="What the rule is called where it decides. Up to 64 printable characters.",
+            extra_json_schema={"minLength": 1, "maxLength": 64},
         ),
-    ] = ()
+    ] = None
+    protocol: Annotated[
+        Literal["tcp", "udp", "icmp"] | Annotated[int, Meta(ge=0, le=255)] | None,
+        Meta(description="The protocol, or its number; every one if left out. icmp is ICMPv6 as well."),
+    ] = None
+    to: Annotated[
+        Annotated[tuple[Prefix, ...], Meta(min_length=1)] | None,
+        Meta(description="Destinations, as prefixes; everywhere if left out."),
+    ] = None
+    ports: Annotated[
+        Annotated[
+            tuple[Annotated[str, Meta(pattern=_RANGE_PATTERN)] | Annotated[int, Meta(ge=1, le=65535)], ...],
+            Meta(min_length=1),
+        ]
+        | None,
+        Meta(description='Destination ports of tcp or udp, such as 443 and "8000-8080"; all if left out.'),
+    ] = None
+    icmp_types: Annotated[
+        Annotated[
+            tuple[Annotated[str, Meta(pattern=_RANGE_PATTERN)] | Annotated[int, Meta(ge=0, le=255)], ...],
+            Meta(min_length=1),
+        ]
+        | None,
+        Meta(description='Types of icmp messages, such as 8 and "133-136"; all if left out.'),
+    ] = None
 
     def __post_init__(self) -> None:
+        # What is neither would count as true, and allow.
+        if not isinstance(self.allow, bool):
+            raise TypeError("allow must be a bool")
         with _as_config_error():
-            for ports in self.ports:
-                check_ports("ports", ports)
-            if self.ports:
-                check_protocol_of_ports(self.protocol)
+            if self.name is not None:
+                values.display_name(self.name)
+            if isinstance(self.protocol, int):
+                values.whole("protocol", str(self.protocol), 0, 255)
+            elif self.protocol not in (None, "tcp", "udp", "icmp"):
+                raise BadValue("protocol: there is none of this name", "use tcp, udp, icmp or a number")
+            for field in ("to", "ports", "icmp_types"):
+                check_some(field, getattr(self, field))
+            check_protocol_of_ranges(self.protocol, bool(self.ports), bool(self.icmp_types))
+            self.to_rule()
+
+    def to_rule(self) -> Rule:
+        """What a `Policy` is made of."""
+        protocol = self.protocol
+        return Rule(
+            action=Action.ALLOW if self.allow else Action.DENY,
+            protocol=protocol if isinstance(protocol, int) else Protocol(protocol or "any"),
+            destinations=() if self.to is None else self.to,
+            ports=_ranges("ports", self.ports),
+            icmp_types=_ranges("icmp_types", self.icmp_types),
+            name=self.name,
+        )
 
 
 class GatewayPeer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -136,15 +178,22 @@ class GatewayPeer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ),
     ] = None
     rules: Annotated[
-        tuple[GatewayRule, ...],
+        tuple[GatewayRule, ...] | None,
         Meta(
-            description="What the peer may reach. Not enforced by this version, which refuses a file with rules."
+            description="What the peer may reach, in order. A peer without rules, default and outbound may reach "
+            "everything, and be reached."
         ),
-    ] = ()
+    ] = None
     default: Annotated[
-        Literal["allow", "deny"],
-        Meta(description="What becomes of packets that no rule fits. This version knows allow only."),
-    ] = "allow"
+        Action | None,
+        Meta(description="What becomes of packets that no rule fits; deny if there are rules or outbound."),
+    ] = None
+    outbound: Annotated[
+        Action | None,
+        Meta(
+            description="What becomes of flows towards the peer that it did not start; as default if left out."
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         with _as_config_error():
@@ -155,6 +204,20 @@ class GatewayPeer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             if self.persistent_keepalive is not None:
                 values.whole("persistent_keepalive", str(self.persistent_keepalive), 0, 65535)
             check_preshared_key(self.preshared_key is not None, self.preshared_key_file is not None)
+            if excess := first_excess(self.rules or ()):
+                raise excess[1]
+        self.to_policy()
+
+    def to_policy(self) -> Policy | None:
+        """What the peer may reach, and what may reach it; None for everything.
+
+        As soon as one of `rules`, `default` and `outbound` is there, what no rule fits is denied unless `default` says
+        otherwise: a rule that is forgotten, or a list of them that turned out empty, must not open everything.
+        """
+        if self.rules is None and self.default is None and self.outbound is None:
+            return None
+        default = Action.DENY if self.default is None else self.default
+        return Policy(tuple(rule.to_rule() for rule in self.rules or ()), default, self.outbound)
 
     def __str__(self) -> str:
         """How messages call the peer: by its name, else by the start of its public key."""
@@ -260,12 +323,14 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ) -> InterfaceConfig:
         """What `open_interface` takes, given the keys that are in files of their own."""
         interface = self.interface
+        # Peers that share a policy share the memory of what it is compiled to.
+        policies: dict[Policy | None, Policy | None] = {}
         return InterfaceConfig(
             private_key=private_key,
             listen_port=interface.listen_port,
             addresses=interface.addresses,
             mtu=interface.mtu,
-            peers=tuple(_peer_config(peer, preshared) for peer in self.peers),
+            peers=tuple(_peer_config(peer, preshared, policies) for peer in self.peers),
             name=interface.name,
             fwmark=interface.fwmark,
             role=interface.role,
@@ -275,7 +340,12 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         )
 
 
-def _peer_config(peer: GatewayPeer, preshared: Mapping[PublicKey, PresharedKey]) -> PeerConfig:
+def _peer_config(
+    peer: GatewayPeer,
+    preshared: Mapping[PublicKey, PresharedKey],
+    policies: dict[Policy | None, Policy | None],
+) -> PeerConfig:
+    policy = peer.to_policy()
     return PeerConfig(
         public_key=peer.public_key,
         preshared_key=peer.preshared_key or preshared.get(peer.public_key),
@@ -284,6 +354,7 @@ def _peer_config(peer: GatewayPeer, preshared: Mapping[PublicKey, PresharedKey])
         persistent_keepalive=float(peer.persistent_keepalive) if peer.persistent_keepalive else None,
         role=Role.EITHER if peer.role is None else peer.role,
         name=peer.name,
+        policy=policies.setdefault(policy, policy),
     )
 
 
@@ -340,14 +411,6 @@ def contradictions(
             problem = f"role: either contradicts the interface's {interface.role.value}"
             hint = "remove the interface's role, and give each peer its own"
             yield Contradiction((*place, "role"), problem, hint)
-    for number, peer in known:
-        if peer.rules or peer.default != "allow":
-            field = "rules" if peer.rules else "default"
-            problem = (
-                f"{field}: this version of connlib does not enforce rules, and does not ignore them either"
-            )
-            yield Contradiction(("peers", number, field), problem, "remove the rules of all peers")
-            return
 
 
 def _link_contradictions(
@@ -381,17 +444,59 @@ def check_preshared_key(inline: bool, in_file: bool) -> None:
         raise BadValue("there are a preshared_key and a preshared_key_file", "keep one of the two")
 
 
-def check_ports(name: str, text: str) -> None:
-    """Raise `BadValue` unless this is a port, or a range from a lower one to a higher one."""
-    ends = [values.whole(name, end, 1, 65535) for end in text.split("-", 1)]
-    if ends != sorted(ends):
-        raise BadValue(f"{name}: the range {text} ends before it begins", "write the lower port first")
+RANGES = {"ports": (1, 65535), "icmp_types": (0, 255)}
+"""Of the lists of ranges that a rule has: the lowest number, and the highest."""
 
 
-def check_protocol_of_ports(protocol: object) -> None:
-    """Raise `BadValue` unless a rule that has ports is about a protocol that has them."""
-    if protocol not in ("tcp", "udp"):
+def read_range(field: str, text: str) -> tuple[int, int]:
+    """The first and the last number of a range, or the same one twice. Raises `BadValue` if it is none."""
+    first, *last = (values.whole(field, end, *RANGES[field]) for end in text.split("-", 1))
+    if last and first > last[0]:
+        raise BadValue(f"{field}: the range {text} ends before it begins", "write the lower number first")
+    return first, last[0] if last else first
+
+
+def _ranges(field: str, ranges: tuple[str | int, ...] | None) -> tuple[int | tuple[int, int], ...]:
+    if ranges is None:
+        return ()
+    if not isinstance(ranges, tuple):  # a text would be read letter by letter
+        raise TypeError(f"{field} must be a tuple")
+    read = []
+    for each in ranges:
+        first, last = read_range(field, each) if isinstance(each, str) else (each, each)
+        values.whole(field, str(first), *RANGES[field])
+        read.append(first if first == last else (first, last))
+    return tuple(read)
+
+
+def check_some(field: str, elements: Sized | None) -> None:
+    """Raise `BadValue` for a list of what a rule fits that is empty: a program may write it that found nothing."""
+    if elements is not None and len(elements) == 0:
+        raise BadValue(f"{field} is empty, and so would restrict nothing", "leave it out if that is meant")
+
+
+def check_protocol_of_ranges(protocol: object, has_ports: bool, has_types: bool) -> None:
+    """Raise `BadValue` unless the ports or types that a rule has are those of its protocol."""
+    if has_ports and protocol not in ("tcp", "udp", TCP, UDP):
         raise BadValue("ports: only tcp and udp have ports", 'add protocol = "tcp", or remove the ports')
+    if has_types and protocol not in ("icmp", ICMP, ICMPV6):
+        raise BadValue("icmp_types: only icmp has types", 'add protocol = "icmp", or remove the types')
+
+
+def first_excess(rules: Iterable[GatewayRule | None]) -> tuple[int, BadValue] | None:
+    """The number of the first rule that is too much for one policy, and what is to be said of it."""
+    ranges = 0
+    for number, rule in enumerate(rules):
+        if rule is not None:
+            ranges += sum(len(each) for each in (rule.to, rule.ports, rule.icmp_types) if each is not None)
+        if number >= MOST_RULES:
+            return number, BadValue(f"rules: a peer has at most {MOST_RULES:,}", "merge some of them")
+        if ranges > MOST_RANGES:
+            problem = (
+                f"rules: a peer has at most {MOST_RANGES:,} destinations, ports and types in all of them"
+            )
+            return number, BadValue(problem, "merge some of them")
+    return None
 
 
 @contextmanager
@@ -438,9 +543,9 @@ def _without_null(part: Any) -> Any:
     kinds = part.get("anyOf", [])
     if {"type": "null"} in kinds:
         kinds.remove({"type": "null"})
-        (kind,) = kinds
-        del part["anyOf"]
-        part = {**kind, **part}
+        if len(kinds) == 1:
+            del part["anyOf"]
+            part = {**kinds[0], **part}
     if isinstance(part.get("enum"), list):
         part["enum"] = [word for word in part["enum"] if word is not None]
     return part

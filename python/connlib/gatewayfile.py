@@ -39,11 +39,13 @@ from ._configfile import (
 )
 from ._errors import ConfigError
 from ._native import PresharedKey, PrivateKey, PublicKey
+from ._policy import Action
 from ._tomlplaces import Path, Place, Places
 from ._types import Limits, Role, Timers
 from ._wgvalues import BadValue
 from .config import MAX_FWMARK, MAX_MTU, MIN_MTU, InterfaceConfig, check_interface_name, shown
 from .gateway import (
+    RANGES,
     Address,
     Gateway,
     GatewayInterface,
@@ -51,12 +53,14 @@ from .gateway import (
     GatewayRule,
     Prefix,
     Secret,
-    check_ports,
     check_preshared_key,
     check_private_key,
-    check_protocol_of_ports,
+    check_protocol_of_ranges,
+    check_some,
     contradictions,
+    first_excess,
     read_key,
+    read_range,
 )
 
 if sys.version_info >= (3, 11):
@@ -198,20 +202,20 @@ class _Reader:
         return ConfigError(bad.problem, hint=bad.hint, path=self.path, line=place.line, column=place.column)
 
     def _warn(self, interface: GatewayInterface) -> None:
-        doubtful: list[Path] = [
-            ("peers", number)
-            for number, peer in self.peers
-            if (interface.role if peer.role is None else peer.role) is Role.INITIATOR
-            and peer.endpoint is None
-        ]
+        doubtful: list[tuple[Path, str]] = []
+        for number, peer in self.peers:
+            role = interface.role if peer.role is None else peer.role
+            if role is Role.INITIATOR and peer.endpoint is None:
+                problem = "this peer can never be reached: connlib is its initiator, and it has no endpoint"
+                doubtful.append((("peers", number), problem))
+            is_restricted = peer.rules is not None or peer.outbound is not None
+            if is_restricted and peer.default is None and not any(rule.allow for rule in peer.rules or ()):
+                problem = "this peer may reach nothing: no rule allows anything, and default is deny unless it is set"
+                doubtful.append((("peers", number), problem))
         if doubtful:
-            places = Places(self.text, doubtful)
-            for path in doubtful:
-                log.warning(
-                    "%s:%d:%d: this peer can never be reached: connlib is its initiator, and it has no endpoint",
-                    self.path,
-                    *places.of_value(path),
-                )
+            places = Places(self.text, [path for path, _ in doubtful])
+            for path, problem in doubtful:
+                log.warning("%s:%d:%d: %s", self.path, *places.of_value(path), problem)
 
     def note(self, path: Path, bad: BadValue, *, at_key: bool = False) -> None:
         """Note that something is wrong at a path: with its key, or with its value."""
@@ -340,10 +344,18 @@ def _rule(reader: _Reader, path: Path, value: object) -> GatewayRule | None:
     def check(given: dict[str, Any]) -> None:
         if "allow" not in given:
             raise BadValue("this rule does not say whether it allows", "add allow = true or allow = false")
-        if given.get("ports"):
-            check_protocol_of_ports(given.get("protocol"))
+        check_protocol_of_ranges(
+            given.get("protocol"), bool(given.get("ports")), bool(given.get("icmp_types"))
+        )
 
     return reader.build(path, value, _RULE, GatewayRule, check)
+
+
+def _rules(reader: _Reader, path: Path, value: object) -> tuple[GatewayRule | None, ...]:
+    rules: tuple[GatewayRule | None, ...] = _each(_rule)(reader, path, value)
+    if excess := first_excess(rules):
+        reader.note((*path, excess[0]), excess[1])
+    return rules
 
 
 def _timers(reader: _Reader, path: Path, value: object) -> Timers | None:
@@ -354,12 +366,14 @@ def _limits(reader: _Reader, path: Path, value: object) -> Limits | None:
     return reader.build(path, value, _LIMITS, Limits)
 
 
-def _each(read: Read) -> Read:
-    """A reader of an array, of which what is wrong is noted and left out as None."""
+def _each(read: Read, *, some: bool = False) -> Read:
+    """A reader of an array, of which what is wrong is noted and left out as None. With `some`, it may not be empty."""
 
     def read_array(reader: _Reader, path: Path, value: object) -> tuple[Any, ...]:
         if not isinstance(value, list):
             raise BadValue(f"{path[-1]} must be an array, not {_kind(value)}", _array_hint(path))
+        if some:
+            check_some(str(path[-1]), value)
         right = []
         for number, element in enumerate(value):
             try:
@@ -460,11 +474,6 @@ def _endpoint(name: str, text: str) -> str:
     return text
 
 
-def _ports(name: str, text: str) -> str:
-    check_ports(name, text)
-    return text
-
-
 def _one_of(*words: str) -> Read:
     def read(name: str, text: str) -> str:
         if text not in words:
@@ -472,6 +481,30 @@ def _one_of(*words: str) -> Read:
         return text
 
     return _text(read)
+
+
+def _number_or(text: Read, low: int, high: int) -> Read:
+    """A reader of a whole number in range, or of a text."""
+    number = _whole(low, high)
+
+    def read(reader: _Reader, path: Path, value: object) -> Any:
+        return (number if type(value) is int else text)(reader, path, value)
+
+    return read
+
+
+def _ranges(field: str) -> Read:
+    def read(name: str, text: str) -> str:
+        read_range(name, text)
+        return text
+
+    low, high = RANGES[field]
+    text = _text(read, f'write a number, or a range in quotes: "{low}-{high}"')
+    return _each(_number_or(text, low, high), some=True)
+
+
+def _action(reader: _Reader, path: Path, value: object) -> Action:
+    return Action(_one_of("allow", "deny")(reader, path, value))
 
 
 _TIMERS: dict[str, Read] = {
@@ -494,9 +527,11 @@ _INTERFACE: dict[str, Read] = {
 }
 _RULE: dict[str, Read] = {
     "allow": _boolean,
-    "protocol": _one_of("tcp", "udp", "icmp"),
-    "to": _each(_text(_prefix)),
-    "ports": _each(_text(_ports, 'write each in quotes: ["443", "8000-8080"]')),
+    "name": _text(lambda _name, text: values.display_name(text)),
+    "protocol": _number_or(_one_of("tcp", "udp", "icmp"), 0, 255),
+    "to": _each(_text(_prefix), some=True),
+    "ports": _ranges("ports"),
+    "icmp_types": _ranges("icmp_types"),
 }
 _PEER: dict[str, Read] = {
     "public_key": _text(lambda name, text: values.public_key(text, name)),
@@ -507,8 +542,9 @@ _PEER: dict[str, Read] = {
     "endpoint": _text(_endpoint),
     "persistent_keepalive": _whole(0, 65535),
     "role": _text(lambda _name, text: values.role(text)),
-    "rules": _each(_rule),
-    "default": _one_of("allow", "deny"),
+    "rules": _rules,
+    "default": _action,
+    "outbound": _action,
 }
 _TOP: dict[str, Read] = {"interface": _interface, "peers": _each(_peer)}
 

@@ -20,7 +20,7 @@ import anyio
 from anyio.abc import SocketAttribute, SocketStream
 
 from ._errors import ConfigError, DeviceError
-from ._types import PeerStats, TunnStats
+from ._types import PeerStats, PolicyStats, TunnStats
 from .driver import Interface, InterfaceStats
 from .resolver import is_literal
 
@@ -197,6 +197,16 @@ _PEER_GAUGES: dict[str, tuple[str, Callable[[TunnStats], float | None]]] = {
     "connlib_peer_loss_ratio": ("Share of the session's datagrams that did not arrive", lambda t: t.loss),
     "connlib_peer_rtt_seconds": ("Time that the last handshake took", lambda t: t.rtt),
 }
+_POLICY_COUNTERS: dict[str, tuple[str, Callable[[PolicyStats], int]]] = {
+    "connlib_peer_flows_evicted_total": (
+        "Flows that gave way to newer ones before their time",
+        lambda p: p.flows_evicted,
+    ),
+    "connlib_peer_policy_answers_total": (
+        "ICMP messages that told a sender of a refusal; the refusals are drops for the reason denied",
+        lambda p: p.answers,
+    ),
+}
 
 
 def _of_peers(peers: _Peers, unix_time: float) -> Iterator[Metric]:
@@ -229,6 +239,20 @@ def _of_peers(peers: _Peers, unix_time: float) -> Iterator[Metric]:
         for reason, count_ in peer.tunnel.drops.items():
             drops.add_metric((*labels, reason.value), count_)
     yield drops
+    yield from _of_policies([(labels, peer.policy) for labels, peer in peers if peer.policy is not None])
+
+
+def _of_policies(policies: list[tuple[tuple[str, str, str], PolicyStats]]) -> Iterator[Metric]:
+    """Of the peers that have one: others have no flows to be counted."""
+    flows = GaugeMetricFamily("connlib_peer_flows", "Flows that are known", labels=_PEER_LABELS)
+    for labels, policy in policies:
+        flows.add_metric(labels, policy.flows)
+    yield flows
+    for name, (text, count) in _POLICY_COUNTERS.items():
+        counter = CounterMetricFamily(name, text, labels=_PEER_LABELS)
+        for labels, policy in policies:
+            counter.add_metric(labels, count(policy))
+        yield counter
 
 
 _TUN_COUNTERS = {

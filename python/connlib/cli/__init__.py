@@ -1,8 +1,9 @@
 """The `connlib` command.
 
-Exit codes: 0 for success and for a stop of `connlib up` by signal; 1 for a failure at run time; 2 for bad arguments
-and bad files. A failure is one line on standard error, never a traceback, unless the environment variable
-`CONNLIB_DEBUG` is set. No message repeats an argument that may be a key.
+Exit codes: 0 for success and for a stop of `connlib up` by signal; 1 for a failure at run time, for a file that `check`
+finds wrong and for a flow that `policy test` finds denied; 2 for bad arguments, and for bad files elsewhere. A failure
+is one line on standard error, never a traceback, unless the environment variable `CONNLIB_DEBUG` is set. No message
+repeats an argument that may be a key.
 
 The commands import what they need when they run, so that `connlib genkey` does not load an event loop. This module
 imports next to nothing: until `main` runs, Ctrl-C would be a traceback.

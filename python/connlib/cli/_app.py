@@ -9,9 +9,9 @@ import typer
 
 HELP = """WireGuard tunnels from Python.
 
-`up` runs a tunnel from a wg-quick or TOML file in the foreground; `check`, `diff` and `schema` help to write that file;
-`demo` shows the engine at work without root and without a network; `crosscheck` compares it with pristine boringtun;
-`genkey`, `pubkey` and `genpsk` make keys, byte for byte as `wg` does.
+`up` runs a tunnel from a wg-quick or TOML file in the foreground; `check`, `diff`, `schema` and `policy test` help to
+write that file; `demo` shows the engine at work without root and without a network; `crosscheck` compares it with
+pristine boringtun; `genkey`, `pubkey` and `genpsk` make keys, byte for byte as `wg` does.
 """
 
 app = typer.Typer(
@@ -124,6 +124,43 @@ def schema() -> None:
     from .schema import run
 
     run()
+
+
+policy = typer.Typer(help="Look into what the peers of a gateway may reach.")
+app.add_typer(policy, name="policy")
+
+
+@policy.command("test")
+def policy_test(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A gateway's TOML file.")],
+    peer: Annotated[str, typer.Option(help="The peer's name, or its public key.")],
+    to: Annotated[
+        list[str],
+        typer.Option(
+            metavar="DESTINATION",
+            help="Such as 10.0.0.5:443/tcp, [fd00::5]:53/udp, 10.0.0.5/icmp (an echo request) or 10.0.0.5/47.",
+        ),
+    ],
+    from_gateway: Annotated[
+        bool,
+        typer.Option(
+            "--from-gateway", help="Ask about flows to the peer's own addresses that start on this side."
+        ),
+    ] = False,
+) -> None:
+    """Say what would become of flows that a peer starts, and which rule decides. Reads no key file.
+
+    Exit code 0 if all are allowed, 1 if one is denied, and 2 for what is no such file, peer or destination.
+    """
+    from connlib._policy import Flow
+
+    from .policy import run
+
+    try:
+        flows = [Flow.parse(destination) for destination in to]
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    raise typer.Exit(run(file, peer, flows, towards=from_gateway))
 
 
 @app.command()

@@ -37,8 +37,13 @@ def summary(config: InterfaceConfig) -> str:
     port = f"UDP port {config.listen_port}" if config.listen_port else "a UDP port of the system's choice"
     count = len(config.peers)
     prefixes = sum(len(peer.allowed_ips) for peer in config.peers)
-    return (
-        f"{config.role.value}, {port}, {count} peer{'' if count == 1 else 's'}, "
-        f"{prefixes} prefix{'' if prefixes == 1 else 'es'}, "
-        f"public key {config.private_key.public_key().to_base64()}"
-    )
+    policies = sum(peer.policy is not None for peer in config.peers)
+    said = [
+        config.role.value,
+        port,
+        f"{count} peer{'' if count == 1 else 's'}",
+        *([f"{policies:,} with a policy"] if policies else []),
+        f"{prefixes} prefix{'' if prefixes == 1 else 'es'}",
+        f"public key {config.private_key.public_key().to_base64()}",
+    ]
+    return ", ".join(said)

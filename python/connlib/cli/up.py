@@ -25,6 +25,7 @@ from connlib._types import (
     GaveUp,
     HandshakeStarted,
     PeerSilent,
+    PeerStats,
     Poisoned,
     SessionEstablished,
     SessionExpired,
@@ -279,6 +280,7 @@ def summarize(stats: InterfaceStats, names: Mapping[PublicKey, str], width: int 
                 f"{names[peer.public_key]:{width}}  in all: {tunnel.tx_packets:,} packets sent, "
                 f"{tunnel.tx_bytes:,} bytes sent, {tunnel.rx_packets:,} packets received, "
                 f"{tunnel.rx_bytes:,} bytes received, {tunnel.initiations_sent:,} initiations sent"
+                + _describe_policy(peer)
             )
     if drops:
         yield "dropped: " + _counted({_describe_drop(reason): count for reason, count in drops.items()})
@@ -286,6 +288,19 @@ def summarize(stats: InterfaceStats, names: Mapping[PublicKey, str], width: int 
         yield "network errors: " + _counted(errors)
 
 
+def _describe_policy(peer: PeerStats) -> str:
+    if peer.policy is None:
+        return ""
+    denied = peer.tunnel.drops.get(DropReason.DENIED, 0)
+    flows = peer.policy.flows
+    said = f", {denied:,} denied, {flows:,} flow{'' if flows == 1 else 's'} at the end"
+    return said + (f", {peer.policy.flows_evicted:,} evicted" if peer.policy.flows_evicted else "")
+
+
 def _describe_drop(reason: DropReason) -> str:
     # The system itself sends multicast into every device, such as router solicitations.
-    return "no route (multicast and the like)" if reason is DropReason.NO_ROUTE else reason.value
+    known = {
+        DropReason.NO_ROUTE: "no route (multicast and the like)",
+        DropReason.DENIED: "denied by a policy",
+    }
+    return known.get(reason, reason.value)

@@ -1,0 +1,105 @@
+"""`connlib policy test FILE`: what would become of flows between a peer and this side, and which rule says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv6Address
+
+from connlib._configfile import display_path, guess, read_file
+from connlib._errors import ConfigError
+from connlib._policy import Action, Flow
+from connlib.config import shown
+from connlib.gateway import Gateway, GatewayPeer
+from connlib.gatewayfile import MAX_FILE_BYTES, parse_gateway
+
+from ._files import GATEWAY_ENDING
+
+
+def run(file: str, peer: str, flows: Iterable[Flow], *, towards: bool) -> int:
+    """Print a line for each flow that the peer starts or, if `towards` it, that starts on this side; the exit code.
+
+    Key files are not read, so that rules can be tested where no keys are. Raises `ConfigError` for a file or a peer
+    that is wrong.
+    """
+    gateway = _gateway(file)
+    tested = _find(gateway, peer, file)
+    decide = _towards if towards else _from
+    code = 0
+    for flow, steps in [(flow, list(decide(gateway, tested, flow))) for flow in flows]:
+        print(f"{flow}: {'; then '.join(text for _, text in steps)}")
+        if not all(passes for passes, _ in steps):
+            code = 1
+    return code
+
+
+def _gateway(file: str) -> Gateway:
+    if not file.endswith(GATEWAY_ENDING):
+        raise ConfigError(
+            "only a gateway's TOML file has policies: in a wg-quick file, everything is allowed",
+            path=display_path(file),
+            hint=f"name a file that ends in {GATEWAY_ENDING}",
+        )
+    return parse_gateway(read_file(file, MAX_FILE_BYTES, kind="a gateway's TOML file").text(), file)
+
+
+def _find(gateway: Gateway, wanted: str, file: str) -> GatewayPeer:
+    """The peer of this name or public key."""
+    for peer in gateway.peers:
+        if wanted in (peer.name, peer.public_key.to_base64()):
+            return peer
+    names = [peer.name for peer in gateway.peers if peer.name is not None]
+    near = guess(wanted, names)
+    hint = f"did you mean {near}?" if near else "give a peer's name, or its public key"
+    raise ConfigError(f"there is no peer {shown(wanted)}", path=display_path(file), hint=hint)
+
+
+Step = tuple[bool, str]
+"""Whether a policy that is asked lets the flow pass, and what is said of it."""
+
+
+def _from(gateway: Gateway, peer: GatewayPeer, flow: Flow) -> Iterator[Step]:
+    """What decides about a flow that the peer starts, up to the first that denies it."""
+    policy = peer.to_policy()
+    if policy is None:
+        passes, text = True, f"allowed: {peer} has no policy, and may reach everything"
+    else:
+        verdict = policy.decide(flow)
+        passes, text = verdict.allowed, str(verdict)
+        if verdict.rule is not None and verdict.name is None:
+            text += f": {policy.rules[verdict.rule - 1]}"
+    yield passes, text
+    receiver = _owner(gateway, flow.destination)
+    if passes and receiver is not None:
+        # Out of the device, and back in.
+        yield _outbound(receiver, " itself" if receiver is peer else "")
+
+
+def _towards(gateway: Gateway, peer: GatewayPeer, flow: Flow) -> Iterator[Step]:
+    """What decides about a flow to the peer that starts on this side."""
+    owner = _owner(gateway, flow.destination)
+    if owner is not peer:
+        whose = f"belongs to {owner}" if owner is not None else "is in no peer's allowed_ips"
+        problem = f"{flow} does not go to {peer}: the address {whose}"
+        raise ConfigError(problem, hint="give an address of the peer's")
+    yield _outbound(peer)
+
+
+def _outbound(peer: GatewayPeer, itself: str = "") -> Step:
+    """What becomes of a flow to the peer that it did not start."""
+    policy = peer.to_policy()
+    if policy is None:
+        return True, f"allowed towards {peer}{itself}, which has no policy"
+    field, action = ("default", policy.default) if policy.outbound is None else ("outbound", policy.outbound)
+    passes = action is Action.ALLOW
+    return passes, f"{'allowed' if passes else 'denied'} towards {peer}{itself} by {field}"
+
+
+def _owner(gateway: Gateway, address: IPv4Address | IPv6Address) -> GatewayPeer | None:
+    """The peer that packets to this address go to: the one with the longest prefix (paper, section 2)."""
+    found = [
+        (prefix.prefixlen, number)
+        for number, peer in enumerate(gateway.peers)
+        for prefix in peer.allowed_ips
+        if address in prefix
+    ]
+    return gateway.peers[max(found)[1]] if found else None
