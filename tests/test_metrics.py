@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import socket
+import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import anyio
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from connlib import ConfigError, DeviceError
+from connlib import ConfigError, DeviceError, format_config
 from connlib import metrics as module
 from connlib.metrics import MetricsServer, serve_metrics
-from helpers_driver import CLIENT, CLIENT_KEY, GATEWAY, Pair, in_real_time, open_pair, packet
+from helpers_driver import CLIENT, CLIENT_KEY, GATEWAY, Pair, gateway_config, in_real_time, open_pair, packet
+from interop.machine import missing_rights
+from interop.netns import Background, Namespace, unique_name, wait_for
+from test_cli import COMMAND, call
 
 
 async def ask(port: int, request: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -191,3 +197,59 @@ def test_it_runs_on_asyncio_too() -> None:
                 assert seen["connlib_peer_responses_total", OF_THE_CLIENT] == 1
 
     anyio.run(main, backend="asyncio")
+
+
+# connlib up --metrics
+
+ASK = "import sys, urllib.request; sys.stdout.write(urllib.request.urlopen(sys.argv[1], timeout=30).read().decode())"
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    if reason := missing_rights():
+        pytest.skip(reason)
+    made = Namespace(unique_name("met"))
+    try:
+        made.run("ip", "link", "set", "lo", "up")
+        yield made
+    finally:
+        made.delete()
+
+
+def config_file(folder: Path) -> Path:
+    file = folder / "wg0.conf"
+    file.write_text(format_config(gateway_config()))
+    file.chmod(0o600)
+    return file
+
+
+@pytest.mark.parametrize("place", ["0", "127.0.0.1:0", "[::1]:0"])
+def test_up_serves_metrics_where_it_is_told_to(namespace: Namespace, tmp_path: Path, place: str) -> None:
+    command = namespace.command(*COMMAND, "up", str(config_file(tmp_path)), "--metrics", place)
+    process = Background(command, tmp_path / "log")
+    try:
+        wait_for(
+            lambda: "/metrics" in process.output() or process.returncode is not None,
+            "the metrics to be there",
+        )
+        (address,) = re.findall(r"wg0: metrics at (http://\S+)$", process.output(), re.MULTILINE)
+        assert 'connlib_timer_wakes_total{interface="wg0"}' in namespace.run(
+            sys.executable, "-c", ASK, address
+        )
+        ready = address.replace("/metrics", "/readyz")
+        assert namespace.run(sys.executable, "-c", ASK, ready) == "ready\n"
+        assert process.stop() == 0
+    finally:
+        if process.returncode is None:
+            process.stop()
+
+
+@pytest.mark.parametrize("place", ["", "x", "localhost:9586", "9586x", "127.0.0.1:65536", "[::1]", "-1"])
+def test_up_says_what_is_no_place_for_metrics(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = call(monkeypatch, "up", str(config_file(tmp_path)), f"--metrics={place}")
+    assert (code, capsys.readouterr().err) == (
+        2,
+        f"connlib: metrics cannot be served at {place!r}; write a port, or 192.0.2.1:9586 or [::1]:9586\n",
+    )

@@ -27,6 +27,8 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "conn
 TREE = CACHE / "tree"
 TARGET = CACHE / "target"
 PROFILE = "mutants"
+PATIENCE = 600
+"""Seconds for the tests of one mutant, on a machine that does something else as well."""
 EXTENSION = TREE / "python" / "connlib" / "_native.abi3.so"
 
 _NOISE = "patches/boringtun/overlay/src/noise/"
@@ -192,7 +194,13 @@ def _failures(files: list[str] | tuple[str, ...], *, stop_at_first: bool) -> lis
     command += ["-x"] if stop_at_first else []
     # Not the package that is installed here: the copy's.
     environment = {**os.environ, "PYTHONPATH": str(TREE / "python"), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=300)
+    try:
+        done = subprocess.run(
+            command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=PATIENCE
+        )
+    except subprocess.TimeoutExpired:
+        # A bug may well be one that never comes to an end.
+        return [f"no end within {PATIENCE} s"]
     failed = re.findall(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
     # 0: all passed. 1: some failed. Anything else is no result, nor is a failure that nothing names.
     if done.returncode not in (0, 1) or bool(failed) != bool(done.returncode):

@@ -12,13 +12,15 @@ Needs the extra `connlib[metrics]`.
 
 from __future__ import annotations
 
-import itertools
+import logging
+import os
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import anyio
-from anyio.abc import SocketAttribute, SocketStream
 
+from ._clients import Client, Clients
 from ._errors import ConfigError, DeviceError
 from ._types import PeerStats, PolicyStats, TunnStats
 from .driver import Interface, InterfaceStats
@@ -36,11 +38,12 @@ except ImportError as error:
 DEFAULT_PORT = 9586
 """The port of prometheus_wireguard_exporter."""
 MOST_CLIENTS = 256
-"""When one more comes, the connection that is open longest is closed: slow clients hold nobody up."""
+"""When one more comes, the one that has been silent for longest goes: slow clients hold nobody up."""
 PATIENCE = 10.0
 """Seconds for a request to arrive and for its answer to be read."""
 MOST_REQUEST_BYTES = 8192
 
+_log = logging.getLogger("connlib.metrics")
 _PLAIN = "text/plain; charset=utf-8"
 
 
@@ -51,42 +54,19 @@ class MetricsServer:
         self._interface = interface
         self._registry = CollectorRegistry()
         self._registry.register(_Collector(interface))
-        self._clients: dict[int, anyio.CancelScope] = {}
-        self._numbers = itertools.count()
         self.port = port
         """The TCP port."""
 
-    async def _serve(self, stream: SocketStream) -> None:
-        if len(self._clients) >= MOST_CLIENTS:
-            self._clients.pop(next(iter(self._clients))).cancel()
-        number = next(self._numbers)
-        with anyio.CancelScope(deadline=anyio.current_time() + PATIENCE) as scope:
-            self._clients[number] = scope
-            try:
-                await self._answer(stream)
-            # It went away: nothing is owed to it.
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-                pass
-            finally:
-                self._clients.pop(number, None)
-        await anyio.aclose_forcefully(stream)
-
-    async def _answer(self, stream: SocketStream) -> None:
+    async def _answer(self, client: Client) -> None:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MOST_REQUEST_BYTES)
+        request = None
         try:
-            request = await _request(connection, stream)
-            status, kind, body = (400, _PLAIN, b"this is no HTTP request\n")
-            if request is not None:
-                status, kind, body = self._page(request)
+            request = await _request(connection, client)
+            if request is None:
+                return
+            status, kind, body = self._page(request)
         except h11.RemoteProtocolError as error:
-            request = None
-            status, kind, body = (
-                error.error_status_hint,
-                _PLAIN,
-                b"this is no HTTP request that is understood\n",
-            )
-        if connection.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            return
+            status, kind, body = error.error_status_hint, _PLAIN, b"this is no HTTP request\n"
         headers = [("Content-Type", kind), ("Content-Length", str(len(body))), ("Connection", "close")]
         if status == 405:
             headers.append(("Allow", "GET, HEAD"))
@@ -94,7 +74,8 @@ class MetricsServer:
         if request is None or request.method != b"HEAD":
             answer.append(connection.send(h11.Data(data=body)))
         answer.append(connection.send(h11.EndOfMessage()))
-        await stream.send(b"".join(part for part in answer if part))
+        await client.send([b"".join(part for part in answer if part)])
+        await client.finish()
 
     def _page(self, request: h11.Request) -> tuple[int, str, bytes]:
         """Status, content type and body."""
@@ -110,7 +91,7 @@ class MetricsServer:
         return 404, _PLAIN, b"there are /metrics and /readyz\n"
 
 
-async def _request(connection: h11.Connection, stream: SocketStream) -> h11.Request | None:
+async def _request(connection: h11.Connection, client: Client) -> h11.Request | None:
     """The head of a request; a body is not read. None if the client sent nothing."""
     while True:
         event = connection.next_event()
@@ -118,10 +99,7 @@ async def _request(connection: h11.Connection, stream: SocketStream) -> h11.Requ
             return event
         if event is not h11.NEED_DATA:
             return None
-        try:
-            connection.receive_data(await stream.receive())
-        except anyio.EndOfStream:
-            connection.receive_data(b"")
+        connection.receive_data(await client.receive())
 
 
 @asynccontextmanager
@@ -142,18 +120,26 @@ async def serve_metrics(
             hint="give an address of this machine and a port from 0 to 65535",
         )
     try:
-        listener = await anyio.create_tcp_listener(local_host=host, local_port=port, backlog=128)
+        # By the literal address: a resolver would find none of a family in which only the loopback device has one.
+        listener = socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=128
+        )
     except OSError as error:
+        # Its own text repeats the address.
+        plain = OSError(error.errno, os.strerror(error.errno or 0))
         raise DeviceError.from_os(
-            f"cannot serve metrics on {host} port {port}", error, hint="choose another address or port"
+            f"cannot serve metrics on {host} port {port}", plain, hint="choose another address or port"
         ) from None
-    async with listener, anyio.create_task_group() as tasks:
-        server = MetricsServer(interface, int(listener.extra(SocketAttribute.local_port)))
-        tasks.start_soon(listener.serve, server._serve)
-        try:
-            yield server
-        finally:
-            tasks.cancel_scope.cancel()
+    with listener:
+        listener.setblocking(False)
+        server = MetricsServer(interface, listener.getsockname()[1])
+        clients = Clients("the metrics", _log, most=MOST_CLIENTS, patience=PATIENCE)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(clients.serve, listener, server._answer)
+            try:
+                yield server
+            finally:
+                tasks.cancel_scope.cancel()
 
 
 class _Collector(Collector):

@@ -75,6 +75,14 @@ def up(
     log_level: Annotated[
         LogLevel, typer.Option(help="Say less, or more.", case_sensitive=False)
     ] = LogLevel.INFO,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS:]PORT",
+            help="Serve what is counted to Prometheus, at http://ADDRESS:PORT/metrics, and /readyz; "
+            "ADDRESS is 127.0.0.1 if there is none. Port 0 is any.",
+        ),
+    ] = None,
     allow_world_readable: AllowWorldReadable = False,
 ) -> None:
     """Run the tunnel of FILE in the foreground, until SIGINT or SIGTERM.
@@ -89,7 +97,14 @@ def up(
     stop_signals.install()
     from .up import run
 
-    run(file, stop_signals, name=name, level=log_level.value, allow_world_readable=allow_world_readable)
+    run(
+        file,
+        stop_signals,
+        name=name,
+        level=log_level.value,
+        allow_world_readable=allow_world_readable,
+        metrics=metrics,
+    )
 
 
 @app.command()

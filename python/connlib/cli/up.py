@@ -33,6 +33,7 @@ from connlib._types import (
 from connlib.config import InterfaceConfig, check_interface_name, describe_peer
 from connlib.diff import describe_diff
 from connlib.driver import Interface, InterfaceStats, open_interface
+from connlib.resolver import is_literal
 
 from ._dumps import forbid_dumps
 from ._files import load, name_after
@@ -52,15 +53,18 @@ def run(
     name: str | None,
     level: str,
     allow_world_readable: bool,
+    metrics: str | None = None,
     record: str | None = None,
 ) -> None:
     """Run the tunnel of `file`, of either kind, until a signal stops it.
 
-    record: a new file for what comes into the tunnels (`connlib crosscheck --record`).
+    metrics: where Prometheus may ask, as `[ADDRESS:]PORT`. record: a new file for what comes into the tunnels (`connlib
+    crosscheck --record`).
 
-    Raises `ConfigError` for a bad file or name, and `DeviceError` if the device or the sockets cannot be had.
+    Raises `ConfigError` for a bad file, name or place, and `DeviceError` if the device or the sockets cannot be had.
     """
     set_up_log(level)
+    serves = None if metrics is None else _place(metrics)
     # Before there is a key to be seen.
     if not forbid_dumps():
         log.warning("core dumps of this process cannot be forbidden here: they would hold its keys")
@@ -74,9 +78,20 @@ def run(
     stop.tell(None)
     with Recorder(record, config) as recorder:
         try:
-            trio.run(_serve, config, file, load_file, stop, recorder)
+            trio.run(_serve, config, file, load_file, stop, recorder, serves)
         finally:
             stop.tell(None)
+
+
+def _place(text: str) -> tuple[str, int]:
+    """Address and port; the address is this machine's own if there is none."""
+    host, _, port = text.rpartition(":")
+    host = (host[1:-1] if host.startswith("[") and host.endswith("]") else host) or "127.0.0.1"
+    if not is_literal(host) or not (port.isascii() and port.isdigit() and int(port[:6]) <= 65_535):
+        raise ConfigError(
+            f"metrics cannot be served at {text!r}", hint="write a port, or 192.0.2.1:9586 or [::1]:9586"
+        )
+    return host, int(port)
 
 
 def set_up_log(level: str) -> None:
@@ -106,6 +121,7 @@ async def _serve(
     load_file: Callable[[], InterfaceConfig],
     stop: StopSignals,
     recorder: Recorder,
+    metrics: tuple[str, int] | None,
 ) -> None:
     with trio.CancelScope() as scope:
         stop_by_signal(stop, scope)
@@ -120,6 +136,8 @@ async def _serve(
                 len(config.peers),
                 "" if len(config.peers) == 1 else "s",
             )
+            if metrics is not None:
+                await nursery.start(_serve_metrics, interface, *metrics)
             try:
                 nursery.start_soon(_watch_network, interface)
                 nursery.start_soon(recorder.follow, interface)
@@ -134,6 +152,22 @@ async def _serve(
             nursery.cancel_scope.cancel()
     stop.tell(None)
     log.info("%s is down", config.name)
+
+
+async def _serve_metrics(
+    interface: Interface, host: str, port: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    # Not above: what it needs is an extra.
+    try:
+        from connlib.metrics import serve_metrics
+    except ImportError as error:
+        raise ConnlibError(str(error)) from None
+
+    async with serve_metrics(interface, host=host, port=port) as server:
+        shown = f"[{host}]" if ":" in host else host
+        log.info("%s: metrics at http://%s:%d/metrics", interface.name, shown, server.port)
+        task_status.started()
+        await trio.sleep_forever()
 
 
 class _Names(dict[PublicKey, str]):

@@ -1,0 +1,125 @@
+"""The clients of a listening socket: a task for each, so that one that dawdles is in nobody's way.
+
+What they cost is bounded: in number, and in the time that a request and its answer may take. When there is no room, the
+client that has been silent for longest makes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable
+
+import anyio
+import anyio.lowlevel
+
+_READ_BYTES = 1 << 14
+"""What is read of a request before others have their turn: some milliseconds of work."""
+_PAUSE = 0.1
+"""Seconds to wait where no client can be accepted, for want of descriptors say."""
+
+
+class Client:
+    """One connection, non-blocking."""
+
+    def __init__(self, clients: Clients, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._clients = clients
+        self._connection = connection
+        self._scope = anyio.CancelScope()
+
+    async def receive(self) -> bytes:
+        """Some bytes; none at the end."""
+        while True:
+            await anyio.wait_readable(self._connection)
+            try:
+                data = self._connection.recv(_READ_BYTES)
+            except BlockingIOError:
+                continue
+            self._clients._heard(self)
+            return data
+
+    async def send(self, pieces: Iterable[bytes]) -> None:
+        """Send all of that."""
+        for piece in pieces:
+            # Others have their turn after each piece, even where the client takes all of them at once.
+            await anyio.lowlevel.checkpoint()
+            rest = memoryview(piece)
+            while rest:
+                try:
+                    rest = rest[self._connection.send(rest) :]
+                except BlockingIOError:
+                    await anyio.wait_writable(self._connection)
+
+    async def finish(self) -> None:
+        """Say that no more comes, and wait for the other end to do so: bytes of it that nobody read would have the system
+        reset the connection, and the answer be lost."""
+        self._connection.shutdown(socket.SHUT_WR)
+        while await self.receive():
+            pass
+
+    def answered(self) -> None:
+        """Another request may come, with time of its own."""
+        self._scope.deadline = anyio.current_time() + self._clients.patience
+
+
+class Clients:
+    """Those of one socket; the one that was silent for longest first."""
+
+    def __init__(self, what: str, log: logging.Logger, *, most: int, patience: float) -> None:
+        self._what = what
+        """Of what the clients are, for the log."""
+        self._log = log
+        self._most = most
+        self.patience = patience
+        """Seconds from a client's coming, or its last answer, to the end of the next answer."""
+        self._clients: OrderedDict[Client, None] = OrderedDict()
+
+    async def serve(self, listener: socket.socket, answer: Callable[[Client], Awaitable[None]]) -> None:
+        """Have whoever connects to a listening, non-blocking socket answered, until this is cancelled."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                while True:
+                    await anyio.wait_readable(listener)
+                    try:
+                        connection, _ = listener.accept()
+                    except (BlockingIOError, ConnectionAbortedError):
+                        continue
+                    except OSError as error:
+                        self._log.warning("a client of %s cannot be accepted: %s", self._what, error.strerror)
+                        await anyio.sleep(_PAUSE)
+                        continue
+                    tasks.start_soon(self._serve_client, self._admit(connection), answer)
+        finally:
+            for client in list(self._clients):
+                self._gone(client)
+
+    async def _serve_client(self, client: Client, answer: Callable[[Client], Awaitable[None]]) -> None:
+        try:
+            with client._scope:
+                client.answered()
+                await answer(client)
+        except OSError as error:
+            # The client went away. Anything else is no news either: there is nobody to tell.
+            if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
+                self._log.warning("a client of %s is lost: %s", self._what, error.strerror)
+        finally:
+            self._gone(client)
+
+    def _admit(self, connection: socket.socket) -> Client:
+        if len(self._clients) >= self._most:
+            oldest, _ = self._clients.popitem(last=False)
+            oldest._scope.cancel()
+        client = Client(self, connection)
+        self._clients[client] = None
+        return client
+
+    def _heard(self, client: Client) -> None:
+        if client in self._clients:
+            self._clients.move_to_end(client)
+
+    def _gone(self, client: Client) -> None:
+        self._clients.pop(client, None)
+        client._connection.close()
