@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import os
@@ -152,10 +153,14 @@ def planted(text: str, edit: Edit) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="only mutants with this in their names")
-    names: list[str] = parser.parse_args().names
+    parser.add_argument("--tests", nargs="+", metavar="FILE", help="run these in place of each mutant's own")
+    arguments = parser.parse_args()
+    names: list[str] = arguments.names
     chosen = [mutant for mutant in MUTANTS if not names or any(name in mutant.name for name in names)]
     if not chosen:
         parser.error("no mutant has such a name")
+    if arguments.tests:
+        chosen = [dataclasses.replace(mutant, tests=tuple(arguments.tests)) for mutant in chosen]
     with _locked():
         try:
             _copy_tree()
