@@ -54,8 +54,8 @@ class Client:
                     await anyio.wait_writable(self._connection)
 
     async def finish(self) -> None:
-        """Say that no more comes, and wait for the other end to do so: bytes of it that nobody read would have the system
-        reset the connection, and the answer be lost."""
+        """Say that no more comes, and wait for the other end to do so: bytes of it that nobody read would have the
+        system reset the connection, and the answer be lost."""
         self._connection.shutdown(socket.SHUT_WR)
         while await self.receive():
             pass
