@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ def output_of(example: str) -> str:
 
 
 def test_every_example_is_run() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == RUN_HERE | {"gateway.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == RUN_HERE | {"gateway.py", "health_check.py"}
 
 
 def test_a_packet_goes_through_a_tunnel_in_virtual_time() -> None:
@@ -46,11 +48,13 @@ def test_only_the_client_starts_sessions() -> None:
     ]
 
 
-def test_the_gateway_comes_up_from_a_file(tmp_path: Path) -> None:
+@contextmanager
+def running(example: str, folder: Path, *arguments: str) -> Iterator[tuple[Background, str]]:
+    """An example with a device in a namespace of its own, whose only peer is not there; and the peer's public key."""
     if reason := missing_rights():
         pytest.skip(reason)
     peer = PrivateKey.generate().public_key().to_base64()
-    file = tmp_path / "wg0.conf"
+    file = folder / "wg0.conf"
     file.write_text(
         "[Interface]\n# connlib: interface = example0\nListenPort = 51820\n"
         f"PrivateKey = {PrivateKey.generate().to_base64()}\n"
@@ -59,15 +63,28 @@ def test_the_gateway_comes_up_from_a_file(tmp_path: Path) -> None:
     file.chmod(0o600)
     namespace = Namespace(unique_name("exa"))
     try:
-        command = namespace.command(sys.executable, str(EXAMPLES / "gateway.py"), str(file))
-        process = Background(command, tmp_path / "log")
+        command = namespace.command(sys.executable, str(EXAMPLES / example), str(file), *arguments)
+        process = Background(command, folder / "log")
         try:
-            wait_for(lambda: "HandshakeStarted()" in process.output(), "an event")
-            assert process.output().splitlines() == [
-                "example0 is up, UDP port 51820",
-                f"{peer} HandshakeStarted()",
-            ]
+            yield process, peer
         finally:
             process.stop(signal.SIGTERM)
     finally:
         namespace.delete()
+
+
+def test_the_gateway_comes_up_from_a_file(tmp_path: Path) -> None:
+    with running("gateway.py", tmp_path) as (process, peer):
+        wait_for(lambda: "HandshakeStarted()" in process.output(), "an event")
+        assert process.output().splitlines() == [
+            "example0 is up, UDP port 51820",
+            f"{peer} HandshakeStarted()",
+        ]
+
+
+def test_the_health_check_says_why_a_peer_is_down(tmp_path: Path) -> None:
+    with running("health_check.py", tmp_path, "0.1") as (process, peer):
+        wait_for(lambda: process.output().count("\n") > 1, "two lines")
+        first = process.output().splitlines()[0]
+        assert first.startswith(f"{peer}: connecting: no reply from 127.0.0.1:9 ever: it is off, ")
+        assert "; next: another initiation in " in first

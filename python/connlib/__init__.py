@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         ForkedError,
         KeyFormatError,
     )
+    from connlib._explain import Explanation, PeerState, explain
     from connlib._native import (
         IndexTable,
         Node,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         PeerEvent,
         PeerSilent,
         PeerStats,
+        PeerTrouble,
         Poisoned,
         PolicyStats,
         Role,
@@ -85,6 +87,7 @@ __all__ = [
     "Dropped",
     "EngineError",
     "Event",
+    "Explanation",
     "Flow",
     "ForkedError",
     "Gateway",
@@ -111,7 +114,9 @@ __all__ = [
     "PeerConfig",
     "PeerEvent",
     "PeerSilent",
+    "PeerState",
     "PeerStats",
+    "PeerTrouble",
     "Poisoned",
     "Policy",
     "PolicyStats",
@@ -133,6 +138,7 @@ __all__ = [
     "Verdict",
     "VerdictReason",
     "__version__",
+    "explain",
     "format_config",
     "load_config",
     "load_gateway",
@@ -199,6 +205,7 @@ _HOMES = {
         "PeerEvent",
         "PeerSilent",
         "PeerStats",
+        "PeerTrouble",
         "Poisoned",
         "PolicyStats",
         "Role",
@@ -215,6 +222,11 @@ _HOMES = {
         "Interface",
         "InterfaceStats",
         "open_interface",
+    ),
+    "_explain": (
+        "Explanation",
+        "PeerState",
+        "explain",
     ),
     "gateway": (
         "Gateway",

@@ -433,6 +433,19 @@ class PolicyStats:
     """ICMP messages that told a sender of a refusal."""
 
 
+class PeerTrouble(NamedTuple):
+    """What went wrong with a peer since its last session was established; `connlib.explain` puts it in words."""
+
+    unreadable: int
+    """Datagrams for us that could not be decrypted: as a rule, the preshared keys of the two sides differ."""
+    source_not_allowed: int
+    """Packets whose inner source address is not one of the peer's allowed IPs."""
+    cookie_replies: int
+    """Cookie replies: the peer is under load (paper section 5.3)."""
+    gave_up: int
+    """Attempts that ended without a session."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerStats:
     """The counters of one peer of a `Node`."""
@@ -442,6 +455,13 @@ class PeerStats:
     """Where its datagrams are sent: the configured address, or the last one that an authentic packet came from."""
     tunnel: TunnStats
     """Its `drops` include those of routing and policy: SOURCE_NOT_ALLOWED, NO_ENDPOINT, DENIED."""
+    last_heard: float | None
+    """Seconds since anything came that only the peer can have sent; None if nothing did."""
+    trouble: PeerTrouble
+    next_timeout: Timeout | None
+    """What its tunnel does next by itself; None: nothing, unless something comes first."""
+    poisoned: bool
+    """True once connlib has failed in the peer's tunnel; see `Poisoned`."""
     policy: PolicyStats | None = None
     """None for a peer without a policy."""
 

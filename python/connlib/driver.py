@@ -26,6 +26,7 @@ import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from ._errors import ClosedError, ConfigError, DeviceError
+from ._explain import Explanation, explain
 from ._native import Node, PublicKey
 from ._types import ConfigDiff, NodeConfig, NodeInput, NodeStats, PeerChange, PeerConfig
 from .clock import Alarm, BootClock, Clock, LoopClock, alarm_for
@@ -272,6 +273,13 @@ class Interface:
             lookups=dict(self._lookups),
             unix_time=unix_time,
         )
+
+    def explain(self, peer: PublicKey) -> Explanation:
+        """Why a peer is up or down, and what happens next and when. Raises `KeyError` for an unknown peer."""
+        roles = {each.public_key: each.role for each in self._config.peers}
+        role = roles[peer]
+        (stats,) = (each for each in self.stats().peers if each.public_key == peer)
+        return explain(stats, self._clock.now(), role=role)
 
     def initiate_handshake(self, peer: PublicKey) -> None:
         """Start a session with a peer now, or nothing while a handshake is under way.

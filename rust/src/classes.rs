@@ -38,6 +38,7 @@ pub struct Classes {
     pub peer_config: Py<PyType>,
     pub policy: Py<PyType>,
     pub policy_stats: Py<PyType>,
+    pub peer_trouble: Py<PyType>,
 }
 
 pub fn classes(py: Python<'_>) -> PyResult<&'static Classes> {
@@ -88,6 +89,7 @@ pub fn classes(py: Python<'_>) -> PyResult<&'static Classes> {
             peer_config: class("PeerConfig")?,
             policy: class("Policy")?,
             policy_stats: class("PolicyStats")?,
+            peer_trouble: class("PeerTrouble")?,
         })
     })
 }

@@ -81,6 +81,19 @@ pub fn stats_to_python<'py>(stats: &NodeStats, py: Python<'py>) -> PyResult<Boun
             "tunnel",
             results::stats_to_python(&peer.tunnel, &drops, py)?,
         )?;
+        let heard = peer.heard.map(|heard| heard.as_secs_f64());
+        fields.set_item("last_heard", heard)?;
+        let trouble = (
+            peer.trouble.unreadable,
+            peer.trouble.source_not_allowed,
+            peer.trouble.cookie_replies,
+            peer.trouble.gave_up,
+        );
+        let trouble = classes.named_tuple(&classes.peer_trouble, trouble, py)?;
+        fields.set_item("trouble", trouble)?;
+        let next = results::timeout_to_python(peer.next_timeout, py)?;
+        fields.set_item("next_timeout", next)?;
+        fields.set_item("poisoned", peer.poisoned)?;
         if let Some(policy) = &peer.policy {
             fields.set_item("policy", policy_stats_to_python(policy, py)?)?;
         }

@@ -35,7 +35,7 @@ pub use indices::{IndexTable, SharedIndices};
 pub use node::{
     ConfigDiff, ConfigError, DEFAULT_HANDSHAKE_LIMIT, DEFAULT_MTU, DropCounts, Input, InputKind,
     Node, NodeConfig, NodeOutput, NodeStats, PeerChange, PeerConfig, PeerStats, PolicyStats,
-    Prefix,
+    Prefix, Trouble,
 };
 /// The longest IP packet that a tunnel sends: sealed, with 32 bytes around it, it must fit into the 65,507 bytes that UDP
 /// over IPv4 carries, whether it is padded (to a multiple of 16) or not.

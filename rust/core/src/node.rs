@@ -18,7 +18,7 @@ pub use config::{
 };
 pub use output::NodeOutput;
 pub use record::{Input, InputKind};
-pub use stats::{DropCounts, NodeStats, PeerStats, PolicyStats};
+pub use stats::{DropCounts, NodeStats, PeerStats, PolicyStats, Trouble};
 
 use std::mem;
 use std::net::SocketAddr;
@@ -175,6 +175,10 @@ impl Node {
             tunnel: peer.stats(now),
             drops: peer.drops,
             policy: self.policy_stats(slot, peer, now),
+            heard: peer.heard.map(|at| now.duration_since(at)),
+            trouble: peer.trouble,
+            next_timeout: peer.tunn.as_ref().and_then(noise::Tunn::next_timeout),
+            poisoned: peer.tunn.is_none(),
         });
         NodeStats {
             peers: peers.collect(),
@@ -399,7 +403,10 @@ impl Node {
 
     fn drop_from(&mut self, slot: Slot, reason: DropReason) {
         match self.peers.get_mut(slot) {
-            Some(peer) => peer.drops.add(reason),
+            Some(peer) => {
+                peer.drops.add(reason);
+                peer.trouble.note(reason);
+            }
             None => self.drops.add(reason),
         }
     }
@@ -439,6 +446,7 @@ impl Node {
             received.map_err(DropReason::from)
         });
         let received = received.unwrap_or(Err(DropReason::PeerPoisoned));
+        self.note_received(slot, &received, now);
         self.record_input(slot, kind, size, received.is_ok());
         let (destination, moves) = match received {
             Ok(Received::Transport { invalid }) => {
@@ -462,6 +470,21 @@ impl Node {
         self.settle(slot, destination);
         if moved {
             self.adjust_keepalive(slot, now);
+        }
+    }
+
+    #[inline]
+    fn note_received(&mut self, slot: Slot, received: &Result<Received, DropReason>, now: Instant) {
+        let Some(peer) = self.peers.get_mut(slot) else {
+            return;
+        };
+        match received {
+            // Anybody who saw our initiation can have sent it.
+            Ok(Received::CookieReply) => {
+                peer.trouble.cookie_replies = peer.trouble.cookie_replies.saturating_add(1);
+            }
+            Ok(_) => peer.heard = Some(now),
+            Err(_) => {}
         }
     }
 

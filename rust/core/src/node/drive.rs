@@ -9,6 +9,7 @@ use connlib_boringtun::noise::{self, Env, Event, Output};
 use super::Node;
 use super::deadlines::Deadline;
 use super::peers::Slot;
+use super::stats::Trouble;
 use crate::indices::Owned;
 use crate::{DropReason, Instant};
 
@@ -94,7 +95,11 @@ impl Node {
         for event in self.output.tunnels.events.drain(..) {
             match event {
                 Event::Dropped { reason, count } => peer.drops.add_many(reason.into(), count),
-                Event::GaveUp { dropped } => peer.drops.add_many(DropReason::GaveUp, dropped),
+                Event::GaveUp { dropped } => {
+                    peer.drops.add_many(DropReason::GaveUp, dropped);
+                    peer.trouble.gave_up = peer.trouble.gave_up.saturating_add(1);
+                }
+                Event::SessionEstablished { .. } => peer.trouble = Trouble::default(),
                 _ => {}
             }
             self.output.events.push((peer.settings.public_key, event));

@@ -8,7 +8,7 @@ use connlib_boringtun::Instant;
 use connlib_boringtun::noise::{self, Indices, Role, Stats};
 
 use super::config::PeerSettings;
-use super::stats::DropCounts;
+use super::stats::{DropCounts, Trouble};
 use crate::policy::Filter;
 
 /// A peer's place in the slab. A slot whose peer was removed is given out again.
@@ -21,6 +21,9 @@ pub(crate) struct Peer {
     /// Where to send: as configured, until an authenticated datagram came from elsewhere.
     pub endpoint: Option<SocketAddr>,
     pub drops: DropCounts,
+    pub trouble: Trouble,
+    /// When something last came that only the peer can have sent.
+    pub heard: Option<Instant>,
     /// Its policy at work; `None` without one.
     pub filter: Option<Box<Filter>>,
 }
@@ -34,6 +37,8 @@ impl Peer {
             settings,
             endpoint,
             drops: DropCounts::default(),
+            trouble: Trouble::default(),
+            heard: None,
             filter: None,
         };
         peer.tunn = Some(tunn.with_persistent_keepalive(peer.keepalive()));

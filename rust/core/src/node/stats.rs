@@ -1,10 +1,11 @@
 //! What a node counts.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use connlib_boringtun::noise::Stats;
 
-use crate::DropReason;
+use crate::{DropReason, Timeout};
 
 /// How many packets and datagrams went no further, by reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +50,30 @@ impl DropCounts {
     }
 }
 
+/// What went wrong since the last session was established, for whoever wants to know why there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trouble {
+    /// Authentic by their index, and not readable: the preshared keys differ, or somebody forges.
+    pub unreadable: u32,
+    /// Packets from an inner address that is not the peer's.
+    pub source_not_allowed: u32,
+    /// Cookie replies: the peer is under load.
+    pub cookie_replies: u32,
+    /// Attempts that ended without a session.
+    pub gave_up: u32,
+}
+
+impl Trouble {
+    pub(crate) fn note(&mut self, reason: DropReason) {
+        let counter = match reason {
+            DropReason::InvalidAeadTag => &mut self.unreadable,
+            DropReason::SourceNotAllowed => &mut self.source_not_allowed,
+            _ => return,
+        };
+        *counter = counter.saturating_add(1);
+    }
+}
+
 /// One peer in numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PeerStats {
@@ -59,6 +84,13 @@ pub struct PeerStats {
     pub drops: DropCounts,
     /// `None` for a peer without a policy.
     pub policy: Option<PolicyStats>,
+    /// Time since anything came that only the peer can have sent.
+    pub heard: Option<Duration>,
+    pub trouble: Trouble,
+    /// What its tunnel does next by itself.
+    pub next_timeout: Option<Timeout>,
+    /// Its tunnel panicked.
+    pub poisoned: bool,
 }
 
 /// A peer's policy in numbers. What it refused is counted among the peer's drops.

@@ -1,0 +1,151 @@
+"""Why a peer is up or down, and what happens next, in one sentence.
+
+    print(interface.explain(peer))
+    # connecting: no reply from 192.0.2.7:51820 ...; next: another initiation in 3.1 s
+
+All of it comes from what the engine counts and announces: nothing is sent to find out.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from ._types import PeerStats, Role, Timeout, TimeoutReason
+
+__all__ = ["Explanation", "PeerState", "explain"]
+
+
+class PeerState(enum.Enum):
+    """How a peer is."""
+
+    UP = "up"
+    """There is a session."""
+    CONNECTING = "connecting"
+    """There is none, and a handshake is under way."""
+    WAITING = "waiting"
+    """There is none, and this side cannot start one: packets, or everything, waits for the peer."""
+    IDLE = "idle"
+    """There is none, and nobody wants one."""
+    DOWN = "down"
+    """There is none, and the attempts to get one were given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What `explain` says; `str()` is one line."""
+
+    state: PeerState
+    why: str
+    """Why it is so."""
+    then: str
+    """What happens next."""
+    at: float | None
+    """In how many seconds; None if that depends on something else."""
+
+    def __str__(self) -> str:
+        when = "" if self.at is None else " now" if self.at <= 0 else f" in {_seconds(self.at)}"
+        return f"{self.state.value}: {self.why}; next: {self.then}{when}"
+
+
+_NEXT = {
+    TimeoutReason.HANDSHAKE_RETRY: "another initiation",
+    TimeoutReason.GIVE_UP: "the attempt is given up",
+    TimeoutReason.SESSION_EXPIRY: "the session ends",
+    TimeoutReason.DEAD_PEER: "an initiation, if nothing is heard until then",
+    TimeoutReason.PASSIVE_KEEPALIVE: "a keepalive, if nothing else is sent until then",
+    TimeoutReason.PERSISTENT_KEEPALIVE: "the persistent keepalive",
+    TimeoutReason.UNCONFIRMED_SESSION: "an initiation, if the peer does not use its session until then",
+    TimeoutReason.QUEUE_TIMEOUT: "what waits is dropped",
+}
+
+
+def explain(peer: PeerStats, now: float, *, role: Role = Role.EITHER) -> Explanation:
+    """Explain a peer of a node.
+
+    peer: as `Node.stats(now)` has it. now: seconds on the same clock. role: ours towards the peer, as configured.
+    """
+    tunnel = peer.tunnel
+    if peer.poisoned:
+        why = "connlib failed in this peer's tunnel, which is a bug"
+        return Explanation(PeerState.DOWN, why, "nothing, until the peer is removed and added again", None)
+    if tunnel.session_age is not None:
+        return _planned(PeerState.UP, _why_up(peer), peer.next_timeout, now)
+    if tunnel.handshake_pending:
+        return _planned(PeerState.CONNECTING, _why_no_session(peer), peer.next_timeout, now)
+    if tunnel.queued:
+        why = f"{_packets(tunnel.queued)} for it, and this side does not start sessions"
+        return _planned(PeerState.WAITING, why, peer.next_timeout, now)
+    return _without_attempt(peer, now, role)
+
+
+def _planned(state: PeerState, why: str, timeout: Timeout | None, now: float) -> Explanation:
+    if timeout is None:
+        return Explanation(state, why, "nothing by itself", None)
+    return Explanation(state, why, _NEXT[timeout.reason], max(0.0, timeout.at - now))
+
+
+def _why_up(peer: PeerStats) -> str:
+    age = peer.tunnel.session_age
+    assert age is not None, "only asked where there is a session"
+    heard = "not heard yet" if peer.last_heard is None else f"heard {_seconds(peer.last_heard)} ago"
+    said = [f"a session of {_seconds(age)}, {heard}"]
+    if count := peer.trouble.source_not_allowed:
+        said.append(f"but {_packets(count)} came from addresses that are not among its allowed IPs")
+    if peer.tunnel.handshake_pending:
+        said.append(f"and a new one is sought: {_why_no_session(peer)}")
+    return ", ".join(said)
+
+
+def _why_no_session(peer: PeerStats) -> str:
+    """Why an initiation of ours is unanswered."""
+    if peer.trouble.unreadable:
+        return f"what {_place(peer)} answers cannot be decrypted: the preshared keys differ"
+    if peer.trouble.cookie_replies:
+        return f"{_place(peer)} is under load and asks for cookies"
+    since = "ever" if peer.last_heard is None else f"for {_seconds(peer.last_heard)}"
+    return (
+        f"no reply from {_place(peer)} {since}: it is off, does not know our public key, has another one than we "
+        "believe, or something between drops UDP"
+    )
+
+
+def _without_attempt(peer: PeerStats, now: float, role: Role) -> Explanation:
+    if role is Role.RESPONDER:
+        then = "this side waits for the peer to start a session"
+    elif peer.endpoint is None:
+        then = "this side waits until the peer comes, for it knows no endpoint"
+    else:
+        then = "the next packet starts a handshake"
+    if peer.trouble.gave_up:
+        state, why = PeerState.DOWN, f"given up: {_why_no_session(peer)}"
+    elif peer.last_heard is None:
+        waits = role is Role.RESPONDER or peer.endpoint is None
+        state = PeerState.WAITING if waits else PeerState.IDLE
+        why = "never heard" if waits else "never heard, and nothing was sent to it"
+    else:
+        state, why = PeerState.IDLE, f"the last session has expired, heard {_seconds(peer.last_heard)} ago"
+    if peer.next_timeout is not None:
+        return _planned(state, why, peer.next_timeout, now)
+    return Explanation(state, why, then, None)
+
+
+def _place(peer: PeerStats) -> str:
+    if peer.endpoint is None:
+        return "the peer"
+    host, port = peer.endpoint
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _packets(count: int) -> str:
+    return "1 packet" if count == 1 else f"{count:,} packets"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours = round(seconds / 3600)
+    return f"{hours} h" if hours < 48 else f"{round(seconds / 86_400)} days"

@@ -1,0 +1,160 @@
+"""Why a peer is up or down, what happens next, and when."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+
+import pytest
+import trio
+
+from connlib import Node, NodeConfig, PeerConfig, PeerState, PresharedKey, PrivateKey, explain
+from connlib._native import LabNode
+from helpers_driver import (
+    CLIENT,
+    CLIENT_HOST,
+    CLIENT_KEY,
+    GATEWAY,
+    GATEWAY_HOST,
+    GATEWAY_KEY,
+    PORT,
+    Pair,
+    client_config,
+    in_virtual_time,
+    open_pair,
+    packet,
+)
+
+GATEWAY_PEER, CLIENT_PEER = GATEWAY_KEY.public_key(), CLIENT_KEY.public_key()
+
+
+def says(pair: Pair, side: str) -> tuple[PeerState, str]:
+    interface, peer = {"client": (pair.client, GATEWAY_PEER), "gateway": (pair.gateway, CLIENT_PEER)}[side]
+    explanation = interface.explain(peer)
+    text = str(explanation)
+    assert text.isprintable() and "  " not in text
+    return explanation.state, text
+
+
+@in_virtual_time
+async def test_a_peer_that_nothing_was_sent_to_is_idle_and_one_that_has_to_come_is_waited_for() -> None:
+    async with open_pair() as pair:
+        assert says(pair, "client") == (
+            PeerState.IDLE,
+            "idle: never heard, and nothing was sent to it; next: the next packet starts a handshake",
+        )
+        assert says(pair, "gateway") == (
+            PeerState.WAITING,
+            "waiting: never heard; next: this side waits for the peer to start a session",
+        )
+
+
+@in_virtual_time
+async def test_what_a_responder_has_to_send_waits() -> None:
+    async with open_pair() as pair:
+        await pair.gateway_tun.send(packet(GATEWAY, CLIENT))
+        await trio.sleep(30)
+        assert says(pair, "gateway") == (
+            PeerState.WAITING,
+            "waiting: 1 packet for it, and this side does not start sessions; next: what waits is dropped in 60.0 s",
+        )
+
+
+@in_virtual_time
+async def test_a_session_is_told_with_its_age_and_its_next_deadline() -> None:
+    async with open_pair() as pair:
+        await pair.exchange()
+        await trio.sleep(5)
+        state, text = says(pair, "client")
+        assert (state, text) == (
+            PeerState.UP,
+            "up: a session of 5.0 s, heard 5.0 s ago; next: a keepalive, if nothing else is sent until then in 5.0 s",
+        )
+        await trio.sleep(300)
+        assert says(pair, "client") == (
+            PeerState.IDLE,
+            "idle: the last session has expired, heard 5 min ago; next: the next packet starts a handshake",
+        )
+
+
+@in_virtual_time
+async def test_a_peer_that_does_not_answer_is_connecting_and_then_down() -> None:
+    async with open_pair(client_config(("192.0.2.99", 7))) as pair:
+        await pair.client_tun.send(packet(CLIENT, GATEWAY))
+        await trio.sleep(1)
+        state, text = says(pair, "client")
+        assert state is PeerState.CONNECTING
+        assert text.startswith("connecting: no reply from 192.0.2.99:7 ever: it is off, ")
+        assert "; next: another initiation in 4." in text
+        await trio.sleep(120)
+        assert says(pair, "client")[0] is PeerState.DOWN
+        assert says(pair, "client")[1].startswith("down: given up: no reply from 192.0.2.99:7 ever: ")
+        assert says(pair, "client")[1].endswith("; next: the next packet starts a handshake")
+
+
+@in_virtual_time
+async def test_preshared_keys_that_differ_are_named() -> None:
+    other = PresharedKey.generate()
+    async with open_pair(client_config(preshared_key=other)) as pair:
+        await pair.client_tun.send(packet(CLIENT, GATEWAY))
+        await trio.sleep(1)
+        state, text = says(pair, "client")
+        assert state is PeerState.CONNECTING
+        assert f"what {GATEWAY_HOST}:{PORT} answers cannot be decrypted: the preshared keys differ" in text
+        # Once they agree, that is over.
+        await pair.client.apply(client_config())
+        await trio.sleep(10)
+        assert says(pair, "client")[0] is PeerState.UP
+        assert "preshared" not in says(pair, "client")[1]
+
+
+@in_virtual_time
+async def test_addresses_that_are_not_allowed_are_named_though_the_session_is_up() -> None:
+    async with open_pair() as pair:
+        await pair.exchange()
+        await pair.client_tun.send(packet("10.9.9.9", GATEWAY))
+        await pair.client_tun.send(packet("10.9.9.9", GATEWAY))
+        await trio.sleep(1)
+        state, text = says(pair, "gateway")
+        assert state is PeerState.UP
+        assert "but 2 packets came from addresses that are not among its allowed IPs" in text
+
+
+def test_a_peer_under_load_is_named() -> None:
+    """In front of a gateway that demands a cookie from everybody (paper section 5.3)."""
+    to_gateway = PeerConfig(
+        public_key=GATEWAY_PEER, allowed_ips=(ip_network("10.0.0.1/32"),), endpoint=(GATEWAY_HOST, PORT)
+    )
+    client = Node(NodeConfig(private_key=CLIENT_KEY, peers=(to_gateway,)), now=0.0, unix_time=1.7e9)
+    gateway = Node(NodeConfig(private_key=GATEWAY_KEY, handshake_limit=0), now=0.0, unix_time=1.7e9)
+    first = packet(CLIENT, GATEWAY)
+    client.handle_packets(first, [len(first)], 0.0)
+    (initiation,) = client.drain().transmits
+    gateway.handle_datagrams(initiation.datagram, [len(initiation.datagram)], [(CLIENT_HOST, PORT)], 0.0)
+    (reply,) = gateway.drain().transmits
+    client.handle_datagrams(reply.datagram, [len(reply.datagram)], [(GATEWAY_HOST, PORT)], 0.0)
+    (stats,) = client.stats(1.0).peers
+    assert stats.trouble == (0, 0, 1, 0)
+    assert stats.last_heard is None, "anybody who saw the initiation can have sent that"
+    explanation = explain(stats, 1.0)
+    assert explanation.state is PeerState.CONNECTING
+    assert explanation.why == "192.0.2.1:51820 is under load and asks for cookies"
+    assert stats.next_timeout is not None
+    assert explanation.at == stats.next_timeout.at - 1.0
+
+
+@in_virtual_time
+async def test_an_unknown_peer_is_a_key_error() -> None:
+    async with open_pair() as pair:
+        with pytest.raises(KeyError):
+            pair.client.explain(PrivateKey.generate().public_key())
+
+
+def test_a_peer_in_whose_tunnel_connlib_failed_says_so() -> None:
+    peer = PeerConfig(public_key=GATEWAY_PEER, endpoint=(GATEWAY_HOST, PORT))
+    node = LabNode(NodeConfig(private_key=CLIENT_KEY, peers=(peer,)), now=0.0, unix_time=1.7e9, seed=1)
+    node.panic(GATEWAY_PEER, 1.0)
+    (stats,) = node.stats(1.0).peers
+    assert str(explain(stats, 1.0)) == (
+        "down: connlib failed in this peer's tunnel, which is a bug; "
+        "next: nothing, until the peer is removed and added again"
+    )
