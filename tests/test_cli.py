@@ -19,8 +19,8 @@ import connlib.cli.keys
 from connlib import ConfigError, InterfaceConfig, PrivateKey
 from connlib.cli import main
 from connlib.cli._stop import STOP_SIGNALS
-from interop.machine import missing_rights
-from interop.netns import Background, Namespace, unique_name, wait_for
+from interop.machine import own_namespace
+from interop.netns import Background, Namespace, wait_for
 
 COMMAND = (sys.executable, "-m", "connlib")
 
@@ -362,13 +362,8 @@ def test_up_that_is_stopped_while_it_waits_for_its_file_exits_0(tmp_path: Path) 
 
 @pytest.fixture
 def namespace() -> Iterator[Namespace]:
-    if reason := missing_rights():
-        pytest.skip(reason)
-    made = Namespace(unique_name("cli"))
-    try:
+    with own_namespace("cli") as made:
         yield made
-    finally:
-        made.delete()
 
 
 @pytest.fixture

@@ -9,11 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from connlib import PrivateKey
-from interop.machine import missing_rights
-from interop.netns import Background, Namespace, unique_name, wait_for
+from interop.machine import own_namespace
+from interop.netns import Background, wait_for
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RUN_HERE = {"tunn.py", "roles.py"}
@@ -51,8 +49,6 @@ def test_only_the_client_starts_sessions() -> None:
 @contextmanager
 def running(example: str, folder: Path, *arguments: str) -> Iterator[tuple[Background, str]]:
     """An example with a device in a namespace of its own, whose only peer is not there; and the peer's public key."""
-    if reason := missing_rights():
-        pytest.skip(reason)
     peer = PrivateKey.generate().public_key().to_base64()
     file = folder / "wg0.conf"
     file.write_text(
@@ -61,16 +57,13 @@ def running(example: str, folder: Path, *arguments: str) -> Iterator[tuple[Backg
         f"[Peer]\nPublicKey = {peer}\nEndpoint = 127.0.0.1:9\nPersistentKeepalive = 1\n"
     )
     file.chmod(0o600)
-    namespace = Namespace(unique_name("exa"))
-    try:
+    with own_namespace("exa") as namespace:
         command = namespace.command(sys.executable, str(EXAMPLES / example), str(file), *arguments)
         process = Background(command, folder / "log")
         try:
             yield process, peer
         finally:
             process.stop(signal.SIGTERM)
-    finally:
-        namespace.delete()
 
 
 def test_the_gateway_comes_up_from_a_file(tmp_path: Path) -> None:

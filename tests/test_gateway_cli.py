@@ -18,8 +18,8 @@ from connlib import PrivateKey
 from helpers_config import ALICE, BOB, OWN, SHARED
 from helpers_config import FULL as WG_QUICK
 from helpers_gateway import FULL, MINIMAL
-from interop.machine import missing_rights
-from interop.netns import Background, Namespace, Wire, joined_namespaces, unique_name, wait_for
+from interop.machine import missing_rights, own_namespace
+from interop.netns import Background, Namespace, Wire, joined_namespaces, wait_for
 from test_cli import COMMAND, call
 
 
@@ -180,13 +180,8 @@ def test_of_two_files_a_bad_one_is_named(connlib: Command, tmp_path: Path) -> No
 
 @pytest.fixture
 def namespace() -> Iterator[Namespace]:
-    if reason := missing_rights():
-        pytest.skip(reason)
-    made = Namespace(unique_name("gw"))
-    try:
+    with own_namespace("gw") as made:
         yield made
-    finally:
-        made.delete()
 
 
 UP = """\

@@ -18,8 +18,8 @@ from connlib import ConfigError, DeviceError, format_config
 from connlib import metrics as module
 from connlib.metrics import MetricsServer, serve_metrics
 from helpers_driver import CLIENT, CLIENT_KEY, GATEWAY, Pair, gateway_config, in_real_time, open_pair, packet
-from interop.machine import missing_rights
-from interop.netns import Background, Namespace, unique_name, wait_for
+from interop.machine import own_namespace
+from interop.netns import Background, Namespace, wait_for
 from test_cli import COMMAND, call
 
 
@@ -206,14 +206,9 @@ ASK = "import sys, urllib.request; sys.stdout.write(urllib.request.urlopen(sys.a
 
 @pytest.fixture
 def namespace() -> Iterator[Namespace]:
-    if reason := missing_rights():
-        pytest.skip(reason)
-    made = Namespace(unique_name("met"))
-    try:
+    with own_namespace("met") as made:
         made.run("ip", "link", "set", "lo", "up")
         yield made
-    finally:
-        made.delete()
 
 
 def config_file(folder: Path) -> Path:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from ._text import counted, host_and_port
 from ._types import PeerStats, Role, Timeout, TimeoutReason
 
 __all__ = ["Explanation", "PeerState", "explain"]
@@ -74,7 +75,7 @@ def explain(peer: PeerStats, now: float, *, role: Role = Role.EITHER) -> Explana
     if tunnel.handshake_pending:
         return _planned(PeerState.CONNECTING, _why_no_session(peer), peer.next_timeout, now)
     if tunnel.queued:
-        why = f"{_packets(tunnel.queued)} for it, and this side does not start sessions"
+        why = f"{counted(tunnel.queued, 'packet')} for it, and this side does not start sessions"
         return _planned(PeerState.WAITING, why, peer.next_timeout, now)
     return _without_attempt(peer, now, role)
 
@@ -91,7 +92,7 @@ def _why_up(peer: PeerStats) -> str:
     heard = "not heard yet" if peer.last_heard is None else f"heard {_seconds(peer.last_heard)} ago"
     said = [f"a session of {_seconds(age)}, {heard}"]
     if count := peer.trouble.source_not_allowed:
-        said.append(f"but {_packets(count)} came from addresses that are not among its allowed IPs")
+        said.append(f"but {counted(count, 'packet')} came from addresses that are not among its allowed IPs")
     if peer.tunnel.handshake_pending:
         said.append(f"and a new one is sought: {_why_no_session(peer)}")
     return ", ".join(said)
@@ -133,12 +134,7 @@ def _without_attempt(peer: PeerStats, now: float, role: Role) -> Explanation:
 def _place(peer: PeerStats) -> str:
     if peer.endpoint is None:
         return "the peer"
-    host, port = peer.endpoint
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _packets(count: int) -> str:
-    return "1 packet" if count == 1 else f"{count:,} packets"
+    return host_and_port(*peer.endpoint)
 
 
 def _seconds(seconds: float) -> str:

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple, TypeGuard
 
 from connlib._native import CompiledPolicy
-from connlib._text import listed
+from connlib._text import counted, host_and_port, listed
 
 
 class Action(enum.Enum):
@@ -120,8 +120,7 @@ class Policy:
 
     def __str__(self) -> str:
         """For people: "2 rules, default deny, outbound allow"."""
-        count = len(self.rules)
-        said = f"{count:,} rule{'' if count == 1 else 's'}, default {self.default.value}"
+        said = f"{counted(len(self.rules), 'rule')}, default {self.default.value}"
         return said + (f", outbound {self.outbound.value}" if self.outbound is not None else "")
 
     def decide(self, first: Flow | bytes) -> Verdict:
@@ -208,8 +207,7 @@ class Flow:
         protocol = self.protocol.value if isinstance(self.protocol, Protocol) else str(self.protocol)
         if self.port is None:
             return f"{self.destination}/{protocol}"
-        host = f"[{self.destination}]" if self.destination.version == 6 else str(self.destination)
-        return f"{host}:{self.port}/{protocol}"
+        return f"{host_and_port(str(self.destination), self.port)}/{protocol}"
 
     def _icmp(self) -> int:
         return ICMP if self.destination.version == 4 else ICMPV6

@@ -13,3 +13,13 @@ def listed(elements: Sequence[object]) -> str:
     more = len(elements) - MOST_SHOWN
     shown = ", ".join(str(element) for element in elements[:MOST_SHOWN])
     return f"{shown} and {more:,} more" if more > 0 else shown
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def host_and_port(host: str, port: int) -> str:
+    """An address or a host name with a port; IPv6 addresses in brackets (RFC 3986, section 3.2.2)."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

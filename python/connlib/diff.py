@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ._native import Node
 from ._policy import Action, Policy, Rule
-from ._text import MOST_SHOWN, listed
+from ._text import MOST_SHOWN, host_and_port, listed
 from ._types import ConfigDiff, PeerConfig
 from .config import InterfaceConfig, describe_peer
 from .driver import node_config, with_what_the_node_does_not_see
@@ -152,8 +152,7 @@ def _preshared_key(old: PeerConfig, new: PeerConfig) -> str:
 def _endpoint(endpoint: tuple[str, int] | None) -> str:
     if endpoint is None:
         return "none"
-    host, port = endpoint
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return host_and_port(*endpoint)
 
 
 def _policy_changes(old: Policy | None, new: Policy | None) -> Iterator[str]:

@@ -90,6 +90,11 @@ class InterfaceStats(NodeStats):
     """The wall clock when this was counted, in seconds since 1970: what ages count back from."""
 
 
+def is_errno(counter: str) -> bool:
+    """Whether a counter of `InterfaceStats.tun` or `.udp` is that of an error: their names alone have capitals."""
+    return counter != counter.lower()
+
+
 @asynccontextmanager
 async def open_interface(
     config: InterfaceConfig,

@@ -23,7 +23,7 @@ import anyio
 from ._clients import Client, Clients
 from ._errors import ConfigError, DeviceError
 from ._types import PeerStats, PolicyStats, TunnStats
-from .driver import Interface, InterfaceStats
+from .driver import Interface, InterfaceStats, is_errno
 from .resolver import is_literal
 
 try:
@@ -281,7 +281,6 @@ def _of_interface(name: str, stats: InterfaceStats) -> Iterator[Metric]:
                 counter.add_metric((name,), counts[key])
                 yield counter
         for key, count in counts.items():
-            # The names of errnos are the only ones with capitals.
-            if key != key.lower():
+            if is_errno(key):
                 errors.add_metric((name, end, key), count)
     yield errors

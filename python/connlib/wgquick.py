@@ -55,6 +55,7 @@ from . import _wgvalues as values
 from ._configfile import ConfigFileError, display_path, guess, read_file
 from ._errors import ConfigError
 from ._native import PresharedKey, PrivateKey, PublicKey
+from ._text import host_and_port
 from ._types import Limits, PeerConfig, Role, Timers
 from ._wgvalues import BadValue
 from .config import (
@@ -155,8 +156,7 @@ def _peer_lines(peer: PeerConfig, default: Role) -> list[str]:
         lines.append(f"PresharedKey = {peer.preshared_key.to_base64()}")
     lines += [f"AllowedIPs = {prefix}" for prefix in peer.allowed_ips]
     if peer.endpoint is not None:
-        host, port = peer.endpoint
-        endpoint = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        endpoint = host_and_port(*peer.endpoint)
         _check_writable("endpoint", endpoint, values.endpoint, peer.endpoint)
         lines.append(f"Endpoint = {endpoint}")
     if peer.persistent_keepalive:

@@ -6,21 +6,35 @@ import functools
 import os
 import shutil
 import subprocess
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from interop.build import missing_tool
+from interop.netns import Namespace, unique_name
 from interop.peers import BoringtunCli, Peer, WireguardGo
 
-__all__ = ["FOREIGN", "Launcher", "missing", "missing_rights", "require"]
+__all__ = ["FOREIGN", "Launcher", "missing", "missing_rights", "own_namespace", "require"]
 
 # By the name in peers.ini.
 FOREIGN: dict[str, type[WireguardGo | BoringtunCli]] = {
     "wireguard-go": WireguardGo,
     "boringtun-cli": BoringtunCli,
 }
+
+
+@contextmanager
+def own_namespace(prefix: str) -> Iterator[Namespace]:
+    """A namespace that is gone at the end of the block; skips where there can be none."""
+    if reason := missing_rights():
+        pytest.skip(reason)
+    made = Namespace(unique_name(prefix))
+    try:
+        yield made
+    finally:
+        made.delete()
 
 
 @functools.cache

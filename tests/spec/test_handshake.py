@@ -220,23 +220,30 @@ def test_a_response_to_the_second_initiation_is_refused_after_the_rekey_timeout(
     assert pair.a.happened(SessionEstablished) == [5.6]
 
 
+def with_a_session_that_b_has_given_up(since: float) -> Pair:
+    """A initiates at `since` and has a session 6 s later, of the first response; B has given that up for a second one,
+    which is lost, and goes on with the session before."""
+    pair = Pair(ONE_OF_EACH).connect()
+    held = pair.lose("R", 2)
+    pair.initiate(since, pair.a)
+    pair.run(since + 5.5)
+    assert len(held) == 2
+    pair.deliver(since + 6, pair.a, held[0].datagram)
+    return pair
+
+
 @pytest.mark.scenario(23)
 def test_a_peer_that_sends_on_the_old_session_only_does_not_pass_for_one_that_hears_us_on_the_new_one() -> (
     None
 ):
     """Found by the state machine: A had a session of which B knew nothing more, and B's packets kept it quiet."""
-    pair = Pair(ONE_OF_EACH).connect()
-    held = pair.lose("R", 2)
-    pair.initiate(10, pair.a)
-    pair.run(15.5)
-    # The first response comes after the second initiation, for which B has given up the session of the first.
-    pair.deliver(16, pair.a, held[0].datagram)
+    pair = with_a_session_that_b_has_given_up(10)
     for k in range(17, 31):
         pair.send(k, pair.b, k)
     pair.send(20, pair.a, 1)
     pair.send(37, pair.a, 2)
     pair.run(60)
-    assert len(held) == 2 and pair.a.happened(SessionEstablished)[0] == 16
+    assert pair.a.happened(SessionEstablished)[0] == 16
     assert pair.b.errors[0] == (round(16 + L, 6), DropReason.WRONG_INDEX)
     # The first packet without an answer was that of 20; a keepalive is none.
     (initiation,) = pair.a.times("I", since=16)
@@ -248,11 +255,7 @@ def test_a_peer_that_sends_on_the_old_session_only_does_not_pass_for_one_that_he
 @pytest.mark.scenario(23)
 def test_a_session_that_the_peer_never_uses_is_replaced_when_it_is_heard_on_another() -> None:
     """As above, but A has nothing to send: only what it hears tells it that B does not know the session."""
-    pair = Pair(ONE_OF_EACH).connect()
-    held = pair.lose("R", 2)
-    pair.initiate(100, pair.a)
-    pair.run(105.5)
-    pair.deliver(106, pair.a, held[0].datagram)
+    pair = with_a_session_that_b_has_given_up(100)
     for k in range(110, 300):
         pair.send(k, pair.b, k)
     pair.run(300)

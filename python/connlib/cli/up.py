@@ -18,6 +18,7 @@ import trio
 from connlib._configfile import display_path
 from connlib._errors import ConfigError, ConnlibError
 from connlib._native import PublicKey
+from connlib._text import counted, host_and_port
 from connlib._types import (
     Dropped,
     DropReason,
@@ -32,7 +33,7 @@ from connlib._types import (
 )
 from connlib.config import InterfaceConfig, check_interface_name, describe_peer
 from connlib.diff import describe_diff
-from connlib.driver import Interface, InterfaceStats, open_interface
+from connlib.driver import Interface, InterfaceStats, is_errno, open_interface
 from connlib.resolver import is_literal
 
 from ._dumps import forbid_dumps
@@ -66,8 +67,7 @@ def run(
     set_up_log(level)
     serves = None if metrics is None else _place(metrics)
     # Before there is a key to be seen.
-    if not forbid_dumps():
-        log.warning("core dumps of this process cannot be forbidden here: they would hold its keys")
+    forbid_dumps(log)
 
     def load_file() -> InterfaceConfig:
         config = load(file, allow_world_readable=allow_world_readable)
@@ -164,8 +164,7 @@ async def _serve_metrics(
         raise ConnlibError(str(error)) from None
 
     async with serve_metrics(interface, host=host, port=port) as server:
-        shown = f"[{host}]" if ":" in host else host
-        log.info("%s: metrics at http://%s:%d/metrics", interface.name, shown, server.port)
+        log.info("%s: metrics at http://%s/metrics", interface.name, host_and_port(host, server.port))
         task_status.started()
         await trio.sleep_forever()
 
@@ -220,7 +219,7 @@ async def _reload(
 
 
 def _counted_changes(changes: Sequence[str]) -> str:
-    return "1 change" if len(changes) == 1 else f"{len(changes):,} changes" if changes else "no change"
+    return counted(len(changes), "change") if changes else "no change"
 
 
 def stop_by_signal(stop: StopSignals, scope: trio.CancelScope) -> None:
@@ -272,8 +271,7 @@ def network_errors(stats: InterfaceStats) -> dict[str, int]:
         f"{end} {name.replace('_', ' ')}": count
         for end, counters in (("tun", stats.tun), ("udp", stats.udp))
         for name, count in counters.items()
-        # The names of errnos are the only ones with capitals.
-        if count and (name != name.lower() or name in ("backlog_dropped", "short_writes"))
+        if count and (is_errno(name) or name in ("backlog_dropped", "short_writes"))
     }
 
 
@@ -326,8 +324,7 @@ def _describe_policy(peer: PeerStats) -> str:
     if peer.policy is None:
         return ""
     denied = peer.tunnel.drops.get(DropReason.DENIED, 0)
-    flows = peer.policy.flows
-    said = f", {denied:,} denied, {flows:,} flow{'' if flows == 1 else 's'} at the end"
+    said = f", {denied:,} denied, {counted(peer.policy.flows, 'flow')} at the end"
     return said + (f", {peer.policy.flows_evicted:,} evicted" if peer.policy.flows_evicted else "")
 
 

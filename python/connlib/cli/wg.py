@@ -115,8 +115,7 @@ def _run(name: str, level: str, ready: Callable[[], None]) -> None:
 
     set_up_log(level)
     # Before there is a key to be seen.
-    if not forbid_dumps():
-        log.warning("core dumps of this process cannot be forbidden here: they would hold its keys")
+    forbid_dumps(log)
     try:
         trio.run(_serve, name, ready)
     finally:

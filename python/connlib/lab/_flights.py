@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from connlib._text import counted
 from connlib._types import (
     Dropped,
     Event,
@@ -124,18 +125,13 @@ def say(event: Event) -> str:
         case SessionExpired():
             return "session expired"
         case GaveUp():
-            return "gave up" + (f", {count(event.dropped, 'packet')} dropped" if event.dropped else "")
+            return "gave up" + (f", {counted(event.dropped, 'packet')} dropped" if event.dropped else "")
         case PeerSilent():
             return "peer silent"
         case Dropped():
-            return f"{count(event.count, 'packet')} dropped: {event.reason.value}"
+            return f"{counted(event.count, 'packet')} dropped: {event.reason.value}"
         case Poisoned():
             return "poisoned by an internal error"
-
-
-def count(number: int, noun: str) -> str:
-    """A number with its noun."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def fate(flight: Flight) -> str:

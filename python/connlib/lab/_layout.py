@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from connlib.lab._flights import Flight, by_datagram, count, fate, say
+from connlib._text import counted
+from connlib.lab._flights import Flight, by_datagram, fate, say
 from connlib.lab._records import (
     Arrived,
     Changed,
@@ -347,7 +348,7 @@ def _say_repeats(starts: Sequence[int]) -> str:
     gaps = [after - before for before, after in itertools.pairwise(starts)]
     least, most = duration(min(gaps)), duration(max(gaps))
     every = least if least == most else f"{least} to {most}"
-    return f"the same {count(len(starts) - 1, 'time')} more, every {every}"
+    return f"the same {counted(len(starts) - 1, 'time')} more, every {every}"
 
 
 def _place_instants(layout: Layout, placer: _Placer, bursts: Sequence[_Burst], latency: int) -> None:

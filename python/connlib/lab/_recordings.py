@@ -14,8 +14,8 @@ from typing import Any
 
 from connlib._errors import ConfigError
 from connlib._native import PublicKey
+from connlib._text import counted
 from connlib._types import InputKind, NodeInput, PeerConfig, Role
-from connlib.lab._flights import count
 from connlib.lab._packets import LARGEST, SMALLEST
 from connlib.lab._scenarios import LATENCY, Asked, Scenario, Stage
 from connlib.lab._time import SECOND
@@ -208,7 +208,7 @@ def _replay(recording: Recording, number: int) -> Scenario:
     ends = recording.inputs[-1].at / SECOND
     return Scenario(
         number=number,
-        title=f"peer {number} of the recording, {count(len(inputs), 'input')} in {ends:,.1f} s",
+        title=f"peer {number} of the recording, {counted(len(inputs), 'input')} in {ends:,.1f} s",
         play=play,
         until=ends + 1.0,
         asked=Asked(None, None, None),

@@ -21,6 +21,7 @@ from socket import AF_INET, AF_INET6, inet_pton
 from typing import Literal, NamedTuple, TypeAlias
 
 from connlib._native import PresharedKey, PrivateKey, PublicKey
+from connlib._text import host_and_port
 from connlib.config import MAX_FWMARK
 
 LONGEST_LINE = 256
@@ -394,8 +395,7 @@ def _lines(
             yield f"preshared_key={peer.preshared_key.to_bytes().hex()}"
         yield "protocol_version=1"
         if peer.endpoint is not None:
-            host, port = peer.endpoint
-            yield f"endpoint=[{host}]:{port}" if ":" in host else f"endpoint={host}:{port}"
+            yield f"endpoint={host_and_port(*peer.endpoint)}"
         seconds, nanoseconds = peer.last_handshake
         yield f"last_handshake_time_sec={seconds}"
         yield f"last_handshake_time_nsec={nanoseconds}"
