@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from connlib import ConfigError, Interface, PresharedKey, PrivateKey
-from connlib.cli.up import describe_event
+from connlib._describe import describe_event
 from helpers_driver import (
     CLIENT,
     CLIENT_KEY,

@@ -16,13 +16,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from connlib import ConfigError, DeviceError, InterfaceConfig, PrivateKey, PublicKey
+from connlib import ConfigError, DeviceError, InterfaceConfig, PrivateKey, PublicKey, socketfile
 from connlib.driver import Interface, MemoryTun, MemoryUdp, open_interface
-from connlib.uapi import server, socketfile
+from connlib.socketfile import SocketFile
+from connlib.uapi import server
 from connlib.uapi.device import Device
 from connlib.uapi.protocol import PeerSection, SetRequest
 from connlib.uapi.server import serve
-from connlib.uapi.socketfile import SocketFile
 from helpers_driver import CLIENT, GATEWAY, packet
 
 A_KEY, B_KEY = PrivateKey.generate(), PrivateKey.generate()

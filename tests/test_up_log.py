@@ -9,7 +9,8 @@ import trio
 from trio.testing import MockClock
 
 from connlib import DropReason, Event, HandshakeStarted, Interface, InterfaceStats
-from connlib.cli.up import LOOK_AFTER, _watch_network, describe_event, network_errors, summarize
+from connlib._describe import describe_event
+from connlib.cli.up import LOOK_AFTER, _watch_network, network_errors, summarize
 
 
 def test_every_event_has_words() -> None:

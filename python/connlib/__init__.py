@@ -66,6 +66,7 @@ if TYPE_CHECKING:
         TunnStats,
     )
     from connlib.config import InterfaceConfig
+    from connlib.control import ControlClient, ControlError, ControlServer, serve_control
     from connlib.driver import Interface, InterfaceStats, open_interface
     from connlib.gateway import Gateway, GatewayInterface, GatewayPeer, GatewayRule
     from connlib.gatewayfile import load_gateway, parse_gateway
@@ -82,6 +83,9 @@ __all__ = [
     "ConfigError",
     "ConfigFileError",
     "ConnlibError",
+    "ControlClient",
+    "ControlError",
+    "ControlServer",
     "DeviceError",
     "DropReason",
     "Dropped",
@@ -145,6 +149,7 @@ __all__ = [
     "open_interface",
     "parse_config",
     "parse_gateway",
+    "serve_control",
     "serve_metrics",
 ]
 
@@ -218,6 +223,12 @@ _HOMES = {
         "TunnStats",
     ),
     "config": ("InterfaceConfig",),
+    "control": (
+        "ControlClient",
+        "ControlError",
+        "ControlServer",
+        "serve_control",
+    ),
     "driver": (
         "Interface",
         "InterfaceStats",

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import socket
+import struct
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 
@@ -17,6 +19,8 @@ import anyio.lowlevel
 
 _READ_BYTES = 1 << 14
 """What is read of a request before others have their turn: some milliseconds of work."""
+_CREDENTIALS = "3i"
+"""Process, user and group (struct ucred, unix(7))."""
 _PAUSE = 0.1
 """Seconds to wait where no client can be accepted, for want of descriptors say."""
 
@@ -63,6 +67,16 @@ class Client:
     def answered(self) -> None:
         """Another request may come, with time of its own."""
         self._scope.deadline = anyio.current_time() + self._clients.patience
+
+    def stays(self) -> None:
+        """It is told things from now on, for as long as it likes. It still makes room for others."""
+        self._scope.deadline = math.inf
+
+    def user(self) -> int:
+        """The user at the other end of a Unix socket, as the kernel knows it (SO_PEERCRED)."""
+        size = struct.calcsize(_CREDENTIALS)
+        found = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        return int(struct.unpack(_CREDENTIALS, found)[1])
 
 
 class Clients:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from ._text import counted, host_and_port
+from ._text import counted, duration, host_and_port
 from ._types import PeerStats, Role, Timeout, TimeoutReason
 
 __all__ = ["Explanation", "PeerState", "explain"]
@@ -45,7 +45,7 @@ class Explanation:
     """In how many seconds; None if that depends on something else."""
 
     def __str__(self) -> str:
-        when = "" if self.at is None else " now" if self.at <= 0 else f" in {_seconds(self.at)}"
+        when = "" if self.at is None else " now" if self.at <= 0 else f" in {duration(self.at)}"
         return f"{self.state.value}: {self.why}; next: {self.then}{when}"
 
 
@@ -89,8 +89,8 @@ def _planned(state: PeerState, why: str, timeout: Timeout | None, now: float) ->
 def _why_up(peer: PeerStats) -> str:
     age = peer.tunnel.session_age
     assert age is not None, "only asked where there is a session"
-    heard = "not heard yet" if peer.last_heard is None else f"heard {_seconds(peer.last_heard)} ago"
-    said = [f"a session of {_seconds(age)}, {heard}"]
+    heard = "not heard yet" if peer.last_heard is None else f"heard {duration(peer.last_heard)} ago"
+    said = [f"a session of {duration(age)}, {heard}"]
     if count := peer.trouble.source_not_allowed:
         said.append(f"but {counted(count, 'packet')} came from addresses that are not among its allowed IPs")
     if peer.tunnel.handshake_pending:
@@ -104,7 +104,7 @@ def _why_no_session(peer: PeerStats) -> str:
         return f"what {_place(peer)} answers cannot be decrypted: the preshared keys differ"
     if peer.trouble.cookie_replies:
         return f"{_place(peer)} is under load and asks for cookies"
-    since = "ever" if peer.last_heard is None else f"for {_seconds(peer.last_heard)}"
+    since = "ever" if peer.last_heard is None else f"for {duration(peer.last_heard)}"
     return (
         f"no reply from {_place(peer)} {since}: it is off, does not know our public key, has another one than we "
         "believe, or something between drops UDP"
@@ -125,7 +125,7 @@ def _without_attempt(peer: PeerStats, now: float, role: Role) -> Explanation:
         state = PeerState.WAITING if waits else PeerState.IDLE
         why = "never heard" if waits else "never heard, and nothing was sent to it"
     else:
-        state, why = PeerState.IDLE, f"the last session has expired, heard {_seconds(peer.last_heard)} ago"
+        state, why = PeerState.IDLE, f"the last session has expired, heard {duration(peer.last_heard)} ago"
     if peer.next_timeout is not None:
         return _planned(state, why, peer.next_timeout, now)
     return Explanation(state, why, then, None)
@@ -135,13 +135,3 @@ def _place(peer: PeerStats) -> str:
     if peer.endpoint is None:
         return "the peer"
     return host_and_port(*peer.endpoint)
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    if minutes < 120:
-        return f"{minutes} min"
-    hours = round(seconds / 3600)
-    return f"{hours} h" if hours < 48 else f"{round(seconds / 86_400)} days"

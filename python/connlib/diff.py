@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
+import anyio
+
 from ._native import Node
 from ._policy import Action, Policy, Rule
-from ._text import MOST_SHOWN, host_and_port, listed
+from ._text import MOST_SHOWN, counted, host_and_port, listed
 from ._types import ConfigDiff, PeerConfig
 from .config import InterfaceConfig, describe_peer
-from .driver import node_config, with_what_the_node_does_not_see
+from .driver import Interface, node_config, with_what_the_node_does_not_see
 from .links import DEFAULT_MTU
 
 
@@ -25,6 +27,33 @@ class Change(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.mark} {self.text}"
+
+
+class Applier:
+    """Changes a running interface for several who may want to at once, and says what has changed.
+
+    told: is called with each configuration that was applied, before anything else happens on the event loop.
+    """
+
+    def __init__(
+        self, interface: Interface, told: Callable[[InterfaceConfig], None] = lambda config: None
+    ) -> None:
+        self._interface = interface
+        self._told = told
+        self._turn = anyio.Lock()
+
+    async def apply(self, config: InterfaceConfig) -> list[Change]:
+        """`Interface.apply`; raises what that does."""
+        async with self._turn:
+            before = self._interface.config
+            diff = await self._interface.apply(config)
+            self._told(config)
+            return list(describe_diff(diff, before, config))
+
+
+def count_changes(changes: Sequence[Change]) -> str:
+    """How many, in words."""
+    return counted(len(changes), "change") if changes else "no change"
 
 
 def compute_diff(old: InterfaceConfig, new: InterfaceConfig) -> ConfigDiff:

@@ -88,6 +88,8 @@ class InterfaceStats(NodeStats):
     `moved` to another address by it."""
     unix_time: float = 0.0
     """The wall clock when this was counted, in seconds since 1970: what ages count back from."""
+    now: float = 0.0
+    """The interface's own clock then, in seconds, as `connlib.explain` takes it."""
 
 
 def is_errno(counter: str) -> bool:
@@ -277,14 +279,16 @@ class Interface:
             timer_wakes=self._timer_wakes,
             lookups=dict(self._lookups),
             unix_time=unix_time,
+            now=now,
         )
 
     def explain(self, peer: PublicKey) -> Explanation:
         """Why a peer is up or down, and what happens next and when. Raises `KeyError` for an unknown peer."""
         roles = {each.public_key: each.role for each in self._config.peers}
         role = roles[peer]
-        (stats,) = (each for each in self.stats().peers if each.public_key == peer)
-        return explain(stats, self._clock.now(), role=role)
+        stats = self.stats()
+        (told,) = (each for each in stats.peers if each.public_key == peer)
+        return explain(told, stats.now, role=role)
 
     def initiate_handshake(self, peer: PublicKey) -> None:
         """Start a session with a peer now, or nothing while a handshake is under way.

@@ -80,13 +80,11 @@ def report_failure(error: BaseException, program: str = PROGRAM) -> int:
         command = context.command_path if context is not None else "connlib"
         complain(f"{_without_keys(cause.format_message())}; try {command} --help", program)
         return 2
-    if isinstance(cause, ConfigError):
+    if isinstance(cause, ConnlibError):
         for problem in getattr(cause, "problems", (cause,)):
             complain(str(problem), program)
-        return 2
-    if isinstance(cause, ConnlibError):
-        complain(str(cause), program)
-    elif isinstance(cause, BrokenPipeError):
+        return 2 if isinstance(cause, ConfigError) else 1
+    if isinstance(cause, BrokenPipeError):
         pass  # the reader went away, as `head` does
     elif isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):
         complain(

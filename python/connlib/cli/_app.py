@@ -9,9 +9,10 @@ import typer
 
 HELP = """WireGuard tunnels from Python.
 
-`up` runs a tunnel from a wg-quick or TOML file in the foreground; `check`, `diff`, `schema` and `policy test` help to
-write that file; `demo` shows the engine at work without root and without a network; `crosscheck` compares it with
-pristine boringtun; `genkey`, `pubkey` and `genpsk` make keys, byte for byte as `wg` does.
+`up` runs a tunnel from a wg-quick or TOML file in the foreground; `show`, `explain` and `events` tell how it is, and
+`apply` changes it; `check`, `diff`, `schema` and `policy test` help to write that file; `demo` shows the engine at work
+without root and without a network; `crosscheck` compares it with pristine boringtun; `genkey`, `pubkey` and `genpsk`
+make keys, byte for byte as `wg` does.
 """
 
 app = typer.Typer(
@@ -52,6 +53,17 @@ def _options(
     pass
 
 
+RunDir = Annotated[
+    str,
+    typer.Option(
+        metavar="FOLDER",
+        envvar="CONNLIB_RUN_DIR",
+        help="Where running interfaces have their control sockets.",
+    ),
+]
+RUN_DIR = "/run/connlib"
+
+
 AllowWorldReadable = Annotated[
     bool,
     typer.Option("--allow-world-readable", help="Accept files that every user of the machine can read."),
@@ -83,6 +95,10 @@ def up(
             "ADDRESS is 127.0.0.1 if there is none. Port 0 is any.",
         ),
     ] = None,
+    run_dir: RunDir = RUN_DIR,
+    no_control: Annotated[
+        bool, typer.Option("--no-control", help="Make no control socket: `show` does not find it then.")
+    ] = False,
     allow_world_readable: AllowWorldReadable = False,
 ) -> None:
     """Run the tunnel of FILE in the foreground, until SIGINT or SIGTERM.
@@ -103,8 +119,78 @@ def up(
         name=name,
         level=log_level.value,
         allow_world_readable=allow_world_readable,
+        run_dir=None if no_control else run_dir,
         metrics=metrics,
     )
+
+
+@app.command()
+def show(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="An interface that runs; all if there is none.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each interface.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again and again, until Ctrl-C.")] = False,
+    interval: Annotated[
+        float, typer.Option(min=0.1, max=86_400, metavar="SECONDS", help="How often to look with --watch.")
+    ] = 1.0,
+    run_dir: RunDir = RUN_DIR,
+) -> None:
+    """Show how running interfaces and their peers are, and why.
+
+    For root, and for the user that runs them. Exit code 1 if none runs.
+    """
+    from .show import run_show
+
+    raise typer.Exit(run_show(name, run_dir=run_dir, as_json=as_json, watch=watch, interval=interval))
+
+
+@app.command()
+def explain(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An interface that runs.")],
+    peers: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PEER]...", help="Peers, by name or public key; all if there is none."),
+    ] = None,
+    run_dir: RunDir = RUN_DIR,
+) -> None:
+    """Say in a sentence why each peer is up or down, what happens next, and when."""
+    from .show import run_explain
+
+    run_explain(name, peers or [], run_dir=run_dir)
+
+
+@app.command()
+def apply(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A wg-quick file, or a gateway's TOML file.")],
+    name: Annotated[
+        str | None,
+        typer.Option(help="The interface to change.  [default: what FILE says, else FILE's own name]"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would change.")] = False,
+    run_dir: RunDir = RUN_DIR,
+    allow_world_readable: AllowWorldReadable = False,
+) -> None:
+    """Have a running interface change to what FILE says, all of it or nothing, and print what has changed.
+
+    Sessions of peers that stay go on without a lost packet. A FILE with errors changes nothing. The next SIGHUP makes
+    `connlib up` read its own file again.
+    """
+    from .apply import run
+
+    run(file, name=name, run_dir=run_dir, dry_run=dry_run, allow_world_readable=allow_world_readable)
+
+
+@app.command()
+def events(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An interface that runs.")],
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each event.")] = False,
+    run_dir: RunDir = RUN_DIR,
+) -> None:
+    """Print what happens on a running interface from now on, until it goes down or Ctrl-C comes."""
+    from .events import run
+
+    run(name, run_dir=run_dir, as_json=as_json)
 
 
 @app.command()
@@ -269,7 +355,15 @@ def crosscheck(
         stop_signals.install()
         from .up import run as run_up
 
-        run_up(names[0], stop_signals, name=None, level="info", allow_world_readable=False, record=record)
+        run_up(
+            names[0],
+            stop_signals,
+            name=None,
+            level="info",
+            allow_world_readable=False,
+            run_dir=RUN_DIR,
+            record=record,
+        )
         return
     from . import crosscheck as command
 

@@ -10,29 +10,20 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import trio
 
 from connlib._configfile import display_path
-from connlib._errors import ConfigError, ConnlibError
+from connlib._describe import describe_event
+from connlib._errors import ConfigError, ConnlibError, DeviceError
 from connlib._native import PublicKey
 from connlib._text import counted, host_and_port
-from connlib._types import (
-    Dropped,
-    DropReason,
-    Event,
-    GaveUp,
-    HandshakeStarted,
-    PeerSilent,
-    PeerStats,
-    Poisoned,
-    SessionEstablished,
-    SessionExpired,
-)
+from connlib._types import DropReason, PeerStats
 from connlib.config import InterfaceConfig, check_interface_name, describe_peer
-from connlib.diff import describe_diff
+from connlib.control import serve_control
+from connlib.diff import Applier, count_changes
 from connlib.driver import Interface, InterfaceStats, is_errno, open_interface
 from connlib.resolver import is_literal
 
@@ -54,13 +45,14 @@ def run(
     name: str | None,
     level: str,
     allow_world_readable: bool,
+    run_dir: str | None,
     metrics: str | None = None,
     record: str | None = None,
 ) -> None:
     """Run the tunnel of `file`, of either kind, until a signal stops it.
 
-    metrics: where Prometheus may ask, as `[ADDRESS:]PORT`. record: a new file for what comes into the tunnels (`connlib
-    crosscheck --record`).
+    run_dir: where the control socket is made; None for none. metrics: where Prometheus may ask, as `[ADDRESS:]PORT`.
+    record: a new file for what comes into the tunnels (`connlib crosscheck --record`).
 
     Raises `ConfigError` for a bad file, name or place, and `DeviceError` if the device or the sockets cannot be had.
     """
@@ -78,7 +70,7 @@ def run(
     stop.tell(None)
     with Recorder(record, config) as recorder:
         try:
-            trio.run(_serve, config, file, load_file, stop, recorder, serves)
+            trio.run(_serve, config, file, load_file, stop, recorder, run_dir, serves)
         finally:
             stop.tell(None)
 
@@ -121,6 +113,7 @@ async def _serve(
     load_file: Callable[[], InterfaceConfig],
     stop: StopSignals,
     recorder: Recorder,
+    run_dir: str | None,
     metrics: tuple[str, int] | None,
 ) -> None:
     with trio.CancelScope() as scope:
@@ -136,12 +129,15 @@ async def _serve(
                 len(config.peers),
                 "" if len(config.peers) == 1 else "s",
             )
+            applier = Applier(interface, names.learn)
+            if run_dir is not None:
+                await nursery.start(_serve_control, interface, run_dir, applier)
             if metrics is not None:
                 await nursery.start(_serve_metrics, interface, *metrics)
             try:
                 nursery.start_soon(_watch_network, interface)
                 nursery.start_soon(recorder.follow, interface)
-                nursery.start_soon(_reload, interface, load_file, stop, names)
+                nursery.start_soon(_reload, interface, load_file, stop, applier)
                 async for peer, event in interface.events():
                     level, text = describe_event(event)
                     log.log(level, "%-*s  %s", names.width, names[peer], text)
@@ -169,6 +165,24 @@ async def _serve_metrics(
         await trio.sleep_forever()
 
 
+async def _serve_control(
+    interface: Interface,
+    run_dir: str,
+    applier: Applier,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    try:
+        async with serve_control(interface, directory=run_dir, applier=applier):
+            task_status.started()
+            await trio.sleep_forever()
+    except DeviceError as error:
+        # The tunnel is worth more than what can be asked about it.
+        log.warning(
+            "%s: no control socket, so that `connlib show` does not find it: %s", interface.name, error
+        )
+        task_status.started()
+
+
 class _Names(dict[PublicKey, str]):
     """What the log calls each peer, those included that are gone: events of theirs may still be waiting."""
 
@@ -183,7 +197,7 @@ class _Names(dict[PublicKey, str]):
 
 
 async def _reload(
-    interface: Interface, load_file: Callable[[], InterfaceConfig], stop: StopSignals, names: _Names
+    interface: Interface, load_file: Callable[[], InterfaceConfig], stop: StopSignals, applier: Applier
 ) -> None:
     """Whenever SIGHUP asks for it, change to what the file says now: to all of it, or to nothing."""
     token = trio.lowlevel.current_trio_token()
@@ -203,23 +217,15 @@ async def _reload(
         try:
             # In a thread, because the packets of the tunnel do not wait. A file may be a pipe that nobody writes to.
             config = await trio.to_thread.run_sync(load_file, abandon_on_cancel=True)
-            before = interface.config
-            diff = await interface.apply(config)
+            changes = await applier.apply(config)
         except ConnlibError as error:
             for problem in getattr(error, "problems", (error,)):
                 log.error("%s", problem)
             log.error("%s: not reloaded; nothing has changed", interface.name)
             continue
-        # Nothing has run since it was applied, so that no event of a new peer was read yet.
-        names.learn(config)
-        changes = [str(change) for change in describe_diff(diff, before, config)]
-        log.info("%s: reloaded: %s", interface.name, _counted_changes(changes))
+        log.info("%s: reloaded: %s", interface.name, count_changes(changes))
         for change in changes:
             log.info("  %s", change)
-
-
-def _counted_changes(changes: Sequence[str]) -> str:
-    return counted(len(changes), "change") if changes else "no change"
 
 
 def stop_by_signal(stop: StopSignals, scope: trio.CancelScope) -> None:
@@ -277,28 +283,6 @@ def network_errors(stats: InterfaceStats) -> dict[str, int]:
 
 def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
-
-
-def describe_event(event: Event) -> tuple[int, str]:
-    """The level at which an event is logged, and what is said."""
-    match event:
-        case HandshakeStarted():
-            return logging.INFO, "handshake started"
-        case SessionEstablished(initiator=initiator):
-            return logging.INFO, f"session established, started by {'us' if initiator else 'the peer'}"
-        case SessionExpired():
-            return logging.INFO, "session expired"
-        case GaveUp(dropped=dropped):
-            return logging.WARNING, f"gave up: the peer does not answer; {dropped} packets dropped"
-        case PeerSilent():
-            return logging.WARNING, "the peer is silent"
-        case Poisoned():
-            return (
-                logging.ERROR,
-                "stopped: connlib failed in this peer's tunnel, which is a bug; restart to use it again",
-            )
-        case Dropped(reason=reason, count=count):
-            return logging.DEBUG, f"dropped {count}: {reason.value}"
 
 
 def summarize(stats: InterfaceStats, names: Mapping[PublicKey, str], width: int = 0) -> Iterator[str]:

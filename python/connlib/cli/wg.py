@@ -129,11 +129,11 @@ async def _serve(name: str, ready: Callable[[], None]) -> None:
     from connlib.config import InterfaceConfig
     from connlib.driver import open_interface
     from connlib.links import DEFAULT_MTU
+    from connlib.socketfile import SocketFile
     from connlib.tun import make_device, set_mtu
     from connlib.uapi.device import Device
     from connlib.uapi.link import follow_link
     from connlib.uapi.server import serve
-    from connlib.uapi.socketfile import SocketFile
 
     from ._stop import stop_signals
     from .up import stop_by_signal

@@ -4,7 +4,6 @@ implementation that is not the kernel's.
 - `protocol`: bytes in, requests out; settings in, bytes out. Sans-IO.
 - `settings`: what a request makes of an interface's settings. Pure as well.
 - `device`: requests applied to a running `connlib.Interface`.
-- `socketfile`: the socket file, its directory and its end.
 - `server`: the clients.
 
 The command that puts them together is `connlib-wg` (`connlib.cli.wg`).

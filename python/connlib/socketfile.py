@@ -1,6 +1,6 @@
-"""The file of an interface's control socket: made so that only its owner gets to it, and removed at the end.
+"""The file of a socket by which an interface is controlled: only its owner gets to it, and it is removed at the end.
 
-`wg` looks for `/var/run/wireguard/NAME.sock`. Whoever deletes the file asks the process behind it to end.
+`wg` looks for `/var/run/wireguard/NAME.sock`, `connlib show` for `/run/connlib/NAME.sock` (`connlib.control`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import anyio
 from connlib._errors import DeviceError
 from connlib.config import check_interface_name
 
-DIRECTORY = "/var/run/wireguard"
+WG_DIRECTORY = "/var/run/wireguard"
 BACKLOG = 128
 
 _LOCK_ATTEMPTS = 100
@@ -30,14 +30,14 @@ _LOCK_PAUSE = 0.01
 
 
 class SocketFile:
-    """A listening socket at `DIRECTORY/NAME.sock`, which only the owner of the process may connect to (mode 0600).
+    """A listening socket at `directory/NAME.sock`, which only the owner of the process may connect to (mode 0600).
 
     What a process that has ended left there is replaced. Raises `DeviceError` where a process that runs has it, where
     something else is in the way, a symbolic link say, and where others could write into the directory; `ConfigError`
     for what names no interface.
     """
 
-    def __init__(self, name: str, directory: str = DIRECTORY) -> None:
+    def __init__(self, name: str, directory: str = WG_DIRECTORY) -> None:
         self._file = f"{check_interface_name(name)}.sock"
         self._directory = directory
         self.path = os.path.join(directory, self._file)

@@ -1,0 +1,159 @@
+"""Asks a running interface, from another program."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+from anyio.abc import SocketStream
+
+from connlib.config import InterfaceConfig, check_interface_name
+from connlib.gateway import Gateway
+
+from .protocol import (
+    Apply,
+    ControlError,
+    Difference,
+    Events,
+    Explain,
+    Lines,
+    Request,
+    Show,
+    dump_request,
+    parse_answer,
+    parse_line,
+)
+from .server import DIRECTORY
+from .status import PeerExplanation, ReportedEvent, Status
+from .wire import as_gateway
+
+
+class ControlClient:
+    """The interface NAME of a process on this machine, `connlib up` say, which serves `directory/NAME.sock`.
+
+    Each call has a connection of its own, and raises `ControlError` if nobody answers there, if this user may not ask
+    (root and the user of that process may), or if the request is refused.
+    """
+
+    def __init__(self, name: str, *, directory: str = DIRECTORY) -> None:
+        self.name = check_interface_name(name)
+        self._path = os.path.join(directory, f"{self.name}.sock")
+
+    async def show(self) -> Status:
+        """How the interface and its peers are."""
+        status: Status = await self._ask(Show(), Status)
+        return status
+
+    async def explain(self, peers: Collection[str] = ()) -> list[PeerExplanation]:
+        """Why peers, by name or public key, are up or down; all of them if none is given."""
+        said: list[PeerExplanation] = await self._ask(Explain(peers=tuple(peers)), list[PeerExplanation])
+        return said
+
+    async def apply(self, config: Gateway | InterfaceConfig, *, dry_run: bool = False) -> list[Difference]:
+        """Have it change to another configuration, all of it or nothing; what has changed, or would change.
+
+        Key files that a `Gateway` names are read here. Also raises `ConfigError` for those, and for what a gateway's
+        file has no words for.
+        """
+        if isinstance(config, Gateway):
+            config = config.to_interface_config()
+        request = Apply(gateway=as_gateway(config), dry_run=dry_run)
+        done: list[Difference] = await self._ask(request, list[Difference])
+        return done
+
+    @asynccontextmanager
+    async def events(self) -> AsyncIterator[ReportedEvents]:
+        """What happens from now on, for as long as the block runs."""
+        async with self._connection() as connection:
+            await connection.send(dump_request(Events()))
+            incoming = _Incoming(connection)
+            await incoming.answer(None)
+            yield ReportedEvents(incoming)
+
+    async def _ask(self, request: Request, kind: Any) -> Any:
+        async with self._connection() as connection:
+            await connection.send(dump_request(request))
+            return await _Incoming(connection).answer(kind)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[SocketStream]:
+        try:
+            connection = await anyio.connect_unix(self._path)
+        except OSError as error:
+            raise ControlError("connection", [self._why_not(error)]) from None
+        async with connection:
+            try:
+                yield connection
+            except anyio.BrokenResourceError:
+                raise ControlError("connection", [f"{self.name} went away"]) from None
+
+    def _why_not(self, error: OSError) -> str:
+        if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
+            return (
+                f"{self.name} is not running: nobody listens at {self._path}; `connlib show` lists what runs"
+            )
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return f"no permission to ask {self.name}; run as root, or as the user that runs it"
+        return f"cannot ask {self.name} at {self._path}: {os.strerror(error.errno or 0)}"
+
+
+class _Incoming:
+    """The lines that come over a connection."""
+
+    def __init__(self, connection: SocketStream) -> None:
+        self._connection = connection
+        # Answers come from a process that may do more than this one: no bound on their length.
+        self._lines = Lines(most=sys.maxsize)
+        self._complete: deque[bytes] = deque()
+
+    async def line(self) -> bytes | None:
+        """The next one; None at the end."""
+        while not self._complete:
+            try:
+                self._complete.extend(self._lines.feed(await self._connection.receive()))
+            except anyio.EndOfStream:
+                return None
+        return self._complete.popleft()
+
+    async def answer(self, kind: Any) -> Any:
+        """The answer to a request. Raises `ControlError`."""
+        line = await self.line()
+        if line is None:
+            raise ControlError("connection", ["the interface went away before it had answered"])
+        return parse_answer(line, kind)
+
+
+class ReportedEvents:
+    """What happens: an asynchronous iterator of `ReportedEvent`, which ends with the interface."""
+
+    def __init__(self, incoming: _Incoming) -> None:
+        self._incoming = incoming
+
+    def __aiter__(self) -> ReportedEvents:
+        return self
+
+    async def __anext__(self) -> ReportedEvent:
+        line = await self._incoming.line()
+        if line is None:
+            raise StopAsyncIteration
+        event: ReportedEvent = parse_line(line, ReportedEvent)
+        return event
+
+
+def running(directory: str = DIRECTORY) -> list[str]:
+    """The names of the interfaces that have a control socket. Raises `ControlError` for a directory that is closed."""
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ControlError(
+            "connection", [f"cannot look into {directory}: {os.strerror(error.errno or 0)}; run as root"]
+        ) from None
+    return sorted(name.removesuffix(".sock") for name in names if name.endswith(".sock"))

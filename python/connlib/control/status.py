@@ -1,0 +1,212 @@
+"""What an interface says of itself, in a form that goes over the socket."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import msgspec
+
+from connlib._explain import Explanation, PeerState, explain
+from connlib._native import PublicKey
+from connlib._text import host_and_port
+from connlib._types import Event, PeerConfig, PeerStats
+from connlib.driver import Interface, InterfaceStats, is_errno
+
+from .protocol import ControlError
+
+
+class PeerExplanation(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a peer is up or down, as `connlib.explain` says it."""
+
+    peer: str
+    """Its public key."""
+    name: str | None
+    state: str
+    """`up`, `connecting`, `waiting`, `idle` or `down`: `connlib.PeerState`."""
+    why: str
+    next: str
+    """What happens next."""
+    next_in: float | None
+    """In how many seconds; None if that depends on something else."""
+
+    def __str__(self) -> str:
+        return str(Explanation(PeerState(self.state), self.why, self.next, self.next_in))
+
+
+class PeerStatus(PeerExplanation, frozen=True, kw_only=True):
+    """A peer: what it is configured as, how it is, and what was counted."""
+
+    role: str
+    endpoint: str | None
+    """Where its datagrams are sent."""
+    allowed_ips: tuple[str, ...]
+    persistent_keepalive: float | None
+    has_preshared_key: bool
+    last_handshake: float | None
+    """Seconds since its last session was established."""
+    session_age: float | None
+    """Seconds."""
+    last_heard: float | None
+    """Seconds."""
+    rtt: float | None
+    """Seconds that the last handshake took."""
+    loss: float
+    """Share of the session's datagrams that did not arrive."""
+    tx_bytes: int
+    rx_bytes: int
+    """Bytes as UDP payload."""
+    tx_packets: int
+    rx_packets: int
+    """IP packets."""
+    initiations_sent: int
+    queued: int
+    """IP packets that wait for a session."""
+    flows: int | None
+    """Flows that its policy knows; None without a policy."""
+    drops: dict[str, int]
+    """By reason: `connlib.DropReason`."""
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """An interface and its peers."""
+
+    name: str
+    public_key: str
+    listen_port: int
+    fwmark: int
+    addresses: tuple[str, ...]
+    mtu: int | None
+    version: str
+    """Of connlib."""
+    pid: int
+    up_for: float
+    """Seconds since the control socket is there."""
+    unix_time: float
+    """When this was counted, in seconds since 1970."""
+    peers: tuple[PeerStatus, ...]
+    """In the order of the configuration."""
+    drops: dict[str, int]
+    """Of no known peer, by reason."""
+    errors: dict[str, int]
+    """Of the device and the sockets: `udp ENETUNREACH`."""
+    timer_wakes: int
+
+
+class ReportedEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that has happened."""
+
+    time: float
+    """Seconds since 1970."""
+    peer: str | None
+    """The public key; None for what concerns the interface."""
+    name: str | None
+    event: str
+    """The name of the class, `SessionEstablished` say."""
+    fields: dict[str, Any]
+    """What the class holds."""
+    text: str
+    """For people."""
+
+
+def report_status(interface: Interface, up_for: float) -> Status:
+    """How an interface is now."""
+    stats = interface.stats()
+    config = interface.config
+    return Status(
+        name=interface.name,
+        public_key=interface.public_key.to_base64(),
+        listen_port=interface.listen_port,
+        fwmark=config.fwmark,
+        addresses=tuple(str(address) for address in config.addresses),
+        mtu=config.mtu,
+        version=importlib.metadata.version("connlib"),
+        pid=os.getpid(),
+        up_for=up_for,
+        unix_time=stats.unix_time,
+        peers=tuple(_peer_status(peer, told, stats.now) for peer, told in _told(stats, config.peers)),
+        drops={reason.value: count for reason, count in stats.drops.items()},
+        errors={
+            f"{end} {name}": count
+            for end, counters in (("tun", stats.tun), ("udp", stats.udp))
+            for name, count in counters.items()
+            if is_errno(name) and count
+        },
+        timer_wakes=stats.timer_wakes,
+    )
+
+
+def report_explanations(interface: Interface, names: Collection[str]) -> list[PeerExplanation]:
+    """Why those peers are up or down; all, if there is no name. Raises `ControlError` for one that is none's."""
+    stats = interface.stats()
+    wanted = _named(interface.config.peers, names)
+    return [_explanation(peer, told, stats.now) for peer, told in _told(stats, wanted)]
+
+
+def report_event(interface: Interface, peer: PublicKey | None, event: Event, text: str) -> ReportedEvent:
+    """An event, at the moment at which it is read."""
+    names = {each.public_key: each.name for each in interface.config.peers}
+    fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+    return ReportedEvent(
+        time=interface.stats().unix_time,
+        peer=None if peer is None else peer.to_base64(),
+        name=None if peer is None else names.get(peer),
+        event=type(event).__name__,
+        fields=fields,
+        text=text,
+    )
+
+
+def _named(peers: tuple[PeerConfig, ...], names: Collection[str]) -> tuple[PeerConfig, ...]:
+    known = {peer.public_key.to_base64(): peer for peer in peers}
+    known.update((peer.name, peer) for peer in peers if peer.name is not None)
+    for name in names:
+        if name not in known:
+            raise ControlError("request", [f"there is no peer {name!r}"])
+    return tuple(known[name] for name in names) if names else peers
+
+
+def _told(stats: InterfaceStats, peers: tuple[PeerConfig, ...]) -> Iterator[tuple[PeerConfig, PeerStats]]:
+    by_key = {each.public_key: each for each in stats.peers}
+    for peer in peers:
+        yield peer, by_key[peer.public_key]
+
+
+def _explanation(peer: PeerConfig, told: PeerStats, now: float) -> PeerExplanation:
+    said = explain(told, now, role=peer.role)
+    return PeerExplanation(
+        peer=peer.public_key.to_base64(),
+        name=peer.name,
+        state=said.state.value,
+        why=said.why,
+        next=said.then,
+        next_in=said.at,
+    )
+
+
+def _peer_status(peer: PeerConfig, told: PeerStats, now: float) -> PeerStatus:
+    tunnel = told.tunnel
+    return PeerStatus(
+        **msgspec.structs.asdict(_explanation(peer, told, now)),
+        role=peer.role.value,
+        endpoint=None if told.endpoint is None else host_and_port(*told.endpoint),
+        allowed_ips=tuple(str(prefix) for prefix in peer.allowed_ips),
+        persistent_keepalive=peer.persistent_keepalive,
+        has_preshared_key=peer.preshared_key is not None,
+        last_handshake=tunnel.last_handshake,
+        session_age=tunnel.session_age,
+        last_heard=told.last_heard,
+        rtt=tunnel.rtt,
+        loss=tunnel.loss,
+        tx_bytes=tunnel.tx_bytes,
+        rx_bytes=tunnel.rx_bytes,
+        tx_packets=tunnel.tx_packets,
+        rx_packets=tunnel.rx_packets,
+        initiations_sent=tunnel.initiations_sent,
+        queued=tunnel.queued,
+        flows=None if told.policy is None else told.policy.flows,
+        drops={reason.value: count for reason, count in tunnel.drops.items()},
+    )

@@ -1,0 +1,448 @@
+"""What other programs ask a running interface over its control socket, and what they cannot do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from ipaddress import ip_interface, ip_network
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from connlib import (
+    Action,
+    ConfigError,
+    ControlClient,
+    ControlError,
+    DeviceError,
+    Gateway,
+    GatewayInterface,
+    InterfaceConfig,
+    Limits,
+    PeerConfig,
+    Policy,
+    PresharedKey,
+    PrivateKey,
+    Protocol,
+    PublicKey,
+    Role,
+    Rule,
+    Timers,
+    serve_control,
+)
+from connlib import _clients as clients
+from connlib.control import protocol, running, server
+from connlib.control.wire import as_gateway, encoder
+from helpers_driver import CLIENT, CLIENT_KEY, GATEWAY, Pair, gateway_config, in_real_time, open_pair, packet
+
+NAME = "connlib0"
+"""What an interface in memory is called."""
+CLIENT_BASE64 = CLIENT_KEY.public_key().to_base64()
+
+
+@asynccontextmanager
+async def served(tmp_path: Path) -> AsyncIterator[tuple[Pair, ControlClient, Path]]:
+    directory = tmp_path / "run"
+    async with open_pair() as pair, serve_control(pair.gateway, directory=str(directory)) as control:
+        assert control.path == str(directory / f"{pair.gateway.name}.sock")
+        yield pair, ControlClient(pair.gateway.name, directory=str(directory)), Path(control.path)
+
+
+def control_test(body: Callable[..., Any]) -> Callable[[Path], None]:
+    """A test of a served gateway, in real time; it gets the pair, a client of its socket and the path of that."""
+
+    @in_real_time
+    async def run(tmp_path: Path) -> None:
+        async with served(tmp_path) as given_:
+            await body(*given_)
+
+    def test(tmp_path: Path) -> None:
+        run(tmp_path)
+
+    test.__doc__ = body.__doc__
+    return test
+
+
+async def exchange(pair: Pair) -> None:
+    """A packet each way."""
+    await pair.client_tun.send(packet(CLIENT, GATEWAY))
+    assert await pair.gateway_tun.receive()
+    await pair.gateway_tun.send(packet(GATEWAY, CLIENT))
+    assert await pair.client_tun.receive()
+
+
+async def ask(path: Path, *pieces: bytes) -> list[dict[str, Any]]:
+    """What is answered until the server closes, or until we have nothing more to say and it has nothing either."""
+    answers = b""
+    async with await anyio.connect_unix(path) as stream:
+        for piece in pieces:
+            await stream.send(piece)
+        await stream.send_eof()
+        async for data in stream:
+            answers += data
+    return [json.loads(line) for line in answers.splitlines()]
+
+
+# --- show and explain -----------------------------------------------------------------------------------------------
+
+
+@control_test
+async def test_show_says_what_the_counters_and_explain_say(
+    pair: Pair, client: ControlClient, path: Path
+) -> None:
+    await exchange(pair)
+    status = await client.show()
+    told = pair.gateway.stats().peers[0]
+    (peer,) = status.peers
+    assert (status.name, status.listen_port, status.pid) == (pair.gateway.name, 51820, os.getpid())
+    assert status.public_key == pair.gateway.public_key.to_base64()
+    assert (peer.name, peer.peer, peer.state, peer.role) == ("client", CLIENT_BASE64, "up", "responder")
+    assert (peer.endpoint, peer.allowed_ips) == ("192.0.2.2:51820", ("10.0.0.2/32",))
+    assert (peer.rx_bytes, peer.tx_bytes) == (told.tunnel.rx_bytes, told.tunnel.tx_bytes)
+    assert (peer.rx_packets, peer.tx_packets, peer.drops) == (1, 1, {})
+    assert peer.why.startswith("a session of ")
+    assert peer.session_age is not None and peer.last_heard is not None
+
+
+@control_test
+async def test_explain_takes_names_and_keys_and_all_if_there_is_none(
+    pair: Pair, client: ControlClient, path: Path
+) -> None:
+    for peers in ((), ("client",), (CLIENT_BASE64,)):
+        (said,) = await client.explain(peers)
+        assert (said.name, said.state) == ("client", "waiting")
+        assert str(said) == "waiting: never heard; next: this side waits for the peer to start a session"
+    with pytest.raises(ControlError, match=r"^there is no peer 'bob'$"):
+        await client.explain(["bob"])
+
+
+@in_real_time
+async def test_a_name_that_runs_not_is_said_to(tmp_path: Path) -> None:
+    with pytest.raises(
+        ControlError, match=r"wg7 is not running: nobody listens at .*wg7.sock; `connlib show` lists"
+    ):
+        await ControlClient("wg7", directory=str(tmp_path)).show()
+    assert running(str(tmp_path)) == []
+    assert running(str(tmp_path / "nowhere")) == []
+    with pytest.raises(ConfigError):
+        ControlClient("../wg7")
+
+
+# --- apply ----------------------------------------------------------------------------------------------------------
+
+
+@control_test
+async def test_apply_changes_all_and_says_what(pair: Pair, client: ControlClient, path: Path) -> None:
+    await exchange(pair)
+    before = pair.gateway.config
+    new = PrivateKey.generate().public_key()
+    added = PeerConfig(public_key=new, name="bob", allowed_ips=(ip_network("10.0.0.9/32"),))
+    wanted = dataclasses.replace(before, peers=(*before.peers, added))
+    expected = [f"+ bob, peer {new.to_base64()}, allowed IPs 10.0.0.9/32"]
+    assert [str(each) for each in await client.apply(wanted, dry_run=True)] == expected
+    assert pair.gateway.config == before
+    assert [str(each) for each in await client.apply(wanted)] == expected
+    assert pair.gateway.config == wanted
+    # The session of the one that stays goes on.
+    await exchange(pair)
+    assert pair.gateway.stats().peers[0].tunnel.responses_sent <= 1
+    assert await client.apply(wanted) == []
+
+
+@control_test
+async def test_a_configuration_that_contradicts_itself_changes_nothing(
+    pair: Pair, client: ControlClient, path: Path
+) -> None:
+    before = pair.gateway.config
+    wrong = dataclasses.replace(before, name="other0")
+    with pytest.raises(ControlError, match=r"the name cannot change from .* to other0") as caught:
+        await client.apply(wrong)
+    assert caught.value.kind == "config"
+    assert pair.gateway.config == before
+    half = dataclasses.replace(before.peers[0], persistent_keepalive=2.5)
+    with pytest.raises(ConfigError, match=r"the persistent keepalive of client is 2\.5 seconds"):
+        await client.apply(dataclasses.replace(before, peers=(half,)))
+
+
+@in_real_time
+async def test_key_files_are_read_by_who_asks(tmp_path: Path) -> None:
+    async with served(tmp_path) as (pair, client, _):
+        key = tmp_path / "own.key"
+        key.write_text(pair.gateway.config.private_key.to_base64() + "\n")
+        key.chmod(0o600)
+        interface = GatewayInterface(private_key_file=str(key), listen_port=51820, role=Role.RESPONDER)
+        changes = await client.apply(Gateway(interface=interface))
+        assert [change.mark for change in changes] == ["-"]
+        assert pair.gateway.config.peers == ()
+
+
+EVERYTHING = InterfaceConfig(
+    private_key=PrivateKey.generate(),
+    name="wg0",
+    listen_port=51820,
+    fwmark=7,
+    addresses=(ip_interface("10.0.0.1/24"), ip_interface("fd00::1/64")),
+    mtu=1400,
+    role=Role.RESPONDER,
+    routes=False,
+    timers=Timers(rekey_timeout=2.0, keepalive_timeout=5.0),
+    limits=Limits(queue_packets=3),
+    peers=(
+        PeerConfig(
+            public_key=CLIENT_KEY.public_key(),
+            preshared_key=PresharedKey.generate(),
+            allowed_ips=(ip_network("10.0.0.2/32"), ip_network("fd00::2/128")),
+            endpoint=("2001:db8::7", 4500),
+            persistent_keepalive=25.0,
+            role=Role.INITIATOR,
+            name="alice",
+            policy=Policy(
+                (
+                    Rule(
+                        action=Action.ALLOW,
+                        protocol=Protocol.TCP,
+                        destinations=(ip_network("10.0.0.0/8"),),
+                        ports=(443, (8000, 8080)),
+                        name="web",
+                    ),
+                    Rule(action=Action.DENY, protocol=47),
+                    Rule(action=Action.ALLOW, protocol=Protocol.ICMP, icmp_types=(8, (128, 129))),
+                ),
+                Action.ALLOW,
+                Action.DENY,
+            ),
+        ),
+    ),
+)
+
+
+def test_every_field_of_a_configuration_arrives_as_it_was() -> None:
+    """A field that is added to a configuration fails here until `as_gateway` knows it."""
+    defaults = InterfaceConfig(private_key=PrivateKey.generate())
+    for field in dataclasses.fields(InterfaceConfig):
+        assert getattr(EVERYTHING, field.name) != getattr(defaults, field.name), field.name
+    (peer,) = EVERYTHING.peers
+    nobody = PeerConfig(public_key=PrivateKey.generate().public_key())
+    for field in dataclasses.fields(PeerConfig):
+        assert getattr(peer, field.name) != getattr(nobody, field.name), field.name
+    line = protocol.dump_request(protocol.Apply(gateway=as_gateway(EVERYTHING)))
+    request = protocol.parse_request(line)
+    assert isinstance(request, protocol.Apply)
+    assert request.gateway.to_interface_config() == EVERYTHING
+
+
+# --- events ---------------------------------------------------------------------------------------------------------
+
+
+@control_test
+async def test_events_arrive_as_they_happen(pair: Pair, client: ControlClient, path: Path) -> None:
+    async with client.events() as events:
+        await exchange(pair)
+        first = await events.__anext__()
+    assert (first.name, first.peer, first.event) == ("client", CLIENT_BASE64, "SessionEstablished")
+    assert first.fields == {"initiator": False}
+    assert first.text == "session established, started by the peer"
+    assert first.time > 1.6e9
+
+
+@in_real_time
+async def test_events_end_with_the_interface_and_its_socket_goes_with_it(tmp_path: Path) -> None:
+    async with served(tmp_path) as (pair, client, path):
+        assert running(str(path.parent)) == [pair.gateway.name]
+        async with trio.open_nursery() as nursery:
+            came: list[str] = []
+
+            async def follow(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+                async with client.events() as events:
+                    task_status.started()
+                    came.extend([event.event async for event in events])
+
+            await nursery.start(follow)
+            pair.gateway._closed()
+            # Nothing but the end comes.
+    assert came == []
+    assert not path.exists()
+
+
+@in_real_time
+async def test_twenty_who_listen_and_leave_are_forgotten(tmp_path: Path) -> None:
+    async with served(tmp_path) as (_, client, _):
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(20):
+            async with client.events():
+                pass
+        with trio.fail_after(30):
+            while len(os.listdir("/proc/self/fd")) > before:
+                await trio.sleep(0.01)
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+MALFORMED = "the request is malformed:"
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "says"),
+    [
+        (b"hello\n", "request", 'this is no request: a JSON object with "version" is expected'),
+        (b"\xff\xfe\n", "request", 'this is no request: a JSON object with "version" is expected'),
+        (b'{"method":"show"}\n', "request", 'this is no request: a JSON object with "version" is expected'),
+        (b'{"version":2,"method":"x"}\n', "version", "this gateway speaks version 1 of the control protocol"),
+        (
+            b'{"version":1,"method":"fly"}\n',
+            "request",
+            f"{MALFORMED} Invalid value this value - at `$.method`",
+        ),
+        (
+            b'{"version":1,"method":"show","a":1}\n',
+            "request",
+            f"{MALFORMED} Object contains unknown field `a`",
+        ),
+    ],
+)
+def test_what_is_no_request_gets_one_line(tmp_path: Path, line: bytes, kind: str, says: str) -> None:
+    @in_real_time
+    async def run() -> None:
+        async with served(tmp_path) as (_, client, path):
+            (answer,) = await ask(path, line)
+            assert answer == {"error": {"kind": kind, "problems": [says]}}
+            # And the next one is served.
+            assert (await client.show()).peers
+
+    run()
+
+
+@control_test
+async def test_a_key_in_the_wrong_place_is_not_echoed(pair: Pair, client: ControlClient, path: Path) -> None:
+    secret = PrivateKey.generate().to_base64()
+    for place in (
+        {"method": secret},
+        {"method": "apply", "gateway": {"interface": {"private_key": secret, "role": secret}}},
+        {"method": "apply", "gateway": {"interface": {"private_key": secret + "x"}}},
+        {"method": "apply", "gateway": {"interface": {"private_key": secret, "addresses": [secret]}}},
+    ):
+        (answer,) = await ask(path, json.dumps({"version": 1, **place}).encode() + b"\n")
+        assert answer["error"]["kind"] == "request"
+        assert secret[:10] not in json.dumps(answer)
+
+
+@in_real_time
+async def test_several_requests_of_one_client_are_answered_in_turn(tmp_path: Path) -> None:
+    async with served(tmp_path) as (_, _, path):
+        show = b'{"version":1,"method":"show"}\n'
+        answers = await ask(path, show + show[:9], show[9:] + b"?\n" + show)
+        assert [sorted(answer) for answer in answers] == [["result"], ["result"], ["error"], ["result"]]
+
+
+def test_a_line_that_is_too_long_is_refused_before_it_is_kept() -> None:
+    lines = protocol.Lines(most=10)
+    assert list(lines.feed(b"12345\n1234567890\n")) == [b"12345", b"1234567890"]
+    with pytest.raises(ControlError, match="the line is longer than 10 bytes"):
+        for _ in lines.feed(b"12345678901"):
+            pass
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.binary(max_size=20).filter(lambda line: b"\n" not in line)), st.data())
+def test_lines_do_not_depend_on_how_they_arrive(wanted: list[bytes], data: st.DataObject) -> None:
+    stream = b"".join(line + b"\n" for line in wanted)
+    lines, found = protocol.Lines(), []
+    while stream:
+        cut = data.draw(st.integers(1, len(stream)))
+        found += list(lines.feed(stream[:cut]))
+        stream = stream[cut:]
+    assert found == wanted
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.sampled_from(["show", "interface", "", "\0"]),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["interface", "peers", "to"]), inner)
+        ),
+        max_leaves=6,
+    )
+)
+def test_no_json_does_more_than_be_refused(value: Any) -> None:
+    for line in (value, {"version": 1, "method": value}, {"version": 1, "method": "apply", "gateway": value}):
+        with pytest.raises(ControlError):
+            protocol.parse_request(json.dumps(line).encode())
+
+
+# --- who may ask ----------------------------------------------------------------------------------------------------
+
+
+@control_test
+async def test_only_the_owner_gets_to_the_socket(pair: Pair, client: ControlClient, path: Path) -> None:
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    assert stat.S_IMODE(os.stat(path.parent).st_mode) == 0o700
+
+
+def test_another_user_is_refused_even_with_the_socket_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mode of the file could have been changed, or the descriptor handed on."""
+    monkeypatch.setattr(clients.Client, "user", lambda self: 4242)
+
+    @in_real_time
+    async def run() -> None:
+        async with served(tmp_path) as (pair, client, _):
+            for call in (client.show(), client.apply(pair.gateway.config), client.explain()):
+                with pytest.raises(ControlError, match=r"^user 4242 may not control ") as caught:
+                    await call
+                assert caught.value.kind == "permission"
+
+    run()
+
+
+@in_real_time
+async def test_the_user_is_the_one_that_the_kernel_knows() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        client = clients.Client(clients.Clients("a test", server._log, most=1, patience=1.0), ours)
+        assert client.user() == os.geteuid()
+        ours.close()
+
+
+@in_real_time
+async def test_two_interfaces_of_a_name_are_not_both_served(tmp_path: Path) -> None:
+    async with served(tmp_path) as (pair, client, path):
+        with pytest.raises(DeviceError, match="belongs to a process that runs"):
+            async with serve_control(pair.gateway, directory=str(path.parent)):
+                pass
+        assert (await client.show()).peers
+
+
+@in_real_time
+async def test_slow_clients_hold_nobody_up(tmp_path: Path) -> None:
+    async with served(tmp_path) as (pair, client, path), anyio.create_task_group() as tasks:
+        idle = [await anyio.connect_unix(path) for _ in range(server.MOST_CLIENTS)]
+        for stream in idle[::2]:
+            await stream.send(b'{"version":1,')
+        assert (await client.show()).peers
+        await exchange(pair)
+        for stream in idle:
+            await stream.aclose()
+        tasks.cancel_scope.cancel()
+
+
+def test_secrets_are_written_for_the_socket_only() -> None:
+    """Nothing else may use this encoder: it writes private keys out."""
+    assert EVERYTHING.private_key.to_base64() in encoder.encode(as_gateway(EVERYTHING)).decode()
+    with pytest.raises(NotImplementedError):
+        encoder.encode(object())
+    assert isinstance(CLIENT_KEY.public_key(), PublicKey)
+    assert gateway_config().private_key.to_base64() not in repr(as_gateway(gateway_config()))
