@@ -45,7 +45,7 @@ def run(
     name: str | None,
     level: str,
     allow_world_readable: bool,
-    run_dir: str | None,
+    run_dir: str | None = None,
     metrics: str | None = None,
     record: str | None = None,
 ) -> None:

@@ -52,7 +52,7 @@ class ControlServer:
         self.path = path
         """The socket's file."""
 
-    async def answer(self, client: Client) -> None:
+    async def _answer(self, client: Client) -> None:
         """Answer one client, for as long as it asks."""
         user = client.user()
         lines = Lines()
@@ -165,7 +165,7 @@ async def serve_control(
         server = ControlServer(interface, applier or Applier(interface), file.path)
         clients = Clients("the control socket", _log, most=MOST_CLIENTS, patience=PATIENCE)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(clients.serve, file.socket, server.answer)
+            tasks.start_soon(clients.serve, file.socket, server._answer)
             try:
                 yield server
             finally:

@@ -18,7 +18,6 @@ from typing import Any
 
 import msgspec
 
-from connlib import _wgvalues as values
 from connlib._errors import ConfigError
 from connlib._native import PresharedKey, PrivateKey, PublicKey
 from connlib._policy import Action, Protocol, Rule
@@ -27,6 +26,8 @@ from connlib._types import PeerConfig
 from connlib._wgvalues import BadValue
 from connlib.config import InterfaceConfig, describe_peer
 from connlib.gateway import Address, Gateway, GatewayInterface, GatewayPeer, GatewayRule, Prefix
+
+from .. import _wgvalues as values
 
 
 def as_gateway(config: InterfaceConfig) -> Gateway:
