@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_network
 
 import pytest
@@ -67,12 +68,26 @@ async def test_a_session_is_told_with_its_age_and_its_next_deadline() -> None:
         state, text = says(pair, "client")
         assert (state, text) == (
             PeerState.UP,
-            "up: a session of 5.0 s, heard 5.0 s ago; next: a keepalive, if nothing else is sent until then in 5.0 s",
+            "up: a session of 5.0 s, heard 5.0 s ago; next: a keepalive in 5.0 s, if nothing else is sent until then",
         )
         await trio.sleep(300)
         assert says(pair, "client") == (
             PeerState.IDLE,
             "idle: the last session has expired, heard 5 min ago; next: the next packet starts a handshake",
+        )
+
+
+@in_virtual_time
+async def test_a_responder_that_hears_nothing_starts_nothing() -> None:
+    async with open_pair() as pair:
+        await pair.exchange()
+        await trio.sleep(60)
+        await pair.gateway_tun.send(packet(GATEWAY, CLIENT))
+        await trio.sleep(1)
+        # 15 s after it was sent, and up to 333 ms of jitter.
+        text = says(pair, "gateway")[1]
+        assert re.search(
+            r"; next: the peer counts as silent in 14\.\d s, if nothing is heard until then$", text
         )
 
 

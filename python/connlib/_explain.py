@@ -46,7 +46,9 @@ class Explanation:
 
     def __str__(self) -> str:
         when = "" if self.at is None else " now" if self.at <= 0 else f" in {duration(self.at)}"
-        return f"{self.state.value}: {self.why}; next: {self.then}{when}"
+        # The time belongs to what happens, and not to its condition.
+        what, comma, condition = self.then.partition(",")
+        return f"{self.state.value}: {self.why}; next: {what}{when}{comma}{condition}"
 
 
 _NEXT = {
@@ -71,19 +73,22 @@ def explain(peer: PeerStats, now: float, *, role: Role = Role.EITHER) -> Explana
         why = "connlib failed in this peer's tunnel, which is a bug"
         return Explanation(PeerState.DOWN, why, "nothing, until the peer is removed and added again", None)
     if tunnel.session_age is not None:
-        return _planned(PeerState.UP, _why_up(peer), peer.next_timeout, now)
+        return _planned(PeerState.UP, _why_up(peer), peer.next_timeout, now, role)
     if tunnel.handshake_pending:
-        return _planned(PeerState.CONNECTING, _why_no_session(peer), peer.next_timeout, now)
+        return _planned(PeerState.CONNECTING, _why_no_session(peer), peer.next_timeout, now, role)
     if tunnel.queued:
         why = f"{counted(tunnel.queued, 'packet')} for it, and this side does not start sessions"
-        return _planned(PeerState.WAITING, why, peer.next_timeout, now)
+        return _planned(PeerState.WAITING, why, peer.next_timeout, now, role)
     return _without_attempt(peer, now, role)
 
 
-def _planned(state: PeerState, why: str, timeout: Timeout | None, now: float) -> Explanation:
+def _planned(state: PeerState, why: str, timeout: Timeout | None, now: float, role: Role) -> Explanation:
     if timeout is None:
         return Explanation(state, why, "nothing by itself", None)
-    return Explanation(state, why, _NEXT[timeout.reason], max(0.0, timeout.at - now))
+    then = _NEXT[timeout.reason]
+    if timeout.reason is TimeoutReason.DEAD_PEER and role is Role.RESPONDER:
+        then = "the peer counts as silent, if nothing is heard until then"
+    return Explanation(state, why, then, max(0.0, timeout.at - now))
 
 
 def _why_up(peer: PeerStats) -> str:
@@ -127,7 +132,7 @@ def _without_attempt(peer: PeerStats, now: float, role: Role) -> Explanation:
     else:
         state, why = PeerState.IDLE, f"the last session has expired, heard {duration(peer.last_heard)} ago"
     if peer.next_timeout is not None:
-        return _planned(state, why, peer.next_timeout, now)
+        return _planned(state, why, peer.next_timeout, now, role)
     return Explanation(state, why, then, None)
 
 
