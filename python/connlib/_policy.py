@@ -81,7 +81,7 @@ class Rule:
         """For people: "allow tcp to 10.0.0.0/24 ports 443, 8000-8099 (web)". Of long lists, the start."""
         said = [self.action.value]
         if self.protocol is not Protocol.ANY:
-            said.append(_spelled(self.protocol))
+            said.append(spelled(self.protocol))
         if self.destinations:
             said.append(f"to {listed(self.destinations)}")
         for kind, ranges in (("port", self.ports), ("type", self.icmp_types)):
@@ -231,6 +231,8 @@ class VerdictReason(enum.Enum):
 
     RULE = "rule"
     DEFAULT = "default"
+    OUTBOUND = "outbound"
+    """It starts on this side of the tunnel: `Policy.outbound`."""
     FRAGMENT = "fragment"
     """A fragment without ports, which shares the fate of the first one: none was seen."""
     UNPARSEABLE = "unparseable"
@@ -253,11 +255,13 @@ class Verdict(NamedTuple):
             return f"{verb} by rule {self.rule}" + (f" ({self.name})" if self.name is not None else "")
         return {
             VerdictReason.DEFAULT: f"{verb} by default",
+            VerdictReason.OUTBOUND: f"{verb} by outbound",
             VerdictReason.FRAGMENT: f"{verb}: a fragment without the first one",
         }.get(self.reason, f"{verb}: not a packet that can be judged")
 
 
-def _spelled(protocol: Protocol | int) -> str:
+def spelled(protocol: Protocol | int) -> str:
+    """How people write a protocol."""
     return protocol.value if isinstance(protocol, Protocol) else f"protocol {protocol}"
 
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 from ._native import Node
+from ._nodeconfig import node_config, with_what_the_node_does_not_see
 from ._policy import Action, Policy, Rule
 from ._text import MOST_SHOWN, host_and_port, listed
 from ._types import ConfigDiff, PeerConfig
 from .config import InterfaceConfig, describe_peer
-from .driver import node_config, with_what_the_node_does_not_see
 from .links import DEFAULT_MTU
 
 

@@ -83,6 +83,14 @@ def up(
             "ADDRESS is 127.0.0.1 if there is none. Port 0 is any.",
         ),
     ] = None,
+    flow_log: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FLOWS",
+            help="Append a line of JSON to the file FLOWS for each flow that a peer's rules allow or deny, and when it "
+            "ends; - is standard output. SIGHUP opens it anew.",
+        ),
+    ] = None,
     allow_world_readable: AllowWorldReadable = False,
 ) -> None:
     """Run the tunnel of FILE in the foreground, until SIGINT or SIGTERM.
@@ -104,6 +112,7 @@ def up(
         level=log_level.value,
         allow_world_readable=allow_world_readable,
         metrics=metrics,
+        flow_log=flow_log,
     )
 
 

@@ -18,13 +18,17 @@ import trio
 from connlib._configfile import display_path
 from connlib._errors import ConfigError, ConnlibError
 from connlib._native import PublicKey
+from connlib._policy import spelled
 from connlib._text import counted, host_and_port
 from connlib._types import (
+    Denied,
     Dropped,
     DropReason,
-    Event,
     GaveUp,
     HandshakeStarted,
+    NodeEvent,
+    PeerEvent,
+    PeerRoamed,
     PeerSilent,
     PeerStats,
     Poisoned,
@@ -38,6 +42,7 @@ from connlib.resolver import is_literal
 
 from ._dumps import forbid_dumps
 from ._files import load, name_after
+from ._flowlog import FlowLog
 from ._recorder import Recorder
 from ._stop import StopSignals
 
@@ -56,11 +61,12 @@ def run(
     allow_world_readable: bool,
     metrics: str | None = None,
     record: str | None = None,
+    flow_log: str | None = None,
 ) -> None:
     """Run the tunnel of `file`, of either kind, until a signal stops it.
 
     metrics: where Prometheus may ask, as `[ADDRESS:]PORT`. record: a new file for what comes into the tunnels (`connlib
-    crosscheck --record`).
+    crosscheck --record`). flow_log: a file for what policies allow and deny, or `-` for standard output.
 
     Raises `ConfigError` for a bad file, name or place, and `DeviceError` if the device or the sockets cannot be had.
     """
@@ -76,9 +82,9 @@ def run(
 
     config = load_file()
     stop.tell(None)
-    with Recorder(record, config) as recorder:
+    with Recorder(record, config) as recorder, FlowLog(flow_log) as flows:
         try:
-            trio.run(_serve, config, file, load_file, stop, recorder, serves)
+            trio.run(_serve, config, file, load_file, stop, recorder, flows, serves)
         finally:
             stop.tell(None)
 
@@ -121,6 +127,7 @@ async def _serve(
     load_file: Callable[[], InterfaceConfig],
     stop: StopSignals,
     recorder: Recorder,
+    flows: FlowLog,
     metrics: tuple[str, int] | None,
 ) -> None:
     with trio.CancelScope() as scope:
@@ -141,12 +148,17 @@ async def _serve(
             try:
                 nursery.start_soon(_watch_network, interface)
                 nursery.start_soon(recorder.follow, interface)
-                nursery.start_soon(_reload, interface, load_file, stop, names)
-                async for peer, event in interface.events():
-                    level, text = describe_event(event)
-                    log.log(level, "%-*s  %s", names.width, names[peer], text)
+                flows.start(interface)
+                nursery.start_soon(flows.follow, interface)
+                nursery.start_soon(_reload, interface, load_file, stop, names, flows)
+                async for happened in interface.events():
+                    # Of a changed configuration, `_reload` tells.
+                    if isinstance(happened, PeerEvent):
+                        level, text = describe_event(happened.event)
+                        log.log(level, "%-*s  %s", names.width, names[happened.peer], text)
             finally:
                 recorder.write(interface)
+                await flows.finish(interface)
                 for line in summarize(interface.stats(), names, names.width):
                     log.info("%s", line)
             nursery.cancel_scope.cancel()
@@ -183,7 +195,11 @@ class _Names(dict[PublicKey, str]):
 
 
 async def _reload(
-    interface: Interface, load_file: Callable[[], InterfaceConfig], stop: StopSignals, names: _Names
+    interface: Interface,
+    load_file: Callable[[], InterfaceConfig],
+    stop: StopSignals,
+    names: _Names,
+    flows: FlowLog,
 ) -> None:
     """Whenever SIGHUP asks for it, change to what the file says now: to all of it, or to nothing."""
     token = trio.lowlevel.current_trio_token()
@@ -200,6 +216,7 @@ async def _reload(
     while True:
         await wish.wait()
         wish = trio.Event()
+        flows.reopen()
         try:
             # In a thread, because the packets of the tunnel do not wait. A file may be a pipe that nobody writes to.
             config = await trio.to_thread.run_sync(load_file, abandon_on_cancel=True)
@@ -279,7 +296,7 @@ def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
-def describe_event(event: Event) -> tuple[int, str]:
+def describe_event(event: NodeEvent) -> tuple[int, str]:
     """The level at which an event is logged, and what is said."""
     match event:
         case HandshakeStarted():
@@ -299,6 +316,23 @@ def describe_event(event: Event) -> tuple[int, str]:
             )
         case Dropped(reason=reason, count=count):
             return logging.DEBUG, f"dropped {count}: {reason.value}"
+        case PeerRoamed(old=old, new=new):
+            before = "" if old is None else f", was at {host_and_port(*old)}"
+            return logging.INFO, f"now at {host_and_port(*new)}{before}"
+        case Denied():
+            return logging.INFO, _describe_denied(event)
+
+
+def _describe_denied(denied: Denied) -> str:
+    """For people: "denied by rule 1 (the vault): tcp from 10.7.0.4 to 192.168.10.9:443"."""
+    kind = "packet" if denied.protocol is None else spelled(denied.protocol)
+    if denied.icmp_type is not None:
+        kind += f" type {denied.icmp_type}"
+    to, port = str(denied.destination), denied.destination_port
+    if port is not None:
+        to = host_and_port(to, port)
+    more = f"; {denied.count:,} packets since the last such line" if denied.count > 1 else ""
+    return f"{denied.verdict}: {kind} from {denied.source} to {to}{more}"
 
 
 def summarize(stats: InterfaceStats, names: Mapping[PublicKey, str], width: int = 0) -> Iterator[str]:
