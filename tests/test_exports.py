@@ -56,7 +56,7 @@ def test_every_name_is_one_object_of_one_module() -> None:
         seen[id(value)] = name
 
 
-@pytest.mark.parametrize("module", [connlib._errors, connlib._policy, connlib._types])
+@pytest.mark.parametrize("module", [connlib._errors, connlib._flows, connlib._policy, connlib._types])
 def test_every_public_class_of_a_private_module_is_exported(module: object) -> None:
     own = {
         name

@@ -81,7 +81,7 @@ class Rule:
         """For people: "allow tcp to 10.0.0.0/24 ports 443, 8000-8099 (web)". Of long lists, the start."""
         said = [self.action.value]
         if self.protocol is not Protocol.ANY:
-            said.append(spelled(self.protocol))
+            said.append(_spelled(self.protocol))
         if self.destinations:
             said.append(f"to {listed(self.destinations)}")
         for kind, ranges in (("port", self.ports), ("type", self.icmp_types)):
@@ -260,8 +260,7 @@ class Verdict(NamedTuple):
         }.get(self.reason, f"{verb}: not a packet that can be judged")
 
 
-def spelled(protocol: Protocol | int) -> str:
-    """How people write a protocol."""
+def _spelled(protocol: Protocol | int) -> str:
     return protocol.value if isinstance(protocol, Protocol) else f"protocol {protocol}"
 
 

@@ -18,7 +18,7 @@ import trio
 from connlib._configfile import display_path
 from connlib._errors import ConfigError, ConnlibError
 from connlib._native import PublicKey
-from connlib._policy import spelled
+from connlib._policy import Flow, VerdictReason
 from connlib._text import counted, host_and_port
 from connlib._types import (
     Denied,
@@ -324,15 +324,17 @@ def describe_event(event: NodeEvent) -> tuple[int, str]:
 
 
 def _describe_denied(denied: Denied) -> str:
-    """For people: "denied by rule 1 (the vault): tcp from 10.7.0.4 to 192.168.10.9:443"."""
-    kind = "packet" if denied.protocol is None else spelled(denied.protocol)
+    """For people: "denied by rule 1 (the vault): from 10.7.0.4 to 192.168.10.9:443/tcp"."""
+    destination = str(denied.destination)
+    if denied.protocol is not None and denied.verdict.reason is not VerdictReason.FRAGMENT:
+        # As `connlib policy test` takes it.
+        destination = str(
+            Flow(denied.destination, denied.protocol, denied.destination_port, denied.icmp_type)
+        )
     if denied.icmp_type is not None:
-        kind += f" type {denied.icmp_type}"
-    to, port = str(denied.destination), denied.destination_port
-    if port is not None:
-        to = host_and_port(to, port)
+        destination += f" type {denied.icmp_type}"
     more = f"; {denied.count:,} packets since the last such line" if denied.count > 1 else ""
-    return f"{denied.verdict}: {kind} from {denied.source} to {to}{more}"
+    return f"{denied.verdict}: from {denied.source} to {destination}{more}"
 
 
 def summarize(stats: InterfaceStats, names: Mapping[PublicKey, str], width: int = 0) -> Iterator[str]:
