@@ -15,6 +15,7 @@ import pytest
 
 import connlib
 import connlib._errors
+import connlib._flows
 import connlib._native
 import connlib._policy
 import connlib._types
@@ -165,6 +166,7 @@ def test_the_version_is_that_of_the_installed_distribution() -> None:
 def test_every_module_can_be_imported_first() -> None:
     for name in (
         "connlib._native",
+        "connlib._flows",
         "connlib._policy",
         "connlib._types",
         "connlib._errors",
