@@ -33,6 +33,8 @@ from connlib import (
     Verdict,
     VerdictReason,
 )
+from connlib.uapi.device import Device
+from connlib.uapi.protocol import SetRequest
 from helpers_driver import (
     CLIENT,
     CLIENT_HOST,
@@ -382,6 +384,16 @@ async def test_what_only_the_device_has_is_told_and_what_changed_nothing_is_not(
     assert [event async for event in events] == [
         InterfaceEvent(None, ConfigApplied(ConfigDiff(node=("listen_port",))))
     ]
+
+
+@in_virtual_time
+async def test_what_the_configuration_protocol_applies_is_told() -> None:
+    async with open_pair() as pair:
+        events = pair.gateway.events()
+        (answer,) = await Device(pair.gateway).answer(SetRequest(listen_port=3333))
+        assert answer == b"errno=0\n\n"
+        diff = ConfigDiff(node=("listen_port",))
+        assert await anext(events) == InterfaceEvent(None, ConfigApplied(diff))
 
 
 @in_virtual_time

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import ip_address
@@ -33,11 +35,12 @@ from connlib import (
 )
 from connlib.cli import _flowlog
 from connlib.cli._flowlog import FlowLog
+from helpers_config import OWN, SHARED
 from helpers_driver import gateway_config, in_real_time
 from interop.machine import missing_rights
 from interop.netns import Background, Wire, joined_namespaces, wait_for
 from test_cli import COMMAND
-from test_gateway_cli import CLIENT, CLIENT_KEY, OWN, SHARED, UP, up, write
+from test_gateway_cli import CLIENT, CLIENT_KEY, UP, up, write
 
 KEY = PrivateKey.from_bytes(bytes([5] * 32)).public_key()
 BEGAN = FlowRecord(
@@ -140,6 +143,19 @@ def test_a_line_of_json_for_each_record(tmp_path: Path) -> None:
     assert (refused["event"], refused["protocol"], refused["refused"]) == ("denied", 47, 12)
     assert not refused.keys() & {"id", "source_port", "rule", "rule_name", "icmp_type", "why"}
     assert "protocol" not in last and last["decided_by"] == "unparseable"
+
+
+def test_the_document_has_a_row_for_every_field_and_lines_with_no_other() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "policy.md").read_text()
+    section = text.partition("## The flow log")[2].partition("\n## ")[0]
+    (example,) = re.findall(r"^```json\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    shown = [json.loads(line) for line in example.replace("\n ", " ").splitlines()]
+    assert [line["event"] for line in shown] == ["began", "denied", "ended"]
+    end = FlowEnd(EndReason.CLOSED, BEGAN.time, 1.0, 1, 1, 1, 1)
+    everything = json.loads(_flowlog._line(BEGAN._replace(icmp_type=8, refused=1, end=end), "carol"))
+    rows = "".join(line for line in section.splitlines() if line.startswith("| `"))
+    assert set(re.findall(r"`(\w+)`", rows)) >= set(everything)
+    assert all(line.keys() <= everything.keys() for line in shown)
 
 
 def test_the_file_is_its_owners_and_is_continued(tmp_path: Path) -> None:
@@ -253,7 +269,7 @@ def test_a_full_disk_costs_lines_and_the_log_goes_on_when_there_is_room(
         finish(flows, source, 1)
         size = file.stat().st_size
         disk = FullDisk(2 * size + 10)
-        monkeypatch.setattr(_flowlog.os, "write", disk)
+        monkeypatch.setattr(os, "write", disk)
         for _ in range(3):
             finish(flows, source, 30)
         disk.room = 1_000_000
@@ -316,7 +332,7 @@ async def test_standard_output_that_nobody_reads_holds_up_nothing_and_the_end_co
     source = Source()
     reader, writer = os.pipe()
     with open(writer, "wb", buffering=0) as output:
-        monkeypatch.setattr(_flowlog.sys, "stdout", output)
+        monkeypatch.setattr(sys, "stdout", output)
         with FlowLog("-") as flows:
             source.records = [BEGAN] * 4096
             async with trio.open_nursery() as nursery:

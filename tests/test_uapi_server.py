@@ -16,16 +16,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from connlib import (
-    ConfigApplied,
-    ConfigDiff,
-    ConfigError,
-    DeviceError,
-    InterfaceConfig,
-    InterfaceEvent,
-    PrivateKey,
-    PublicKey,
-)
+from connlib import ConfigError, DeviceError, InterfaceConfig, PrivateKey, PublicKey
 from connlib.driver import Interface, MemoryTun, MemoryUdp, open_interface
 from connlib.uapi import server, socketfile
 from connlib.uapi.device import Device
@@ -155,17 +146,6 @@ def test_two_interfaces_are_configured_and_talk(run: Run, tmp_path: Path) -> Non
             (date,) = [int(line.partition("=")[2]) for line in lines if "time_sec=" in line]
             age = stats.tunnel.last_handshake
             assert age is not None and abs(b.interface.stats().unix_time - age - date) <= 2
-
-    run(body)
-
-
-def test_what_the_control_socket_applies_is_told(run: Run, tmp_path: Path) -> None:
-    async def body() -> None:
-        async with both(tmp_path) as (a, _):
-            events = a.interface.events()
-            assert await a.set("listen_port=3333") == 0
-            happened = await anext(events)
-            assert happened == InterfaceEvent(None, ConfigApplied(ConfigDiff(node=("listen_port",))))
 
     run(body)
 
