@@ -255,6 +255,34 @@ async def test_events_arrive_as_they_happen(pair: Pair, client: ControlClient, p
     assert first.time > 1.6e9
 
 
+@control_test
+async def test_what_happens_to_the_interface_is_no_peers(
+    pair: Pair, client: ControlClient, path: Path
+) -> None:
+    async with client.events() as events:
+        await client.apply(dataclasses.replace(pair.gateway.config, peers=()))
+        applied = await events.__anext__()
+    assert (applied.peer, applied.name, applied.event) == (None, None, "ConfigApplied")
+    assert applied.text == "another configuration: 1 peer removed"
+    assert applied.fields["diff"]["removed"] == [CLIENT_BASE64]
+
+
+@in_real_time
+async def test_a_refusal_is_told_with_its_rule_and_addresses(tmp_path: Path) -> None:
+    async with served(tmp_path) as (pair, client, _):
+        (peer,) = pair.gateway.config.peers
+        refuse = dataclasses.replace(peer, policy=Policy((Rule(action=Action.DENY, name="all of it"),)))
+        await client.apply(dataclasses.replace(pair.gateway.config, peers=(refuse,)))
+        async with client.events() as events:
+            await pair.client_tun.send(packet(CLIENT, GATEWAY))
+            told = [await events.__anext__()]
+            while told[-1].event != "Denied":
+                told.append(await events.__anext__())
+    assert [event.event for event in told] == ["SessionEstablished", "PeerRoamed", "Denied"]
+    assert told[-1].text == "denied by rule 1 (all of it): from 10.0.0.2 to 10.0.0.1/253"
+    assert (told[-1].fields["source"], told[-1].fields["destination"]) == ("10.0.0.2", "10.0.0.1")
+
+
 @in_real_time
 async def test_events_end_with_the_interface_and_its_socket_goes_with_it(tmp_path: Path) -> None:
     async with served(tmp_path) as (pair, client, path):

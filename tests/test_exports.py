@@ -15,6 +15,7 @@ import pytest
 
 import connlib
 import connlib._errors
+import connlib._flows
 import connlib._native
 import connlib._policy
 import connlib._types
@@ -56,7 +57,7 @@ def test_every_name_is_one_object_of_one_module() -> None:
         seen[id(value)] = name
 
 
-@pytest.mark.parametrize("module", [connlib._errors, connlib._policy, connlib._types])
+@pytest.mark.parametrize("module", [connlib._errors, connlib._flows, connlib._policy, connlib._types])
 def test_every_public_class_of_a_private_module_is_exported(module: object) -> None:
     own = {
         name
@@ -165,6 +166,7 @@ def test_the_version_is_that_of_the_installed_distribution() -> None:
 def test_every_module_can_be_imported_first() -> None:
     for name in (
         "connlib._native",
+        "connlib._flows",
         "connlib._policy",
         "connlib._types",
         "connlib._errors",

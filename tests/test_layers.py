@@ -23,11 +23,22 @@ needs_cargo = pytest.mark.skipif(shutil.which("cargo") is None, reason="needs ca
 # --- Python ---------------------------------------------------------------------------------------------------------
 
 LAYERS = {
-    "base": {"_describe", "_errors", "_explain", "_types", "_native", "_policy", "_text", "_threads"},
+    "base": {
+        "_describe",
+        "_errors",
+        "_explain",
+        "_flows",
+        "_types",
+        "_native",
+        "_policy",
+        "_text",
+        "_threads",
+    },
     "config": {"_configfile", "_tomlplaces", "_wgvalues", "config", "gateway", "gatewayfile", "wgquick"},
     "upstream": {"upstream"},
     "driver": {
         "_clients",
+        "_nodeconfig",
         "clock",
         "diff",
         "driver",

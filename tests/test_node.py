@@ -24,6 +24,7 @@ from connlib import (
     PeerChange,
     PeerConfig,
     PeerEvent,
+    PeerRoamed,
     Poisoned,
     PresharedKey,
     PrivateKey,
@@ -99,7 +100,8 @@ def test_a_packet_finds_its_peer_and_comes_out_of_the_other_node(pair: tuple[Nod
     arrive(bob, [transmit.datagram for transmit in transmits], ALICE_AT)
     received = bob.drain()
     assert received.packets == packets
-    assert received.events == [PeerEvent(ALICE.public_key(), SessionEstablished(initiator=False))]
+    events = (SessionEstablished(initiator=False), PeerRoamed(None, ALICE_AT))
+    assert received.events == [PeerEvent(ALICE.public_key(), event) for event in events]
 
 
 def test_traffic_flows_both_ways_in_batches(connected: tuple[Node, Node]) -> None:

@@ -2,23 +2,88 @@
 
 from __future__ import annotations
 
+import logging
+from ipaddress import IPv4Address
 from typing import cast, get_args
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from connlib import DropReason, Event, HandshakeStarted, Interface, InterfaceStats
+from connlib import (
+    Denied,
+    Direction,
+    DropReason,
+    Interface,
+    InterfaceStats,
+    NodeEvent,
+    PeerRoamed,
+    Protocol,
+    Verdict,
+    VerdictReason,
+)
 from connlib._describe import describe_event
 from connlib.cli.up import LOOK_AFTER, _watch_network, network_errors, summarize
 
 
+def denied(
+    *,
+    protocol: Protocol | int | None = Protocol.TCP,
+    port: int | None = None,
+    icmp_type: int | None = None,
+    verdict: Verdict | None = None,
+    count: int = 1,
+) -> Denied:
+    source, destination = IPv4Address("10.0.0.2"), IPv4Address("10.9.0.1")
+    verdict = verdict or Verdict(False, VerdictReason.DEFAULT)
+    return Denied(Direction.FROM_PEER, protocol, source, destination, port, icmp_type, verdict, count)
+
+
 def test_every_event_has_words() -> None:
-    samples = {HandshakeStarted: HandshakeStarted()}
-    for kind in get_args(Event):
+    samples: dict[type, NodeEvent] = {
+        PeerRoamed: PeerRoamed(("192.0.2.7", 51820), ("2001:db8::7", 51820)),
+        Denied: denied(port=1),
+    }
+    for kind in get_args(NodeEvent):
         fields = {name: DropReason.ROLE if name == "reason" else 1 for name in kind.__slots__}
         level, text = describe_event(samples.get(kind) or kind(**fields))
         assert level and text.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (PeerRoamed(None, ("192.0.2.7", 51820)), "now at 192.0.2.7:51820"),
+        (
+            PeerRoamed(("192.0.2.7", 51820), ("2001:db8::7", 4500)),
+            "now at [2001:db8::7]:4500, was at 192.0.2.7:51820",
+        ),
+        (
+            denied(port=22, verdict=Verdict(False, VerdictReason.RULE, 2, "no shell")),
+            "denied by rule 2 (no shell): from 10.0.0.2 to 10.9.0.1:22/tcp",
+        ),
+        (
+            denied(protocol=Protocol.ICMP, icmp_type=8, count=1234),
+            "denied by default: from 10.0.0.2 to 10.9.0.1/icmp type 8; 1,234 packets since the last such line",
+        ),
+        (
+            denied(protocol=47, verdict=Verdict(False, VerdictReason.OUTBOUND)),
+            "denied by outbound: from 10.0.0.2 to 10.9.0.1/47",
+        ),
+        (
+            denied(protocol=None, verdict=Verdict(False, VerdictReason.UNPARSEABLE)),
+            "denied: not a packet that can be judged: from 10.0.0.2 to 10.9.0.1",
+        ),
+        (
+            denied(verdict=Verdict(False, VerdictReason.FRAGMENT)),
+            "denied: a fragment without the first one: from 10.0.0.2 to 10.9.0.1",
+        ),
+    ],
+)
+def test_where_a_peer_is_and_what_it_may_not_is_said_at_the_usual_level(
+    event: NodeEvent, expected: str
+) -> None:
+    assert describe_event(event) == (logging.INFO, expected)
 
 
 def test_only_what_went_wrong_counts_as_an_error_of_the_network() -> None:

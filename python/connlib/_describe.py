@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 
+from ._policy import Flow, VerdictReason
+from ._text import counted, host_and_port
 from ._types import (
+    ConfigApplied,
+    Denied,
     Dropped,
-    Event,
     GaveUp,
     HandshakeStarted,
+    NodeEvent,
+    PeerRoamed,
     PeerSilent,
     Poisoned,
     SessionEstablished,
@@ -16,7 +21,7 @@ from ._types import (
 )
 
 
-def describe_event(event: Event) -> tuple[int, str]:
+def describe_event(event: NodeEvent | ConfigApplied) -> tuple[int, str]:
     """The level at which an event is logged, and what is said."""
     match event:
         case HandshakeStarted():
@@ -36,3 +41,26 @@ def describe_event(event: Event) -> tuple[int, str]:
             )
         case Dropped(reason=reason, count=count):
             return logging.DEBUG, f"dropped {count}: {reason.value}"
+        case PeerRoamed(old=old, new=new):
+            before = "" if old is None else f", was at {host_and_port(*old)}"
+            return logging.INFO, f"now at {host_and_port(*new)}{before}"
+        case Denied():
+            return logging.INFO, _describe_denied(event)
+        case ConfigApplied(diff=diff):
+            peers = (("added", diff.added), ("removed", diff.removed), ("changed", diff.changed))
+            said = [f"{counted(len(which), 'peer')} {verb}" for verb, which in peers if which]
+            return logging.INFO, "another configuration: " + ", ".join([*said, *diff.node])
+
+
+def _describe_denied(denied: Denied) -> str:
+    """For people: "denied by rule 1 (the vault): from 10.7.0.4 to 192.168.10.9:443/tcp"."""
+    destination = str(denied.destination)
+    if denied.protocol is not None and denied.verdict.reason is not VerdictReason.FRAGMENT:
+        # As `connlib policy test` takes it.
+        destination = str(
+            Flow(denied.destination, denied.protocol, denied.destination_port, denied.icmp_type)
+        )
+    if denied.icmp_type is not None:
+        destination += f" type {denied.icmp_type}"
+    more = f"; {denied.count:,} packets since the last such line" if denied.count > 1 else ""
+    return f"{denied.verdict}: from {denied.source} to {destination}{more}"

@@ -17,6 +17,7 @@ from typing import Any, Literal, NoReturn, final
 from _typeshed import ReadableBuffer
 from typing_extensions import Self, disjoint_base
 
+from connlib._flows import FlowRecord
 from connlib._policy import Policy
 from connlib._types import (
     Batch,
@@ -355,7 +356,8 @@ class Node:
     - `handle_*` tell it what happened: packets, datagrams, time;
     - `drain` takes out everything that these caused (a `TunIo` and a `UdpIo` do it without Python objects);
     - getters change nothing: `next_timeout`, `stats`, `pending`;
-    - `record` and `take_recorded` tell what came in and when, for a replay.
+    - `record` and `take_recorded` tell what came in and when, for a replay, and `log_flows` and `take_flows` what
+      policies allowed and denied.
 
     Each peer's policy is asked about every packet from it and for it; a refusal may put an ICMP message out.
 
@@ -411,6 +413,19 @@ class Node:
 
     def take_recorded(self) -> tuple[list[NodeInput], int]:
         """What was written down since the last call, in order, and how many more inputs found no room."""
+
+    def log_flows(self, capacity: int) -> None:
+        """Log from now on what policies allow and deny, until `capacity` (0 to 2^24) records wait; 0 ends it.
+
+        Flows that are known already are not logged, and peers without a policy have none.
+        """
+
+    def take_flows(self, now: float) -> tuple[list[FlowRecord], int]:
+        """What was logged since the last call, and how many more records found no room.
+
+        Flows that are over by `now` have ended. The order is that of finding out: of flows of which nothing was seen,
+        the end was before that.
+        """
 
     def pending(self) -> tuple[int, int, int]:
         """How many datagrams, packets and events wait to be drained."""

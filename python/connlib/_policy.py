@@ -231,6 +231,8 @@ class VerdictReason(enum.Enum):
 
     RULE = "rule"
     DEFAULT = "default"
+    OUTBOUND = "outbound"
+    """It starts on this side of the tunnel: `Policy.outbound`."""
     FRAGMENT = "fragment"
     """A fragment without ports, which shares the fate of the first one: none was seen."""
     UNPARSEABLE = "unparseable"
@@ -253,6 +255,7 @@ class Verdict(NamedTuple):
             return f"{verb} by rule {self.rule}" + (f" ({self.name})" if self.name is not None else "")
         return {
             VerdictReason.DEFAULT: f"{verb} by default",
+            VerdictReason.OUTBOUND: f"{verb} by outbound",
             VerdictReason.FRAGMENT: f"{verb}: a fragment without the first one",
         }.get(self.reason, f"{verb}: not a packet that can be judged")
 

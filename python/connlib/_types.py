@@ -9,11 +9,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple, TypeAlias
 
+from connlib._flows import Direction
 from connlib._native import PresharedKey, PrivateKey, PublicKey
-from connlib._policy import Policy
+from connlib._policy import Policy, Protocol, Verdict
 
 
 class Role(enum.Enum):
@@ -168,6 +169,46 @@ Event: TypeAlias = (
     HandshakeStarted | SessionEstablished | SessionExpired | GaveUp | PeerSilent | Poisoned | Dropped
 )
 """Everything that a tunnel reports beside its packets."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRoamed:
+    """An authentic datagram of the peer came from another place than was last told or configured.
+
+    There is one a second of each peer at most: the first at once. Where the peer has moved to since then is told with
+    the first call of the node that concerns the peer a second or more after it, unless the peer is back by then.
+    """
+
+    old: tuple[str, int] | None
+    """None if none was known: neither configured nor learned."""
+    new: tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """The policy of a peer refused a packet: the first one of a flow, or one that belongs to none.
+
+    There is one a second of each peer at most: the first at once. What is refused after it is told together, by its
+    latest packet, with the first call of the node that concerns the peer a second or more after it.
+    """
+
+    direction: Direction
+    protocol: Protocol | int | None
+    """None for a packet that does not say, or could not be read."""
+    source: IPv4Address | IPv6Address
+    """The unspecified address if it could not be read, and so with `destination`."""
+    destination: IPv4Address | IPv6Address
+    destination_port: int | None
+    """Of TCP and UDP."""
+    icmp_type: int | None
+    verdict: Verdict
+    """What decided about it."""
+    count: int
+    """How many packets were refused since the last such event of this peer, this one included."""
+
+
+NodeEvent: TypeAlias = Event | PeerRoamed | Denied
+"""Everything that a `Node` reports of a peer."""
 
 
 class Output(NamedTuple):
@@ -371,7 +412,21 @@ class PeerEvent(NamedTuple):
     """An event of one peer of a `Node`."""
 
     peer: PublicKey
-    event: Event
+    event: NodeEvent
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigApplied:
+    """`Interface.apply` changed something, whoever called it."""
+
+    diff: ConfigDiff
+
+
+class InterfaceEvent(NamedTuple):
+    """An event of a whole `Interface`, of no peer."""
+
+    peer: None
+    event: ConfigApplied
 
 
 class InputKind(enum.Enum):

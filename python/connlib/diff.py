@@ -10,11 +10,12 @@ from typing import NamedTuple
 import anyio
 
 from ._native import Node
+from ._nodeconfig import node_config, with_what_the_node_does_not_see
 from ._policy import Action, Policy, Rule
 from ._text import MOST_SHOWN, counted, host_and_port, listed
 from ._types import ConfigDiff, PeerConfig
 from .config import InterfaceConfig, describe_peer
-from .driver import Interface, node_config, with_what_the_node_does_not_see
+from .driver import Interface
 from .links import DEFAULT_MTU
 
 

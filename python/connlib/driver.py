@@ -27,14 +27,24 @@ from anyio.abc import TaskGroup
 
 from ._errors import ClosedError, ConfigError, DeviceError
 from ._explain import Explanation, explain
+from ._flows import FlowRecord
 from ._native import Node, PublicKey
-from ._types import ConfigDiff, NodeConfig, NodeInput, NodeStats, PeerChange, PeerConfig
+from ._nodeconfig import node_config, with_what_the_node_does_not_see
+from ._types import (
+    ConfigApplied,
+    ConfigDiff,
+    InterfaceEvent,
+    NodeConfig,
+    NodeInput,
+    NodeStats,
+    PeerEvent,
+)
 from .clock import Alarm, BootClock, Clock, LoopClock, alarm_for
 from .config import InterfaceConfig
 from .events import EventStream
-from .links import DEFAULT_MTU, LinkState, change_link, link_state, warn_of_default_routes
+from .links import LinkState, change_link, link_state, warn_of_default_routes
 from .memory import MemoryHost, MemoryTun, MemoryUdp
-from .resolver import Endpoint, Resolver, is_literal
+from .resolver import Endpoint, Resolver
 from .tun import TunEnd, open_tun
 from .udp import Sockets, UdpEnd, open_udp
 
@@ -253,7 +263,9 @@ class Interface:
         return self._config
 
     def events(self) -> EventStream:
-        """What happens from now on: an asynchronous iterator of `PeerEvent(peer, event)`, another one for each call.
+        """What happens from now on, for `async for peer, event in ...`; another iterator for each call.
+
+        It yields `PeerEvent(peer, event)` and, where the event is of no peer, `InterfaceEvent(None, event)`.
 
         Raises `ClosedError` after the interface was closed.
         """
@@ -312,6 +324,19 @@ class Interface:
         """What was written down since the last call, and how many more inputs found no room."""
         return self._node.take_recorded()
 
+    def log_flows(self, capacity: int) -> None:
+        """Log from now on what the policies of peers allow and deny, until `capacity` records wait to be taken; 0 ends
+        it. Flows that are known already are not logged, and peers without a policy have none.
+
+        Raises `ClosedError` after the interface was closed.
+        """
+        self._check_open()
+        self._node.log_flows(capacity)
+
+    def take_flows(self) -> tuple[list[FlowRecord], int]:
+        """What was logged since the last call, and how many more records found no room."""
+        return self._node.take_flows(self._now())
+
     async def apply(
         self,
         config: InterfaceConfig,
@@ -355,8 +380,11 @@ class Interface:
             before, self._config = self._config, config
             self._resolver.update(config.peers)
             self._replace_udp(udp)
+            diff = with_what_the_node_does_not_see(diff, before, config)
+            if diff:
+                self._publish(InterfaceEvent(None, ConfigApplied(diff)))
             self._settle()
-            return with_what_the_node_does_not_see(diff, before, config)
+            return diff
 
     def _touches_more_than_the_node(self, config: InterfaceConfig) -> bool:
         before = self._config
@@ -510,8 +538,7 @@ class Interface:
         self._tun.deliver(output.packets)
         for event in output.events:
             self._resolver.notice(*event)
-            for stream in self._streams:
-                stream.publish(event)
+            self._publish(event)
         deadline = self._node.next_timeout()
         self._alarm.set(None if deadline is None else deadline.at)
         for end, tasks in ((self._udp, self._udp_tasks), (self._tun, self._tasks)):
@@ -519,6 +546,10 @@ class Interface:
                 if tasks is not None and (end, descriptor) not in self._draining:
                     self._draining.add((end, descriptor))
                     tasks.start_soon(self._drain, end, descriptor)
+
+    def _publish(self, event: PeerEvent | InterfaceEvent) -> None:
+        for stream in self._streams:
+            stream.publish(event)
 
     async def _drain(self, end: UdpEnd | TunEnd, descriptor: int) -> None:
         """Send what a descriptor did not take at once."""
@@ -557,43 +588,3 @@ async def _serve(wait: Callable[[], Awaitable[None]], turn: Callable[[], int]) -
         futile = 0 if count else futile + 1
         if futile >= _FUTILE_WAKES:
             await anyio.sleep(_FUTILE_PAUSE)
-
-
-def node_config(config: InterfaceConfig) -> NodeConfig:
-    """What the node is told of a configuration: everything but the host names, which are looked up later."""
-    return NodeConfig(
-        private_key=config.private_key,
-        peers=tuple(
-            peer
-            if peer.endpoint is None or is_literal(peer.endpoint[0])
-            else dataclasses.replace(peer, endpoint=None)
-            for peer in config.peers
-        ),
-        mtu=config.mtu or DEFAULT_MTU,
-        timers=config.timers,
-        limits=config.limits,
-    )
-
-
-_PEER_FIELDS = tuple(field.name for field in dataclasses.fields(PeerConfig))
-
-
-def with_what_the_node_does_not_see(
-    diff: ConfigDiff, old: InterfaceConfig, new: InterfaceConfig
-) -> ConfigDiff:
-    """Add what changed of names, of host names that endpoints have, and of the device."""
-    before = {peer.public_key: peer for peer in old.peers}
-    fields = {change.public_key: set(change.fields) for change in diff.changed}
-    for peer in new.peers:
-        was = before.get(peer.public_key, peer)
-        for field in ("endpoint", "name"):
-            if getattr(was, field) != getattr(peer, field):
-                fields.setdefault(peer.public_key, set()).add(field)
-    changed = tuple(
-        PeerChange(peer.public_key, tuple(sorted(fields[peer.public_key], key=_PEER_FIELDS.index)))
-        for peer in new.peers
-        if peer.public_key in fields
-    )
-    fields_of_device = ("listen_port", "fwmark", "addresses", "routes")
-    device = tuple(field for field in fields_of_device if getattr(old, field) != getattr(new, field))
-    return dataclasses.replace(diff, changed=changed, node=diff.node + device)

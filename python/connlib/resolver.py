@@ -20,7 +20,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from ._native import PublicKey
-from ._types import Event, GaveUp, HandshakeStarted, PeerConfig, SessionEstablished
+from ._types import GaveUp, HandshakeStarted, NodeEvent, PeerConfig, SessionEstablished
 from .config import describe_peer
 
 _log = logging.getLogger("connlib")
@@ -105,7 +105,7 @@ class Resolver:
                 self._tasks.start_soon(self._look_up, name)
         self._seen = {peer.public_key for peer in peers}
 
-    def notice(self, peer: PublicKey, event: Event) -> None:
+    def notice(self, peer: PublicKey, event: NodeEvent) -> None:
         """Learn of an event of a peer: one that does not answer is looked up again."""
         name = self._names.get(peer)
         if name is None:

@@ -1,5 +1,6 @@
-//! The classes of `connlib._types`, imported once, when the first instance is needed.
+//! The classes of `connlib._types`, `_policy` and `_flows`, imported once, when the first instance is needed.
 
+use connlib_core::policy::{Direction, EndReason, Reason};
 use connlib_core::{DropReason, InputKind, Role, TimeoutReason};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -13,6 +14,10 @@ pub struct Classes {
     roles: [(Role, Py<PyAny>); 3],
     timeout_reason: Py<PyAny>,
     input_kind: Py<PyAny>,
+    direction: Py<PyAny>,
+    protocol: Py<PyAny>,
+    verdict_reason: Py<PyAny>,
+    end_reason: Py<PyAny>,
     pub timeout: Py<PyType>,
     pub output: Py<PyType>,
     pub batch: Py<PyType>,
@@ -27,6 +32,11 @@ pub struct Classes {
     pub peer_silent: Py<PyType>,
     pub poisoned: Py<PyType>,
     pub dropped: Py<PyType>,
+    pub peer_roamed: Py<PyType>,
+    pub denied: Py<PyType>,
+    pub verdict: Py<PyType>,
+    pub flow_record: Py<PyType>,
+    pub flow_end: Py<PyType>,
     pub tunn_stats: Py<PyType>,
     pub node_stats: Py<PyType>,
     pub peer_stats: Py<PyType>,
@@ -45,9 +55,12 @@ pub fn classes(py: Python<'_>) -> PyResult<&'static Classes> {
     static CLASSES: PyOnceLock<Classes> = PyOnceLock::new();
     CLASSES.get_or_try_init(py, || {
         let module = py.import("connlib._types")?;
-        let class = |name: &str| -> PyResult<Py<PyType>> {
+        let policy = py.import("connlib._policy")?;
+        let flows = py.import("connlib._flows")?;
+        let class_of = |module: &Bound<'_, PyModule>, name: &str| -> PyResult<Py<PyType>> {
             Ok(module.getattr(name)?.cast_into::<PyType>()?.unbind())
         };
+        let class = |name: &str| class_of(&module, name);
         let reason = module.getattr("DropReason")?;
         let role = module.getattr("Role")?;
         let role = |name: &str| role.getattr(name).map(Bound::unbind);
@@ -70,6 +83,10 @@ pub fn classes(py: Python<'_>) -> PyResult<&'static Classes> {
             transmit: class("Transmit")?,
             node_input: class("NodeInput")?,
             input_kind: module.getattr("InputKind")?.unbind(),
+            direction: flows.getattr("Direction")?.unbind(),
+            protocol: policy.getattr("Protocol")?.unbind(),
+            verdict_reason: policy.getattr("VerdictReason")?.unbind(),
+            end_reason: flows.getattr("EndReason")?.unbind(),
             peer_event: class("PeerEvent")?,
             handshake_started: class("HandshakeStarted")?,
             session_established: class("SessionEstablished")?,
@@ -78,6 +95,11 @@ pub fn classes(py: Python<'_>) -> PyResult<&'static Classes> {
             peer_silent: class("PeerSilent")?,
             poisoned: class("Poisoned")?,
             dropped: class("Dropped")?,
+            peer_roamed: class("PeerRoamed")?,
+            denied: class("Denied")?,
+            verdict: class_of(&policy, "Verdict")?,
+            flow_record: class_of(&flows, "FlowRecord")?,
+            flow_end: class_of(&flows, "FlowEnd")?,
             tunn_stats: class("TunnStats")?,
             node_stats: class("NodeStats")?,
             peer_stats: class("PeerStats")?,
@@ -87,7 +109,7 @@ pub fn classes(py: Python<'_>) -> PyResult<&'static Classes> {
             limits: class("Limits")?,
             node_config: class("NodeConfig")?,
             peer_config: class("PeerConfig")?,
-            policy: class("Policy")?,
+            policy: class_of(&policy, "Policy")?,
             policy_stats: class("PolicyStats")?,
             peer_trouble: class("PeerTrouble")?,
         })
@@ -100,10 +122,15 @@ impl Classes {
     pub fn named_tuple<'py>(
         &self,
         class: &Py<PyType>,
-        items: impl IntoPyObject<'py, Target = PyTuple, Output = Bound<'py, PyTuple>, Error = PyErr>,
+        items: impl IntoPyObject<
+            'py,
+            Target = PyTuple,
+            Output = Bound<'py, PyTuple>,
+            Error: Into<PyErr>,
+        >,
         py: Python<'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let items = items.into_pyobject(py)?;
+        let items = items.into_pyobject(py).map_err(Into::into)?;
         self.tuple_new.bind(py).call1((class.bind(py), items))
     }
 
@@ -157,8 +184,70 @@ impl Classes {
         self.input_kind.bind(py).getattr(name)
     }
 
+    pub fn direction<'py>(
+        &self,
+        direction: Direction,
+        py: Python<'py>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self.direction.bind(py).getattr(match direction {
+            Direction::FromPeer => "FROM_PEER",
+            Direction::ToPeer => "TO_PEER",
+        })
+    }
+
+    /// A member of `connlib.Protocol`, or the number of one that has no name there.
+    pub fn protocol<'py>(
+        &self,
+        number: u8,
+        is_ipv4: bool,
+        py: Python<'py>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let name = match (number, is_ipv4) {
+            (6, _) => "TCP",
+            (17, _) => "UDP",
+            (1, true) | (58, false) => "ICMP",
+            _ => return Ok(number.into_pyobject(py)?.into_any()),
+        };
+        self.protocol.bind(py).getattr(name)
+    }
+
+    pub fn verdict_reason<'py>(
+        &self,
+        reason: Reason,
+        py: Python<'py>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self.verdict_reason
+            .bind(py)
+            .getattr(verdict_reason_name(reason))
+    }
+
+    pub fn end_reason<'py>(
+        &self,
+        reason: EndReason,
+        py: Python<'py>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self.end_reason.bind(py).getattr(match reason {
+            EndReason::Closed => "CLOSED",
+            EndReason::Expired => "EXPIRED",
+            EndReason::Evicted => "EVICTED",
+            EndReason::Revoked => "REVOKED",
+        })
+    }
+
     /// The reason of an engine that is polled.
     pub fn tick<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         self.timeout_reason.bind(py).getattr("TICK")
+    }
+}
+
+/// Of a `connlib.VerdictReason`.
+pub fn verdict_reason_name(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Rule(_) => "RULE",
+        Reason::Outbound => "OUTBOUND",
+        Reason::Fragment => "FRAGMENT",
+        Reason::Unparseable => "UNPARSEABLE",
+        // What goes on begins nothing: of packets of known flows there is nothing to say.
+        Reason::Default | Reason::Flow | Reason::Related => "DEFAULT",
     }
 }

@@ -8,6 +8,7 @@ mod call_error;
 mod classes;
 mod descriptors;
 mod errors;
+mod flow_output;
 mod fork;
 mod guard;
 mod index_table;

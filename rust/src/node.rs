@@ -10,6 +10,7 @@ use rand_core::OsRng;
 
 use crate::arguments::{self, Address, Data, Lengths, MAX_PACKET, Now, UnixTime};
 use crate::errors::{engine_error, type_error, value_error};
+use crate::flow_output::{self, dated};
 use crate::guard::Guarded;
 use crate::key_material::{has_handshake, is_handshake, without_a_trace, without_a_trace_if};
 use crate::node_config::{config_error, diff_to_python, node_config};
@@ -247,6 +248,19 @@ impl Node {
     fn take_recorded<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyList>, u64)> {
         let (inputs, missed) = self.engine.call(py, |node| node.take_recorded())?;
         Ok((node_output::inputs_to_python(&inputs, py)?, missed))
+    }
+
+    fn log_flows(&self, py: Python<'_>, capacity: &Bound<'_, PyAny>) -> PyResult<()> {
+        let capacity = arguments::integer(capacity, "capacity", 0..=1 << 24)? as usize;
+        self.engine.call(py, |node| node.log_flows(capacity))
+    }
+
+    fn take_flows<'py>(&self, py: Python<'py>, now: Now) -> PyResult<(Bound<'py, PyList>, u64)> {
+        let (records, missed) = self.engine.call(py, |node| {
+            let (records, missed) = node.take_flows(now.0);
+            (dated(records, node), missed)
+        })?;
+        Ok((flow_output::records_to_python(&records, py)?, missed))
     }
 
     fn pending(&self, py: Python<'_>) -> PyResult<(usize, usize, usize)> {

@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 
-use connlib_core::{Event, Input, NodeStats, Packets, PolicyStats};
+use connlib_core::{Input, NodeEvent, NodeStats, Packets, PolicyStats};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
 use crate::arguments::address_to_python;
-use crate::classes::classes;
+use crate::classes::{Classes, classes};
+use crate::flow_output;
 use crate::public_key::PublicKey;
 use crate::results;
 use crate::time;
@@ -17,7 +18,7 @@ pub struct Drained {
     pub datagrams: Packets,
     pub destinations: Vec<SocketAddr>,
     pub packets: Packets,
-    pub events: Vec<([u8; 32], Event)>,
+    pub events: Vec<([u8; 32], NodeEvent)>,
 }
 
 /// `connlib.NodeOutput`.
@@ -37,10 +38,7 @@ pub fn output_to_python<'py>(drained: &Drained, py: Python<'py>) -> PyResult<Bou
     }
     let events = PyList::empty(py);
     for (peer, event) in &drained.events {
-        let items = (
-            PublicKey::new(*peer),
-            results::event_to_python(event, classes, py)?,
-        );
+        let items = (PublicKey::new(*peer), event_to_python(event, classes, py)?);
         events.append(classes.named_tuple(&classes.peer_event, items, py)?)?;
     }
     let items = (
@@ -49,6 +47,21 @@ pub fn output_to_python<'py>(drained: &Drained, py: Python<'py>) -> PyResult<Bou
         events,
     );
     classes.named_tuple(&classes.node_output, items, py)
+}
+
+fn event_to_python<'py>(
+    event: &NodeEvent,
+    classes: &Classes,
+    py: Python<'py>,
+) -> PyResult<Bound<'py, PyAny>> {
+    match event {
+        NodeEvent::Tunnel(event) => results::event_to_python(event, classes, py),
+        NodeEvent::Roamed { from, to } => {
+            let places = (from.map(address_to_python), address_to_python(*to));
+            classes.peer_roamed.bind(py).call1(places)
+        }
+        NodeEvent::Denied(refusal) => flow_output::refusal_to_python(refusal, classes, py),
+    }
 }
 
 /// A list of `connlib.NodeInput`.

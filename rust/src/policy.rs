@@ -11,7 +11,7 @@ use connlib_core::policy::{
 use pyo3::prelude::*;
 
 use crate::arguments::{Data, MAX_PACKET};
-use crate::classes::classes;
+use crate::classes::{classes, verdict_reason_name};
 use crate::errors::{type_error, value_error};
 use crate::node_config::prefix;
 use crate::tunn_options::expect;
@@ -58,12 +58,14 @@ fn rule(object: &Bound<'_, PyAny>) -> PyResult<Rule> {
         .try_iter()?
         .map(|network| prefix(&network?, "rule.destinations"))
         .collect::<PyResult<_>>()?;
+    let name: Option<String> = object.getattr("name")?.extract()?;
     Ok(Rule {
         action: action(&object.getattr("action")?)?,
         protocol: protocol(&object.getattr("protocol")?)?,
         destinations,
         ports: ranges(&object.getattr("ports")?)?,
         icmp_types: ranges(&object.getattr("icmp_types")?)?,
+        name: name.map(Arc::from),
     })
 }
 
@@ -151,14 +153,11 @@ impl CompiledPolicy {
 }
 
 fn decision(verdict: Verdict) -> Decision {
-    let (reason, rule) = match verdict.reason {
-        Reason::Rule(rule) => ("RULE", Some(rule)),
-        Reason::Default => ("DEFAULT", None),
-        Reason::Fragment => ("FRAGMENT", None),
-        Reason::Unparseable => ("UNPARSEABLE", None),
-        // Of packets in a node; here there are no flows.
-        Reason::Flow | Reason::Related | Reason::Outbound => ("DEFAULT", None),
+    let rule = match verdict.reason {
+        Reason::Rule(rule) => Some(rule),
+        _ => None,
     };
+    let reason = verdict_reason_name(verdict.reason);
     (verdict.is_allowed(), reason, rule)
 }
 

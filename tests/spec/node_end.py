@@ -7,10 +7,12 @@ from ipaddress import ip_network
 from typing import Any
 
 from connlib import (
+    Denied,
     DropReason,
     NodeConfig,
     Output,
     PeerConfig,
+    PeerRoamed,
     PresharedKey,
     PrivateKey,
     PublicKey,
@@ -102,6 +104,6 @@ class NodeEnd:
         stats = self._node.stats(now)
         drops = Counter(stats.drops) + Counter(stats.peers[0].tunnel.drops)
         new, self._drops = drops - self._drops, drops
-        return Output(
-            datagrams, output.packets, [event.event for event in output.events], next(iter(new), None)
-        )
+        # Of a tunnel by itself there is no more to say.
+        events = [event for _, event in output.events if not isinstance(event, PeerRoamed | Denied)]
+        return Output(datagrams, output.packets, events, next(iter(new), None))

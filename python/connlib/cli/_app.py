@@ -99,6 +99,14 @@ def up(
     no_control: Annotated[
         bool, typer.Option("--no-control", help="Make no control socket: `show` does not find it then.")
     ] = False,
+    flow_log: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FLOWS",
+            help="Append a line of JSON to the file FLOWS for each flow that a peer's rules allow or deny, and when it "
+            "ends; - is standard output. SIGHUP opens it anew.",
+        ),
+    ] = None,
     allow_world_readable: AllowWorldReadable = False,
 ) -> None:
     """Run the tunnel of FILE in the foreground, until SIGINT or SIGTERM.
@@ -121,6 +129,7 @@ def up(
         allow_world_readable=allow_world_readable,
         run_dir=None if no_control else run_dir,
         metrics=metrics,
+        flow_log=flow_log,
     )
 
 

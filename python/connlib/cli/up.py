@@ -20,7 +20,7 @@ from connlib._describe import describe_event
 from connlib._errors import ConfigError, ConnlibError, DeviceError
 from connlib._native import PublicKey
 from connlib._text import counted, host_and_port
-from connlib._types import DropReason, PeerStats
+from connlib._types import DropReason, PeerEvent, PeerStats
 from connlib.config import InterfaceConfig, check_interface_name, describe_peer
 from connlib.control import serve_control
 from connlib.diff import Applier, count_changes
@@ -29,6 +29,7 @@ from connlib.resolver import is_literal
 
 from ._dumps import forbid_dumps
 from ._files import load, name_after
+from ._flowlog import FlowLog
 from ._recorder import Recorder
 from ._stop import StopSignals
 
@@ -48,11 +49,13 @@ def run(
     run_dir: str | None = None,
     metrics: str | None = None,
     record: str | None = None,
+    flow_log: str | None = None,
 ) -> None:
     """Run the tunnel of `file`, of either kind, until a signal stops it.
 
     run_dir: where the control socket is made; None for none. metrics: where Prometheus may ask, as `[ADDRESS:]PORT`.
-    record: a new file for what comes into the tunnels (`connlib crosscheck --record`).
+    record: a new file for what comes into the tunnels (`connlib crosscheck --record`). flow_log: a file for what
+    policies allow and deny, or `-` for standard output.
 
     Raises `ConfigError` for a bad file, name or place, and `DeviceError` if the device or the sockets cannot be had.
     """
@@ -68,9 +71,9 @@ def run(
 
     config = load_file()
     stop.tell(None)
-    with Recorder(record, config) as recorder:
+    with Recorder(record, config) as recorder, FlowLog(flow_log) as flows:
         try:
-            trio.run(_serve, config, file, load_file, stop, recorder, run_dir, serves)
+            trio.run(_serve, config, file, load_file, stop, recorder, flows, run_dir, serves)
         finally:
             stop.tell(None)
 
@@ -113,6 +116,7 @@ async def _serve(
     load_file: Callable[[], InterfaceConfig],
     stop: StopSignals,
     recorder: Recorder,
+    flows: FlowLog,
     run_dir: str | None,
     metrics: tuple[str, int] | None,
 ) -> None:
@@ -137,12 +141,17 @@ async def _serve(
             try:
                 nursery.start_soon(_watch_network, interface)
                 nursery.start_soon(recorder.follow, interface)
-                nursery.start_soon(_reload, interface, load_file, stop, applier)
-                async for peer, event in interface.events():
-                    level, text = describe_event(event)
-                    log.log(level, "%-*s  %s", names.width, names[peer], text)
+                flows.start(interface)
+                nursery.start_soon(flows.follow, interface)
+                nursery.start_soon(_reload, interface, load_file, stop, applier, flows)
+                async for happened in interface.events():
+                    # Of a changed configuration, who changed it tells.
+                    if isinstance(happened, PeerEvent):
+                        level, text = describe_event(happened.event)
+                        log.log(level, "%-*s  %s", names.width, names[happened.peer], text)
             finally:
                 recorder.write(interface)
+                await flows.finish(interface)
                 for line in summarize(interface.stats(), names, names.width):
                     log.info("%s", line)
             nursery.cancel_scope.cancel()
@@ -197,7 +206,11 @@ class _Names(dict[PublicKey, str]):
 
 
 async def _reload(
-    interface: Interface, load_file: Callable[[], InterfaceConfig], stop: StopSignals, applier: Applier
+    interface: Interface,
+    load_file: Callable[[], InterfaceConfig],
+    stop: StopSignals,
+    applier: Applier,
+    flows: FlowLog,
 ) -> None:
     """Whenever SIGHUP asks for it, change to what the file says now: to all of it, or to nothing."""
     token = trio.lowlevel.current_trio_token()
@@ -214,6 +227,7 @@ async def _reload(
     while True:
         await wish.wait()
         wish = trio.Event()
+        flows.reopen()
         try:
             # In a thread, because the packets of the tunnel do not wait. A file may be a pipe that nobody writes to.
             config = await trio.to_thread.run_sync(load_file, abandon_on_cancel=True)

@@ -11,7 +11,6 @@ import anyio
 import anyio.to_thread
 
 from connlib._clients import Client, Clients
-from connlib._describe import describe_event
 from connlib._errors import ClosedError, ConfigError, ConnlibError, DeviceError
 from connlib.config import InterfaceConfig
 from connlib.diff import Applier, Change, compute_diff, count_changes, describe_diff
@@ -124,8 +123,7 @@ class ControlServer:
 
             tasks.start_soon(until_it_leaves)
             async for peer, event in events:
-                _, text = describe_event(event)
-                await client.send([dump_line(report_event(self._interface, peer, event, text))])
+                await client.send([dump_line(report_event(self._interface, peer, event))])
             tasks.cancel_scope.cancel()
 
 

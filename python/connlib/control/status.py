@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 
+from connlib._describe import describe_event
 from connlib._explain import Explanation, PeerState, explain
 from connlib._native import PublicKey
 from connlib._text import host_and_port
-from connlib._types import Event, PeerConfig, PeerStats
+from connlib._types import ConfigApplied, NodeEvent, PeerConfig, PeerStats
 from connlib.driver import Interface, InterfaceStats, is_errno
 
 from .protocol import ControlError
@@ -146,7 +147,9 @@ def report_explanations(interface: Interface, names: Collection[str]) -> list[Pe
     return [_explanation(peer, told, stats.now) for peer, told in _told(stats, wanted)]
 
 
-def report_event(interface: Interface, peer: PublicKey | None, event: Event, text: str) -> ReportedEvent:
+def report_event(
+    interface: Interface, peer: PublicKey | None, event: NodeEvent | ConfigApplied
+) -> ReportedEvent:
     """An event, at the moment at which it is read."""
     names = {each.public_key: each.name for each in interface.config.peers}
     fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
@@ -156,7 +159,7 @@ def report_event(interface: Interface, peer: PublicKey | None, event: Event, tex
         name=None if peer is None else names.get(peer),
         event=type(event).__name__,
         fields=fields,
-        text=text,
+        text=describe_event(event)[1],
     )
 
 

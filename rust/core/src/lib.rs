@@ -17,6 +17,7 @@
 #![deny(clippy::iter_over_hash_type)]
 
 mod allowed_ips;
+mod bucket;
 mod drop_reason;
 mod indices;
 mod node;
@@ -34,8 +35,8 @@ pub use drop_reason::DropReason;
 pub use indices::{IndexTable, SharedIndices};
 pub use node::{
     ConfigDiff, ConfigError, DEFAULT_HANDSHAKE_LIMIT, DEFAULT_MTU, DropCounts, Input, InputKind,
-    Node, NodeConfig, NodeOutput, NodeStats, PeerChange, PeerConfig, PeerStats, PolicyStats,
-    Prefix, Trouble,
+    Node, NodeConfig, NodeEvent, NodeOutput, NodeStats, PeerChange, PeerConfig, PeerStats,
+    PolicyStats, Prefix, Trouble,
 };
 /// The longest IP packet that a tunnel sends: sealed, with 32 bytes around it, it must fit into the 65,507 bytes that UDP
 /// over IPv4 carries, whether it is padded (to a multiple of 16) or not.

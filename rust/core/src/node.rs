@@ -16,7 +16,7 @@ pub use config::{
     ConfigDiff, ConfigError, DEFAULT_HANDSHAKE_LIMIT, DEFAULT_MTU, NodeConfig, PeerChange,
     PeerConfig, Prefix,
 };
-pub use output::NodeOutput;
+pub use output::{NodeEvent, NodeOutput};
 pub use record::{Input, InputKind};
 pub use stats::{DropCounts, NodeStats, PeerStats, PolicyStats, Trouble};
 
@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use connlib_boringtun::noise::handshake::parse_handshake_anon;
 use connlib_boringtun::noise::rate_limiter::{RateLimiter, Verdict};
-use connlib_boringtun::noise::{self, Event, Packet, Received};
+use connlib_boringtun::noise::{self, Packet, Received};
 
 use crate::allowed_ips::AllowedIps;
 use crate::indices::IndexTable;
@@ -46,7 +46,8 @@ use record::Recorder;
 ///   [`handle_datagram`](Node::handle_datagram) from UDP, [`handle_timeout`](Node::handle_timeout) when the time has come.
 ///   Whatever is wrong with a packet is counted; nothing that comes from outside is an error.
 /// - *commands* of whoever owns the node: [`apply`](Node::apply), [`initiate_handshake`](Node::initiate_handshake),
-///   [`set_endpoint`](Node::set_endpoint), [`set_unix_time`](Node::set_unix_time), [`record`](Node::record).
+///   [`set_endpoint`](Node::set_endpoint), [`set_unix_time`](Node::set_unix_time), [`record`](Node::record),
+///   [`log_flows`](Node::log_flows).
 /// - *drain*: [`output`](Node::output), then [`drain_datagrams`](Node::drain_datagrams) and
 ///   [`drain_packets`](Node::drain_packets) for as many as were delivered, [`take_events`](Node::take_events), or
 ///   [`clear_output`](Node::clear_output) for everything.
@@ -64,10 +65,13 @@ use record::Recorder;
 /// from. Without an endpoint nothing is started: a peer to which we may initiate gets no packets (`NO_ENDPOINT`), while a
 /// responder's packets wait for the peer to come.
 ///
+/// An event says where a peer has roamed to, within bounds: see [`NodeEvent::Roamed`].
+///
 /// # Policies
 /// A peer's policy is asked about what the peer sent, after its source address was checked, and about what is for it, before it
 /// is sealed or queued. What it refuses is counted (`DENIED`); the sender may be told by ICMP, which adds a datagram for the
-/// peer to the output, or a packet for the TUN device.
+/// peer to the output, or a packet for the TUN device. An event says what was refused, within bounds: see
+/// [`NodeEvent::Denied`].
 ///
 /// # Panics
 /// A panic in a peer's tunnel is a bug of ours, and stops that peer alone: the tunnel is gone, an event says so, and
@@ -186,6 +190,14 @@ impl Node {
         }
     }
 
+    /// What the wall clock shows or showed, since 1970, as far as it was told.
+    pub fn unix_time_at(&self, at: Instant) -> Duration {
+        let (unix_time, known_at) = self.unix_time;
+        unix_time
+            .saturating_add(at.duration_since(known_at))
+            .saturating_sub(known_at.duration_since(at))
+    }
+
     // Drain.
 
     /// What the calls so far brought about and nobody took yet.
@@ -207,7 +219,7 @@ impl Node {
         self.output.drain_packets(count);
     }
 
-    pub fn take_events(&mut self) -> Vec<([u8; 32], Event)> {
+    pub fn take_events(&mut self) -> Vec<([u8; 32], NodeEvent)> {
         mem::take(&mut self.output.events)
     }
 
@@ -331,7 +343,7 @@ impl Node {
         let now = self.advance(now);
         let slot = self.peers.find(public_key).ok_or(DropReason::UnknownPeer)?;
         if let Some(peer) = self.peers.get_mut(slot) {
-            peer.endpoint = Some(endpoint);
+            peer.place(endpoint);
         }
         self.adjust_keepalive(slot, now);
         Ok(())
@@ -378,11 +390,6 @@ impl Node {
     fn advance(&mut self, now: Instant) -> Instant {
         self.clock = self.clock.max(now);
         self.clock
-    }
-
-    fn wall_clock(&self, now: Instant) -> Duration {
-        let (unix_time, at) = self.unix_time;
-        unix_time.saturating_add(now.duration_since(at))
     }
 
     #[inline]

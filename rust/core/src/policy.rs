@@ -12,14 +12,19 @@
 //! - `flows.rs` holds the flows of all peers, within bounds, and `fragments.rs` what fragments have in common.
 //! - `filter.rs` puts them together for one peer and gives a [`Verdict`]. A dry run ([`Policy::decide`]) and the first packet
 //!   of a flow go through the same function.
+//! - `log.rs` is the flow log, for whoever asks for one, and `refusals.rs` what is told of refused packets: who talked to
+//!   whom is a `header.rs`.
 //! - `refusal.rs` writes the ICMP message that tells a sender of the refusal.
 
 mod compiled;
 mod filter;
 mod flows;
 mod fragments;
+mod header;
+mod log;
 mod packet;
 mod refusal;
+mod refusals;
 #[cfg(test)]
 mod tests;
 
@@ -27,14 +32,19 @@ use std::error::Error;
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use crate::Prefix;
 use compiled::Compiled;
-pub(crate) use filter::{Direction, Filter};
+pub use filter::Direction;
+pub(crate) use filter::Filter;
 pub(crate) use flows::Flows;
 pub use flows::{MAX_FLOWS, MAX_FLOWS_PER_PEER};
+pub use header::{Header, Ports};
+pub use log::{EndReason, FlowChange, FlowEnd, FlowRecord, Traffic};
 use packet::{Packet, parse};
 pub(crate) use refusal::write as write_refusal;
+pub use refusals::Refusal;
 
 /// Rules that one policy may have.
 pub const MAX_RULES: usize = 1024;
@@ -77,6 +87,8 @@ pub struct Rule {
     pub ports: Vec<RangeInclusive<u16>>,
     /// Types of ICMP or ICMPv6 messages; only with ICMP.
     pub icmp_types: Vec<RangeInclusive<u8>>,
+    /// For people: told where it decides.
+    pub name: Option<Arc<str>>,
 }
 
 /// The rules of one peer, checked and compiled.
@@ -197,6 +209,14 @@ impl Policy {
         match packet.flow() {
             Some(flow) => self.decide(&flow),
             None => Verdict::deny(Reason::Fragment),
+        }
+    }
+
+    /// What the rule that decided is called.
+    pub(crate) fn rule_name(&self, reason: Reason) -> Option<Arc<str>> {
+        match reason {
+            Reason::Rule(rule) => self.rules.get(rule)?.name.clone(),
+            _ => None,
         }
     }
 

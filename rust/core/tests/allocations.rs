@@ -95,15 +95,19 @@ fn deliver(source: SocketAddr, from: &mut Node, to: &mut Node, now: Instant) -> 
 
 // One test, because what another one allocates would be counted too.
 #[test]
-fn a_steady_flow_allocates_nothing_with_a_policy_or_without() {
+fn a_steady_flow_allocates_nothing_with_a_policy_or_without_and_with_a_flow_log() {
     let rules = vec![Rule::default(); 10];
     let policy = Policy::new(rules, Action::Deny, Action::Allow).unwrap();
-    run(None);
-    run(Some(Arc::new(policy)));
+    let policy = Some(Arc::new(policy));
+    run(None, 0);
+    run(policy.clone(), 0);
+    run(policy, 100);
 }
 
-fn run(policy: Option<Arc<Policy>>) {
+fn run(policy: Option<Arc<Policy>>, logged: usize) {
     let (mut one, mut two) = (node(1, 2, &policy), node(2, 1, &policy));
+    one.log_flows(logged);
+    two.log_flows(logged);
     let (there, back) = (packet(1, 2), packet(2, 1));
     let mut now = Instant::from_nanos(1);
     let mut batch = |one: &mut Node, two: &mut Node| {

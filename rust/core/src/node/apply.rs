@@ -177,7 +177,7 @@ impl Node {
             peer_static_public: PublicKey::from(settings.public_key),
             preshared_key: settings.preshared_key.as_deref().copied(),
             settings: common.settings(settings.role),
-            unix_time: self.wall_clock(now),
+            unix_time: self.unix_time_at(now),
         };
         let error = |_| ConfigError::InvalidKey {
             public_key: settings.public_key,
@@ -206,7 +206,7 @@ impl Node {
                 self.drops.add_many(DropReason::NoSession, peer.queued(now));
             }
             self.deadlines.set(slot, None);
-            self.flows.forget(slot);
+            self.flows.forget(slot, now);
         }
         if self.common.public != common.public
             || self.common.handshake_limit != common.handshake_limit
@@ -236,8 +236,10 @@ impl Node {
                     tunn.set_preshared_key(settings.preshared_key.as_deref().copied());
                 }
                 // An endpoint that was not changed does not undo what the peer's roaming taught; none says nothing.
-                if settings.endpoint.is_some() && settings.endpoint != peer.settings.endpoint {
-                    peer.endpoint = settings.endpoint;
+                if let Some(endpoint) = settings.endpoint
+                    && settings.endpoint != peer.settings.endpoint
+                {
+                    peer.place(endpoint);
                 }
                 let settings_of_tunnel = self.common.settings(settings.role);
                 peer.settings = settings;

@@ -8,6 +8,7 @@ use connlib_boringtun::noise::{self, Env, Event, Output};
 
 use super::Node;
 use super::deadlines::Deadline;
+use super::output::NodeEvent;
 use super::peers::Slot;
 use super::stats::Trouble;
 use crate::indices::Owned;
@@ -66,7 +67,8 @@ impl Node {
         }
         peer.drops.add_many(DropReason::PeerPoisoned, queued);
         let public_key = peer.settings.public_key;
-        self.output.events.push((public_key, Event::Poisoned));
+        let event = NodeEvent::Tunnel(Event::Poisoned);
+        self.output.events.push((public_key, event));
     }
 
     /// Panics in a peer's tunnel, for tests of what follows.
@@ -84,7 +86,8 @@ impl Node {
     }
 
     /// After a tunnel was called: its datagrams get a destination, which is the peer's endpoint if no other is given, its
-    /// events get their peer and are counted, and it becomes the peer that was called last.
+    /// events get their peer and are counted, what else is news of the peer is told, and it becomes the peer that was called
+    /// last.
     #[inline]
     pub(super) fn settle(&mut self, slot: Slot, destination: Option<SocketAddr>) {
         let Some(peer) = self.peers.get_mut(slot) else {
@@ -102,8 +105,10 @@ impl Node {
                 Event::SessionEstablished { .. } => peer.trouble = Trouble::default(),
                 _ => {}
             }
+            let event = NodeEvent::Tunnel(event);
             self.output.events.push((peer.settings.public_key, event));
         }
+        peer.tell(self.clock, &mut self.output.events);
         if self.latest != Some(slot) {
             self.note_latest();
             self.deadlines.set(slot, None);

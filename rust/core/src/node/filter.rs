@@ -7,10 +7,30 @@ use std::sync::Arc;
 use super::Node;
 use super::peers::{Peer, Slot};
 use super::stats::PolicyStats;
-use crate::policy::{Direction, Filter, write_refusal};
+use crate::policy::{Direction, Filter, FlowRecord, MAX_FLOWS_PER_PEER, write_refusal};
 use crate::{DropReason, Instant};
 
 impl Node {
+    /// Keeps a log of the flows that begin from now on and of what is denied, until `capacity` records wait to be taken out;
+    /// 0 ends it. Peers without a policy have no flows.
+    pub fn log_flows(&mut self, capacity: usize) {
+        self.flows.log(capacity);
+        for slot in self.peers.slots() {
+            if let Some(peer) = self.peers.get(slot)
+                && let Some(policy) = &peer.settings.policy
+            {
+                self.flows.introduce(slot, peer.settings.public_key, policy);
+            }
+        }
+    }
+
+    /// The records of the flow log since the last call, and how many had no room. Flows that are over by now are among them.
+    pub fn take_flows(&mut self, now: Instant) -> (Vec<FlowRecord>, u64) {
+        let now = self.advance(now);
+        self.flows.reap(now, MAX_FLOWS_PER_PEER);
+        self.flows.take_log()
+    }
+
     /// Whether a packet may go to a peer. If not, it is counted, and whoever sent it may be told.
     #[inline]
     pub(super) fn may_send(&mut self, slot: Slot, packet: &[u8], now: Instant) -> bool {
@@ -26,6 +46,9 @@ impl Node {
             self.output.push_packet(answer);
         }
         self.drop_from(slot, DropReason::Denied);
+        if let Some(peer) = self.peers.get_mut(slot) {
+            peer.tell(now, &mut self.output.events);
+        }
         false
     }
 
@@ -53,6 +76,7 @@ impl Node {
 
     /// Sees to it that a peer's filter is the one of its settings. Flows that a new policy forbids end at once.
     pub(super) fn adjust_policy(&mut self, slot: Slot) {
+        let now = self.clock;
         let Some(peer) = self.peers.get_mut(slot) else {
             return;
         };
@@ -60,7 +84,7 @@ impl Node {
             (None, None) => {}
             (Some(filter), Some(policy)) => {
                 if !Arc::ptr_eq(filter.policy(), policy) && filter.policy() != policy {
-                    filter.change(policy.clone(), slot, &mut self.flows);
+                    filter.change(policy.clone(), slot, &mut self.flows, now);
                 }
             }
             (None, Some(policy)) => {
@@ -69,8 +93,11 @@ impl Node {
             }
             (Some(_), None) => {
                 peer.filter = None;
-                self.flows.forget(slot);
+                self.flows.forget(slot, now);
             }
+        }
+        if let Some(policy) = &peer.settings.policy {
+            self.flows.introduce(slot, peer.settings.public_key, policy);
         }
     }
 

@@ -5,6 +5,32 @@ use std::ops::Deref;
 
 use connlib_boringtun::noise::{Event, Output, Packets};
 
+use crate::policy::Refusal;
+
+/// What happened to a peer.
+///
+/// Of those that whoever is at the other end can bring about with every datagram, there is one a second of each peer at most:
+/// the first one at once, and then the latest state of things with the first call that concerns the peer a second or more
+/// after the last event of its kind. There is no deadline for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeEvent {
+    /// To its tunnel.
+    Tunnel(Event),
+    /// It is somewhere else than was last told or configured: what is authentic came from there.
+    Roamed {
+        from: Option<SocketAddr>,
+        to: SocketAddr,
+    },
+    /// Its policy refused packets.
+    Denied(Refusal),
+}
+
+impl From<Event> for NodeEvent {
+    fn from(event: Event) -> Self {
+        NodeEvent::Tunnel(event)
+    }
+}
+
 /// Calls into a node append to this. Its buffers keep their memory, so that a steady flow allocates nothing.
 ///
 /// Nothing in here bounds its growth: whoever calls the node drains it after each batch, and a batch of n packets adds at
@@ -17,8 +43,8 @@ pub struct NodeOutput {
     pub(crate) tunnels: Output,
     /// Where each of `datagrams` goes.
     pub destinations: Vec<SocketAddr>,
-    /// What happened to a tunnel, with the peer's public key, in order.
-    pub events: Vec<([u8; 32], Event)>,
+    /// What happened, with the peer's public key, in order.
+    pub events: Vec<([u8; 32], NodeEvent)>,
 }
 
 /// Bytes and packets of the two buffers, and events, at one moment.

@@ -8,7 +8,9 @@ use connlib_boringtun::Instant;
 use connlib_boringtun::noise::{self, Indices, Role, Stats};
 
 use super::config::PeerSettings;
+use super::output::NodeEvent;
 use super::stats::{DropCounts, Trouble};
+use crate::bucket::Bucket;
 use crate::policy::Filter;
 
 /// A peer's place in the slab. A slot whose peer was removed is given out again.
@@ -20,6 +22,9 @@ pub(crate) struct Peer {
     pub settings: PeerSettings,
     /// Where to send: as configured, until an authenticated datagram came from elsewhere.
     pub endpoint: Option<SocketAddr>,
+    /// The endpoint that was configured or told last.
+    told: Option<SocketAddr>,
+    moves: Bucket<1, 1000>,
     pub drops: DropCounts,
     pub trouble: Trouble,
     /// When something last came that only the peer can have sent.
@@ -36,6 +41,8 @@ impl Peer {
             tunn: None,
             settings,
             endpoint,
+            told: endpoint,
+            moves: Bucket::default(),
             drops: DropCounts::default(),
             trouble: Trouble::default(),
             heard: None,
@@ -43,6 +50,30 @@ impl Peer {
         };
         peer.tunn = Some(tunn.with_persistent_keepalive(peer.keepalive()));
         peer
+    }
+
+    /// Whoever owns the node says where it is, and need not be told.
+    pub fn place(&mut self, endpoint: SocketAddr) {
+        self.endpoint = Some(endpoint);
+        self.told = self.endpoint;
+    }
+
+    /// Says where it is by now and what was refused, if that is news and its time has come.
+    #[inline]
+    pub fn tell(&mut self, now: Instant, events: &mut Vec<([u8; 32], NodeEvent)>) {
+        let key = self.settings.public_key;
+        if self.endpoint != self.told
+            && let Some(to) = self.endpoint
+            && self.moves.take(now)
+        {
+            let from = self.told.replace(to);
+            events.push((key, NodeEvent::Roamed { from, to }));
+        }
+        if let Some(filter) = &mut self.filter
+            && let Some(refusal) = filter.take_refusal(now)
+        {
+            events.push((key, NodeEvent::Denied(refusal)));
+        }
     }
 
     /// Whether packets for this peer could be sent, now or as soon as it comes to us.

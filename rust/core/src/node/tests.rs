@@ -10,7 +10,7 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::*;
-use crate::Secret;
+use crate::{Event, Secret};
 
 /// The private key of host `number`.
 fn private_key(number: u32) -> [u8; 32] {
@@ -156,7 +156,7 @@ fn peers_that_are_overdue_are_called_once_each_in_the_order_of_their_deadlines()
         .iter()
         .map(|slot| node.peers.get(*slot).unwrap().settings.public_key);
     let events: Vec<_> = gave_up
-        .map(|key| (key, Event::GaveUp { dropped: 1 }))
+        .map(|key| (key, Event::GaveUp { dropped: 1 }.into()))
         .collect();
     assert_eq!(node.take_events(), events);
 }
@@ -227,7 +227,7 @@ fn a_panic_in_the_middle_of_a_call_takes_back_what_that_call_had_put_out_and_no_
     hub.handle_packet(&packet(0, 3), now);
     hub.handle_datagram(address(3), &third, now);
 
-    assert_eq!(hub.take_events(), [(public_key(2), Event::Poisoned)]);
+    assert_eq!(hub.take_events(), [(public_key(2), Event::Poisoned.into())]);
     let destinations: Vec<_> = hub.output.transmits().map(|(to, _)| to).collect();
     assert_eq!(destinations, [address(1), address(3)]);
     assert_eq!(take_packets(&mut hub), [packet(1, 0), packet(3, 0)]);

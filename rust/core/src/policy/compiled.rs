@@ -281,6 +281,7 @@ mod tests {
                 destinations,
                 ports: if has_ports { ports } else { vec![] },
                 icmp_types: if has_types { icmp_types } else { vec![] },
+                name: None,
             }
         })
     }

@@ -1,21 +1,19 @@
 //! The policy of one peer at work.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use super::flows::{Flows, Key};
+use super::flows::{Flows, Key, Seen};
 use super::fragments::Fragments;
+use super::header::Header;
+use super::log::FlowChange;
 use super::packet::{ACK, Content, Packet, RST, SYN, parse, parse_quoted};
+use super::refusals::{Refusal, Refusals};
 use super::{Policy, Reason, Verdict};
 use crate::Instant;
-
-/// Answers to refused packets that a peer gets: so many at once, and one more each interval (RFC 1812, section 4.3.2.8;
-/// RFC 4443, section 2.4).
-const ANSWERS_AT_ONCE: u32 = 10;
-const ANSWER_INTERVAL: Duration = Duration::from_millis(100);
+use crate::bucket::Bucket;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Direction {
+pub enum Direction {
     /// Out of the tunnel.
     FromPeer,
     /// Into the tunnel.
@@ -35,7 +33,10 @@ impl Direction {
 pub(crate) struct Filter {
     policy: Arc<Policy>,
     fragments: Fragments,
-    answers: Bucket,
+    /// Answers to refused packets that a peer gets: ten at once, and ten a second (RFC 1812, section 4.3.2.8; RFC 4443,
+    /// section 2.4).
+    answers: Bucket<10, 100>,
+    refusals: Refusals,
     /// ICMP messages that told a sender of a refusal.
     pub answered: u64,
 }
@@ -46,18 +47,16 @@ impl Filter {
             policy,
             fragments: Fragments::default(),
             answers: Bucket::default(),
+            refusals: Refusals::default(),
             answered: 0,
         }
     }
 
     /// Goes over to another policy. Flows that it forbids end at once.
-    pub fn change(&mut self, policy: Arc<Policy>, slot: usize, flows: &mut Flows) {
-        flows.retain(slot, |flow| {
-            let verdict = match flow {
-                Some(flow) => policy.decide(flow),
-                None => policy.decide_outbound(),
-            };
-            verdict.is_allowed()
+    pub fn change(&mut self, policy: Arc<Policy>, slot: usize, flows: &mut Flows, now: Instant) {
+        flows.retain(slot, now, |flow| match flow {
+            Some(flow) => policy.decide(flow),
+            None => policy.decide_outbound(),
         });
         self.policy = policy;
         self.fragments.clear();
@@ -76,16 +75,35 @@ impl Filter {
         flows: &mut Flows,
         now: Instant,
     ) -> Verdict {
+        let size = packet.len();
         let Ok(packet) = parse(packet) else {
-            return Verdict::deny(Reason::Unparseable);
+            let verdict = Verdict::deny(Reason::Unparseable);
+            let header = Header::of_unreadable(packet, direction);
+            self.refuse(header, verdict, slot, flows, now);
+            return verdict;
         };
-        let verdict = self.judge(&packet, direction, slot, flows, now);
+        let verdict = self.judge(&packet, size, direction, slot, flows, now);
         match packet.fragmented {
             Some(id) if verdict.is_allowed() => self.fragments.remember(&packet, id, now),
             Some(id) => self.fragments.forget(&packet, id),
             None => {}
         }
+        if !verdict.is_allowed() {
+            let header = Header::of(&packet, direction);
+            self.refuse(header, verdict, slot, flows, now);
+        }
         verdict
+    }
+
+    /// What there is to tell of refused packets, at most once a second.
+    pub fn take_refusal(&mut self, now: Instant) -> Option<Refusal> {
+        let (header, verdict, count) = self.refusals.take(now)?;
+        Some(Refusal {
+            header,
+            verdict,
+            rule_name: self.policy.rule_name(verdict.reason),
+            count,
+        })
     }
 
     /// Whether the sender of a refused packet is told so now.
@@ -95,9 +113,27 @@ impl Filter {
         may
     }
 
+    #[cold]
+    fn refuse(
+        &mut self,
+        header: Header,
+        verdict: Verdict,
+        slot: usize,
+        flows: &mut Flows,
+        now: Instant,
+    ) {
+        self.refusals.add(header, verdict);
+        if let Some(log) = flows.log_mut()
+            && let Some(count) = self.refusals.take_line(now)
+        {
+            log.push(now, slot, header, verdict, FlowChange::Denied { count });
+        }
+    }
+
     fn judge(
         &mut self,
         packet: &Packet<'_>,
+        size: usize,
         direction: Direction,
         slot: usize,
         flows: &mut Flows,
@@ -119,9 +155,15 @@ impl Filter {
             Content::Ports { flags, .. } => flags,
             _ => 0,
         };
+        let seen = Seen {
+            flags,
+            size,
+            direction,
+            now,
+        };
         let key = Key::of(packet, slot, direction);
         if let Some(key) = &key
-            && flows.touch(key, flags, direction, now)
+            && flows.touch(key, seen)
         {
             return Verdict::allow(Reason::Flow);
         }
@@ -136,7 +178,7 @@ impl Filter {
             && starts
             && verdict.is_allowed()
         {
-            flows.begin(key, flags, direction, now);
+            flows.begin(key, seen, verdict);
         }
         verdict
     }
@@ -157,21 +199,4 @@ fn is_related(
     // What is quoted went the other way.
     let key = Key::of(&quoted, slot, direction.opposite());
     quoted.source == error.destination && key.is_some_and(|key| flows.knows(&key, now))
-}
-
-/// A token bucket, as the instant at which it is full again.
-#[derive(Debug, Default)]
-struct Bucket {
-    full: Instant,
-}
-
-impl Bucket {
-    fn take(&mut self, now: Instant) -> bool {
-        let from = self.full.max(now);
-        if from > now + ANSWER_INTERVAL * (ANSWERS_AT_ONCE - 1) {
-            return false;
-        }
-        self.full = from + ANSWER_INTERVAL;
-        true
-    }
 }

@@ -15,13 +15,16 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher, SipHasher};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand_core::CryptoRngCore;
 
 use super::filter::Direction;
+use super::header::{Header, Ports};
+use super::log::{EndReason, FlowLog, FlowRecord};
 use super::packet::{ACK, Content, FIN, Packet, RST, SYN};
-use super::{Flow, TCP, Transport, UDP};
+use super::{Flow, Policy, Reason, TCP, Transport, UDP, Verdict};
 use crate::Instant;
 
 /// Flows of one peer that are known at once.
@@ -127,6 +130,35 @@ impl Key {
             },
         }
     }
+
+    /// What its first packet said, as far as the key tells; `by_peer`: the peer sent it.
+    fn header(&self, by_peer: bool) -> Header {
+        let flow = self.flow();
+        let (peer, far) = ((self.peer, self.peer_port), (self.far, self.far_port));
+        let (direction, source, destination) = match by_peer {
+            true => (Direction::FromPeer, peer, far),
+            false => (Direction::ToPeer, far, peer),
+        };
+        let (ports, icmp_type) = match flow.transport {
+            Transport::Tcp(_) | Transport::Udp(_) => {
+                let ports = Ports {
+                    source: source.1,
+                    destination: destination.1,
+                };
+                (Some(ports), None)
+            }
+            Transport::Icmp(kind) => (None, Some(kind)),
+            Transport::Other(_) => (None, None),
+        };
+        Header {
+            direction,
+            protocol: Some(self.protocol),
+            source: source.0,
+            destination: destination.0,
+            ports,
+            icmp_type,
+        }
+    }
 }
 
 impl Hash for Key {
@@ -156,6 +188,17 @@ fn bits(address: IpAddr) -> u128 {
     }
 }
 
+/// What a packet tells the flow that it belongs to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    /// TCP's.
+    pub flags: u8,
+    /// Bytes of the IP packet.
+    pub size: usize,
+    pub direction: Direction,
+    pub now: Instant,
+}
+
 #[derive(Debug)]
 struct Entry {
     key: Key,
@@ -170,11 +213,27 @@ struct Entry {
 
 impl Entry {
     fn is_over(&self, now: Instant) -> bool {
-        now >= self.used + self.life.time()
+        now >= self.over()
+    }
+
+    fn over(&self) -> Instant {
+        self.used + self.life.time()
+    }
+
+    /// Why it ends, and when, if it is taken out now for that reason: what was over before needs none.
+    fn end(&self, why: EndReason, now: Instant) -> (EndReason, Instant) {
+        match (self.is_over(now), self.life) {
+            (true, Life::ClosedTcp) => (EndReason::Closed, self.over()),
+            (true, _) => (EndReason::Expired, self.over()),
+            (false, _) => (why, now),
+        }
     }
 
     /// Takes note of TCP's flags.
-    fn see(&mut self, flags: u8, direction: Direction) {
+    fn see(&mut self, seen: Seen) {
+        let Seen {
+            flags, direction, ..
+        } = seen;
         if self.key.protocol != TCP {
             return;
         }
@@ -235,6 +294,7 @@ pub(crate) struct Flows {
     /// By `Life`.
     lives: [List; 3],
     is_keyed: bool,
+    log: Option<Box<FlowLog>>,
 }
 
 impl Flows {
@@ -249,13 +309,8 @@ impl Flows {
     /// Whether a packet belongs to a flow that is known, which is used then.
     ///
     /// A connection that begins once more where one was closed is a new flow, and the old one is gone.
-    pub(super) fn touch(
-        &mut self,
-        key: &Key,
-        flags: u8,
-        direction: Direction,
-        now: Instant,
-    ) -> bool {
+    pub(super) fn touch(&mut self, key: &Key, seen: Seen) -> bool {
+        let Seen { flags, now, .. } = seen;
         let Some(place) = self.places.get(key).copied() else {
             return false;
         };
@@ -264,15 +319,18 @@ impl Flows {
         };
         let begins_anew = flags & (SYN | ACK | RST) == SYN && entry.life == Life::ClosedTcp;
         if entry.is_over(now) || begins_anew {
-            self.remove(place);
+            self.remove(place, EndReason::Closed, now);
             return false;
         }
         self.unlink(place);
         if let Some(entry) = self.entries.get_mut(place as usize) {
-            entry.see(flags, direction);
+            entry.see(seen);
             entry.used = entry.used.max(now);
         }
         self.link(place);
+        if let Some(log) = &mut self.log {
+            log.count(place as usize, seen.direction, seen.size, now);
+        }
         true
     }
 
@@ -284,7 +342,8 @@ impl Flows {
     }
 
     /// A flow that may pass begins, after `touch` did not find it.
-    pub(super) fn begin(&mut self, key: Key, flags: u8, direction: Direction, now: Instant) {
+    pub(super) fn begin(&mut self, key: Key, seen: Seen, verdict: Verdict) {
+        let Seen { direction, now, .. } = seen;
         self.reap(now, REAPED);
         self.make_room(key.slot, now);
         let mut entry = Entry {
@@ -300,7 +359,7 @@ impl Flows {
             in_peer: Links::default(),
             in_life: Links::default(),
         };
-        entry.see(flags, direction);
+        entry.see(seen);
         let free = self.free.pop();
         let place = free.unwrap_or(self.entries.len() as Place);
         match self.entries.get_mut(place as usize) {
@@ -315,6 +374,32 @@ impl Flows {
             owner.count += 1;
         }
         self.link(place);
+        if let Some(log) = &mut self.log {
+            let (place, header) = (place as usize, key.header(direction == Direction::FromPeer));
+            log.begin(place, key.slot, header, verdict, now);
+            log.count(place, direction, seen.size, now);
+        }
+    }
+
+    /// Keeps a log from now on, of flows that begin from now on; without room for any record, none.
+    pub fn log(&mut self, capacity: usize) {
+        self.log = (capacity > 0).then(|| Box::new(FlowLog::new(capacity)));
+    }
+
+    pub(super) fn log_mut(&mut self) -> Option<&mut FlowLog> {
+        self.log.as_deref_mut()
+    }
+
+    /// Says whose flows those of a slot are, and what decides about them; after `log`, and whenever it changes.
+    pub fn introduce(&mut self, slot: usize, public_key: [u8; 32], policy: &Arc<Policy>) {
+        if let Some(log) = &mut self.log {
+            log.introduce(slot, Some((public_key, policy.clone())));
+        }
+    }
+
+    /// The records since the last call, and how many more there were than had room.
+    pub fn take_log(&mut self) -> (Vec<FlowRecord>, u64) {
+        self.log.as_mut().map(|log| log.take()).unwrap_or_default()
     }
 
     /// How many flows of a peer gave way to newer ones.
@@ -350,14 +435,14 @@ impl Flows {
                 entry.is_some_and(|entry| entry.is_over(now))
             };
             match first.into_iter().find(over) {
-                Some(place) => self.remove(place),
+                Some(place) => self.remove(place, EndReason::Expired, now),
                 None => break,
             }
         }
     }
 
-    /// Ends the flows of a peer that may not go on: `may_pass` is asked for each, with what the peer started, if it did.
-    pub fn retain(&mut self, slot: usize, may_pass: impl Fn(Option<&Flow>) -> bool) {
+    /// Ends the flows of a peer that may not go on: `judge` is asked for each, with what the peer started, if it did.
+    pub fn retain(&mut self, slot: usize, now: Instant, judge: impl Fn(Option<&Flow>) -> Verdict) {
         let mut next = self.owners.get(slot).and_then(|owner| owner.flows.first);
         while let Some(place) = next {
             let Some(entry) = self.entries.get(place as usize) else {
@@ -365,15 +450,21 @@ impl Flows {
             };
             next = entry.in_peer.after;
             let flow = entry.by_peer.then(|| entry.key.flow());
-            if !may_pass(flow.as_ref()) {
-                self.remove(place);
+            let verdict = judge(flow.as_ref());
+            if !verdict.is_allowed() {
+                self.remove(place, EndReason::Revoked, now);
+            } else if let Some(log) = &mut self.log {
+                log.judge_again(place as usize, verdict);
             }
         }
     }
 
     /// Everything of a peer that is gone, or has no policy any more.
-    pub fn forget(&mut self, slot: usize) {
-        self.retain(slot, |_| false);
+    pub fn forget(&mut self, slot: usize, now: Instant) {
+        self.retain(slot, now, |_| Verdict::deny(Reason::Default));
+        if let Some(log) = &mut self.log {
+            log.introduce(slot, None);
+        }
         if let Some(owner) = self.owners.get_mut(slot) {
             *owner = Owner::default();
         }
@@ -400,14 +491,19 @@ impl Flows {
         {
             owner.evicted += 1;
         }
-        self.remove(place);
+        self.remove(place, EndReason::Evicted, now);
     }
 
-    fn remove(&mut self, place: Place) {
+    /// Takes a flow out: for this reason, unless it was over already.
+    fn remove(&mut self, place: Place, why: EndReason, now: Instant) {
         self.unlink(place);
         let Some(entry) = self.entries.get(place as usize) else {
             return;
         };
+        if let Some(log) = &mut self.log {
+            let (why, at) = entry.end(why, now);
+            log.end(place as usize, entry.key.slot, why, at);
+        }
         self.places.remove(&entry.key);
         if let Some(owner) = self.owners.get_mut(entry.key.slot) {
             owner.count = owner.count.saturating_sub(1);
@@ -419,6 +515,9 @@ impl Flows {
             self.entries.shrink_to(KEPT);
             self.free.shrink_to(KEPT);
             self.places.shrink_to(KEPT);
+            if let Some(log) = &mut self.log {
+                log.shrink(KEPT);
+            }
         }
     }
 

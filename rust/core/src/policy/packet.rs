@@ -85,6 +85,13 @@ pub(super) struct FragmentId {
     protocol: u8,
 }
 
+impl FragmentId {
+    /// The protocol, where it is said.
+    pub fn protocol(&self) -> Option<u8> {
+        (self.protocol != 0).then_some(self.protocol)
+    }
+}
+
 impl Content<'_> {
     /// Whether it answers a question.
     pub fn is_answer(&self) -> bool {

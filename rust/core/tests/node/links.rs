@@ -19,13 +19,13 @@ fn the_first_packet_starts_a_handshake_and_arrives_after_three_latencies() {
     assert_eq!(
         net.host(1).events,
         [
-            (two, Event::HandshakeStarted),
-            (two, Event::SessionEstablished { initiator: true })
+            (two, Event::HandshakeStarted.into()),
+            (two, Event::SessionEstablished { initiator: true }.into())
         ]
     );
     assert_eq!(
         net.host(2).events,
-        [(one, Event::SessionEstablished { initiator: false })]
+        [(one, Event::SessionEstablished { initiator: false }.into())]
     );
 }
 
@@ -97,7 +97,7 @@ fn queue_overflow_and_giving_up_are_counted_by_reason() {
     assert_eq!(net.drops(1, 2, DropReason::GaveUp), 256);
     assert_eq!(
         net.host(1).events.last(),
-        Some(&(public_key(2), Event::GaveUp { dropped: 256 }))
+        Some(&(public_key(2), Event::GaveUp { dropped: 256 }.into()))
     );
     assert_eq!(net.host(1).node.next_timeout(), None);
 }

@@ -3,6 +3,7 @@
 mod apply;
 mod cookies;
 mod endpoints;
+mod events;
 mod garbage;
 mod hostile;
 mod links;

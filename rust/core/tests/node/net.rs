@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use connlib_core::{
-    DropReason, Event, Instant, Node, NodeConfig, NodeStats, PeerConfig, PeerStats, Prefix,
+    DropReason, Instant, Node, NodeConfig, NodeEvent, NodeStats, PeerConfig, PeerStats, Prefix,
     PublicKey, Role, Secret, StaticSecret,
 };
 use rand_chacha::ChaCha20Rng;
@@ -124,7 +124,7 @@ pub struct Host {
     pub address: SocketAddr,
     /// IP packets that came out of the tunnels.
     pub received: Vec<Vec<u8>>,
-    pub events: Vec<([u8; 32], Event)>,
+    pub events: Vec<([u8; 32], NodeEvent)>,
 }
 
 /// Hosts by number, and what is on its way between them.

@@ -34,7 +34,10 @@ fn hub_config() -> NodeConfig {
 #[test]
 fn the_peer_is_silent_and_what_is_for_it_is_counted() {
     let mut net = poisoned();
-    assert_eq!(net.host(1).events, [(public_key(2), Event::Poisoned)]);
+    assert_eq!(
+        net.host(1).events,
+        [(public_key(2), Event::Poisoned.into())]
+    );
     net.log.clear();
     net.send(1, &between(1, 2, b"there"));
     assert_eq!(net.drops(1, 2, DropReason::PeerPoisoned), 1);

@@ -187,7 +187,7 @@ fn with_too_many_flows_in_all_the_least_recently_used_one_goes_whoever_has_it() 
         (count(&flows, 1), count(&flows, 32)),
         ((8191, 1), (8192, 1))
     );
-    flows.forget(1);
+    flows.forget(1, after(2));
     assert_eq!((count(&flows, 1), count(&flows, 2)), ((0, 0), (8192, 0)));
 }
 

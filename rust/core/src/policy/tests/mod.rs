@@ -1,6 +1,7 @@
 //! Packets, and what policies make of them.
 
 mod flows;
+mod log;
 mod model;
 mod packets;
 mod refusals;

@@ -9,7 +9,7 @@ const FARS: [&str; 2] = ["192.0.2.7", "192.0.2.8"];
 const PORTS: [u16; 3] = [53, 443, 5000];
 
 #[derive(Clone, Copy, Debug)]
-enum Kind {
+pub(super) enum Kind {
     Tcp(u8),
     Udp,
     /// An echo request, or a reply.
@@ -17,7 +17,7 @@ enum Kind {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Step {
+pub(super) enum Step {
     /// Whether the peer sends it, which hosts and ports, and what.
     Packet(bool, usize, usize, usize, usize, Kind),
     Wait(u64),
@@ -25,7 +25,7 @@ enum Step {
     Change(usize),
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(super) fn step() -> impl Strategy<Value = Step> {
     let flags = prop::sample::select(vec![SYN, SYN | ACK, ACK, ACK, FIN | ACK, RST, FIN, 0]);
     let kind = prop_oneof![
         flags.prop_map(Kind::Tcp),
@@ -48,8 +48,28 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+impl Step {
+    /// The packet, and whether the peer sends it.
+    pub(super) fn packet(self) -> Option<(bool, Vec<u8>)> {
+        let Step::Packet(by_peer, peer, far, a, b, kind) = self else {
+            return None;
+        };
+        let (peer_port, far_port) = (PORTS[a], PORTS[b]);
+        let (source, destination) = match by_peer {
+            true => ((PEERS[peer], peer_port), (FARS[far], far_port)),
+            false => ((FARS[far], far_port), (PEERS[peer], peer_port)),
+        };
+        let (number, payload) = match kind {
+            Kind::Tcp(flags) => (6, tcp(source.1, destination.1, flags)),
+            Kind::Udp => (17, udp(source.1, destination.1)),
+            Kind::Echo(request) => (1, icmp(if request { 8 } else { 0 }, peer_port)),
+        };
+        Some((by_peer, ip(source.0, destination.0, number, &payload)))
+    }
+}
+
 /// Three policies, and what each says about (is it TCP, is it ICMP, far host, far port).
-fn rules(which: usize) -> (Vec<Rule>, Action, Action) {
+pub(super) fn rules(which: usize) -> (Vec<Rule>, Action, Action) {
     let to_first = |rule: Rule| Rule {
         destinations: vec![prefix("192.0.2.7/32")],
         ..rule
@@ -201,20 +221,11 @@ proptest! {
                 }
                 Step::Change(which) => {
                     model.change(which);
-                    gate.filter.change(compiled[which].clone(), 0, &mut gate.flows);
+                    gate.filter.change(compiled[which].clone(), 0, &mut gate.flows, gate.now);
                 }
                 Step::Packet(by_peer, peer, far, a, b, kind) => {
+                    let (_, packet) = step.packet().unwrap();
                     let (peer_port, far_port) = (PORTS[a], PORTS[b]);
-                    let (source, destination) = match by_peer {
-                        true => ((PEERS[peer], peer_port), (FARS[far], far_port)),
-                        false => ((FARS[far], far_port), (PEERS[peer], peer_port)),
-                    };
-                    let (number, payload) = match kind {
-                        Kind::Tcp(flags) => (6, tcp(source.1, destination.1, flags)),
-                        Kind::Udp => (17, udp(source.1, destination.1)),
-                        Kind::Echo(request) => (1, icmp(if request { 8 } else { 0 }, peer_port)),
-                    };
-                    let packet = ip(source.0, destination.0, number, &payload);
                     let verdict = match by_peer {
                         true => gate.sends(&packet),
                         false => gate.gets(&packet),

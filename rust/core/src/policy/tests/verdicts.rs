@@ -267,7 +267,7 @@ fn a_policy_that_changes_ends_the_flows_that_it_forbids_and_no_others() {
         },
     ];
     let stricter = policy(&rules, Action::Deny, Action::Deny);
-    gate.filter.change(stricter, 0, &mut gate.flows);
+    gate.filter.change(stricter, 0, &mut gate.flows, gate.now);
     assert_eq!(gate.flows(), 2);
     assert_eq!(gate.sends(&later), denied(Reason::Fragment));
     let reply = ip(FAR, PEER, 6, &tcp(443, 5000, ACK));

@@ -1,0 +1,56 @@
+//! What is said of refused packets, within bounds: whoever sends many of them fills neither an event loop nor a disk.
+
+use std::sync::Arc;
+
+use super::Verdict;
+use super::header::Header;
+use crate::Instant;
+use crate::bucket::Bucket;
+
+/// A policy refused packets of one peer, or for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The latest one.
+    pub header: Header,
+    pub verdict: Verdict,
+    /// What the rule that decided about it is called.
+    pub rule_name: Option<Arc<str>>,
+    /// How many were refused since the last time that this was said, this one included.
+    pub count: u64,
+}
+
+/// One peer's refused packets that nobody was told of yet.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    latest: Option<(Header, Verdict)>,
+    count: u64,
+    /// One event at once, and one a second.
+    events: Bucket<1, 1000>,
+    unlogged: u64,
+    /// A hundred lines of the flow log at once, and ten a second.
+    lines: Bucket<100, 100>,
+}
+
+impl Refusals {
+    pub fn add(&mut self, header: Header, verdict: Verdict) {
+        self.latest = Some((header, verdict));
+        self.count += 1;
+    }
+
+    /// What there is to say, if it may be said now: the latest one, and how many there were.
+    pub fn take(&mut self, now: Instant) -> Option<(Header, Verdict, u64)> {
+        let (header, verdict) = self.latest?;
+        if !self.events.take(now) {
+            return None;
+        }
+        self.latest = None;
+        Some((header, verdict, std::mem::take(&mut self.count)))
+    }
+
+    /// How many a line of the flow log stands for, if there may be one now.
+    pub fn take_line(&mut self, now: Instant) -> Option<u64> {
+        self.unlogged += 1;
+        let may = self.lines.take(now);
+        may.then(|| std::mem::take(&mut self.unlogged))
+    }
+}
