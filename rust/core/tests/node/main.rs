@@ -12,3 +12,4 @@ mod policy;
 mod recording;
 mod routing;
 mod sources;
+mod timestamps;
