@@ -23,7 +23,7 @@ needs_cargo = pytest.mark.skipif(shutil.which("cargo") is None, reason="needs ca
 # --- Python ---------------------------------------------------------------------------------------------------------
 
 LAYERS = {
-    "base": {"_errors", "_explain", "_types", "_native", "_policy", "_text", "_threads"},
+    "base": {"_errors", "_explain", "_groups", "_types", "_native", "_policy", "_text", "_threads"},
     "config": {"_configfile", "_tomlplaces", "_wgvalues", "config", "gateway", "gatewayfile", "wgquick"},
     "upstream": {"upstream"},
     "driver": {
@@ -36,6 +36,7 @@ LAYERS = {
         "memory",
         "metrics",
         "resolver",
+        "timestamps",
         "tun",
         "udp",
     },

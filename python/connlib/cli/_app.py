@@ -83,6 +83,15 @@ def up(
             "ADDRESS is 127.0.0.1 if there is none. Port 0 is any.",
         ),
     ] = None,
+    state_dir: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where timestamps of handshakes are kept, so that no recorded one is answered after a restart.  "
+            "[default: $STATE_DIRECTORY, else /var/lib/connlib]",
+        ),
+    ] = None,
+    no_state: Annotated[bool, typer.Option("--no-state", help="Keep nothing when the tunnel ends.")] = False,
     allow_world_readable: AllowWorldReadable = False,
 ) -> None:
     """Run the tunnel of FILE in the foreground, until SIGINT or SIGTERM.
@@ -104,6 +113,8 @@ def up(
         level=log_level.value,
         allow_world_readable=allow_world_readable,
         metrics=metrics,
+        state=state_dir,
+        keeps_state=not no_state,
     )
 
 
