@@ -14,6 +14,8 @@ _IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 def pytest_configure() -> None:
     """Processes that tests start inherit what is ignored here: SIGHUP, for one, where the tests run under nohup."""
+    # Nor do they keep anything outside of their test.
+    os.environ["STATE_DIRECTORY"] = ""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is signal.SIG_IGN:
             default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL

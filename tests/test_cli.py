@@ -446,7 +446,7 @@ def test_errors_of_the_network_are_reported_and_counted_at_the_end(
 def test_a_configuration_that_open_interface_refuses_is_said_to_be_of_the_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def refuse(_config: InterfaceConfig) -> None:
+    def refuse(_config: InterfaceConfig, **_options: object) -> None:
         raise ConfigError("this cannot be", hint="change it")
 
     monkeypatch.setattr("connlib.cli.up.open_interface", refuse)

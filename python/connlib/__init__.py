@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from connlib.gateway import Gateway, GatewayInterface, GatewayPeer, GatewayRule
     from connlib.gatewayfile import load_gateway, parse_gateway
     from connlib.metrics import MetricsServer, serve_metrics
+    from connlib.timestamps import TimestampStore
     from connlib.wgquick import format_config, load_config, parse_config
 
 __version__ = "0.1.0"
@@ -151,6 +152,7 @@ __all__ = [
     "Timeout",
     "TimeoutReason",
     "Timers",
+    "TimestampStore",
     "Transmit",
     "Tunn",
     "TunnStats",
@@ -279,6 +281,7 @@ _HOMES = {
         "MetricsServer",
         "serve_metrics",
     ),
+    "timestamps": ("TimestampStore",),
     "wgquick": (
         "format_config",
         "load_config",

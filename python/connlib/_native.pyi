@@ -352,10 +352,11 @@ class UpstreamTunn:
 class Node:
     """A WireGuard interface with many peers. Its methods, and their order: mutate, then drain, then mutate.
 
-    - commands change what it is: `apply`, `initiate_handshake`, `set_unix_time`, `set_endpoint`;
+    - commands change what it is: `apply`, `initiate_handshake`, `set_unix_time`, `set_endpoint`, `restore_timestamps`,
+      `forget_timestamp`;
     - `handle_*` tell it what happened: packets, datagrams, time;
     - `drain` takes out everything that these caused (a `TunIo` and a `UdpIo` do it without Python objects);
-    - getters change nothing: `next_timeout`, `stats`, `pending`;
+    - getters change nothing: `next_timeout`, `stats`, `pending`, `timestamps`, `timestamps_version`;
     - `record` and `take_recorded` tell what came in and when, for a replay, and `log_flows` and `take_flows` what
       policies allowed and denied.
 
@@ -404,6 +405,29 @@ class Node:
 
     def stats(self, now: float) -> NodeStats:
         """Counters per peer and per drop reason; ages relative to `now`."""
+
+    def timestamps(self) -> tuple[dict[PublicKey, bytes], dict[PublicKey, bytes]]:
+        """The greatest TAI64N timestamp (12 bytes) in a valid initiation of each peer, and in ours with each own key.
+
+        By public key, the peer's or our own. Those of 4,096 peers that are not configured any more are among them, the
+        one that was removed longest ago first, and of 8 keys that are not in use.
+        """
+
+    def timestamps_version(self) -> int:
+        """Rises when `timestamps()` has something to write down; for what is sent, at most once in a minute of it."""
+
+    def restore_timestamps(
+        self, received: dict[PublicKey, bytes], sent: dict[PublicKey, bytes], now: float
+    ) -> None:
+        """Go on from what `timestamps()` of another node gave; what this one knows to be greater stays.
+
+        Initiations that are not later than `received` are refused, those of peers that are added later, too. Ours are
+        later than `sent`; where the wall clock is behind that, by two minutes more, for what was not written down.
+        Raises `ValueError` for a timestamp that is none, and has changed nothing then.
+        """
+
+    def forget_timestamp(self, peer: PublicKey) -> bool:
+        """Take the next initiation of a peer whatever its timestamp. False if there was nothing to forget."""
 
     def record(self, capacity: int) -> None:
         """Write down from now on what comes into the tunnels, until `capacity` (0 to 2^24) inputs wait; 0 ends it.

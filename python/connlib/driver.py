@@ -28,6 +28,7 @@ from anyio.abc import TaskGroup
 from ._errors import ClosedError, ConfigError, DeviceError
 from ._explain import Explanation, explain
 from ._flows import FlowRecord
+from ._groups import WithoutGroup
 from ._native import Node, PublicKey
 from ._nodeconfig import node_config, with_what_the_node_does_not_see
 from ._types import (
@@ -45,6 +46,7 @@ from .events import EventStream
 from .links import LinkState, change_link, link_state, warn_of_default_routes
 from .memory import MemoryHost, MemoryTun, MemoryUdp
 from .resolver import Endpoint, Resolver
+from .timestamps import Keeper, TimestampStore
 from .tun import TunEnd, open_tun
 from .udp import Sockets, UdpEnd, open_udp
 
@@ -114,6 +116,7 @@ async def open_interface(
     tun: int | MemoryTun | None = None,
     udp: Sockets | MemoryUdp | MemoryHost | None = None,
     clock: Clock | None = None,
+    timestamps: TimestampStore | None = None,
 ) -> AsyncIterator[Interface]:
     """Bring a WireGuard interface up, and take it down at the end of the block, whatever ends it.
 
@@ -126,6 +129,9 @@ async def open_interface(
     family, is used as it is, made non-blocking, and left open. A `MemoryUdp`, or a host of one, needs no network.
 
     clock: None is the system's clock that runs during suspend too, or the event loop's if both ends are in memory.
+
+    timestamps: where those of handshakes outlive the interface (`connlib.timestamps`); None for nowhere. What is wrong
+    with it is logged, and stops nothing.
 
     A peer's endpoint may be a host name: it is looked up while the interface is up already, again until that works, and
     again when the peer does not answer handshakes.
@@ -153,9 +159,10 @@ async def open_interface(
         stack.callback(lambda: interface._udp.close())  # not always the one that it began with
         stack.callback(interface._closed)
         await interface._set_link(config)
-        with _WithoutGroup():
-            async with anyio.create_task_group() as tasks:
-                interface._start(tasks)
+        keeper = Keeper(timestamps, node, clock.now)
+        with WithoutGroup():
+            async with keeper, anyio.create_task_group() as tasks:
+                interface._start(tasks, keeper)
                 try:
                     yield interface
                 finally:
@@ -176,24 +183,6 @@ def _config_errors() -> Iterator[None]:
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from None
-
-
-class _WithoutGroup:
-    """Raise what is alone in an exception group by itself: callers of this module have no tasks in it."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        # By its attribute, because Python 3.10 has no class for it.
-        inner = error
-        while inner is not None:
-            members: tuple[BaseException, ...] = getattr(inner, "exceptions", ())
-            if len(members) != 1:
-                break
-            inner = members[0]
-        if inner is not None and inner is not error:
-            raise inner from inner.__cause__
 
 
 class Interface:
@@ -228,6 +217,7 @@ class Interface:
         self._lookups: Counter[str] = Counter(asked=0, failed=0, moved=0)
         self._open = True
         self._tasks: TaskGroup
+        self._keeper: Keeper
         # Those that wait for the descriptors of `_udp`, once there are any.
         self._udp_tasks: TaskGroup | None = None
         self._resolver: Resolver
@@ -311,6 +301,16 @@ class Interface:
         self._check_open()
         self._node.initiate_handshake(peer, self._now())
         self._settle()
+
+    def forget_timestamp(self, peer: PublicKey) -> bool:
+        """Take the next initiation of a peer whatever its timestamp, because its clock was wrong: a recorded one, too.
+
+        False if there was nothing to forget. Raises `ClosedError` after the interface was closed.
+        """
+        self._check_open()
+        forgotten = self._node.forget_timestamp(peer)
+        self._settle()
+        return forgotten
 
     def record(self, capacity: int) -> None:
         """Write down from now on what comes into the tunnels, until `capacity` inputs wait to be taken; 0 ends it.
@@ -459,11 +459,12 @@ class Interface:
         if not self._open:
             raise ClosedError(f"the interface {self.name} is closed")
 
-    def _start(self, tasks: TaskGroup) -> None:
-        self._tasks = tasks
+    def _start(self, tasks: TaskGroup, keeper: Keeper) -> None:
+        self._tasks, self._keeper = tasks, keeper
         self._resolver = Resolver(self._found, self._udp.can_reach, tasks, self._lookups)
         self._resolver.update(self._config.peers)
         tasks.start_soon(self._keep_time)
+        tasks.start_soon(keeper.run)
         tasks.start_soon(self._read_tun)
         tasks.start_soon(self._serve_udp, self._udp)
         self._settle()
@@ -539,6 +540,7 @@ class Interface:
         for event in output.events:
             self._resolver.notice(*event)
             self._publish(event)
+        self._keeper.notice()
         deadline = self._node.next_timeout()
         self._alarm.set(None if deadline is None else deadline.at)
         for end, tasks in ((self._udp, self._udp_tasks), (self._tun, self._tasks)):

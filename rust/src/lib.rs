@@ -27,6 +27,7 @@ mod public_key;
 mod rate_limiter;
 mod results;
 mod time;
+mod timestamps;
 mod tun_io;
 mod tunn;
 mod tunn_options;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use connlib_core::{DropReason, Packets};
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
-use pyo3::types::PyList;
+use pyo3::types::{PyDict, PyList};
 use rand_core::OsRng;
 
 use crate::arguments::{self, Address, Data, Lengths, MAX_PACKET, Now, UnixTime};
@@ -17,6 +17,7 @@ use crate::node_config::{config_error, diff_to_python, node_config};
 use crate::node_output::{self, Drained};
 use crate::public_key::PublicKey;
 use crate::results;
+use crate::timestamps;
 
 #[pyclass(module = "connlib._native", subclass, frozen)]
 pub struct Node {
@@ -261,6 +262,42 @@ impl Node {
             (dated(records, node), missed)
         })?;
         Ok((flow_output::records_to_python(&records, py)?, missed))
+    }
+
+    fn timestamps<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<(Bound<'py, PyDict>, Bound<'py, PyDict>)> {
+        let (received, sent) = self.engine.call(py, |node| {
+            (node.received_timestamps(), node.sent_timestamps())
+        })?;
+        Ok((
+            timestamps::to_python(&received, py)?,
+            timestamps::to_python(&sent, py)?,
+        ))
+    }
+
+    fn timestamps_version(&self, py: Python<'_>) -> PyResult<u64> {
+        self.engine.call(py, |node| node.timestamps_version())
+    }
+
+    fn restore_timestamps(
+        &self,
+        py: Python<'_>,
+        received: &Bound<'_, PyDict>,
+        sent: &Bound<'_, PyDict>,
+        now: Now,
+    ) -> PyResult<()> {
+        let received = timestamps::from_python(received)?;
+        let sent = timestamps::from_python(sent)?;
+        self.engine
+            .call(py, |node| node.restore_timestamps(&received, &sent, now.0))?
+            .map_err(timestamps::refused)
+    }
+
+    fn forget_timestamp(&self, py: Python<'_>, peer: &PublicKey) -> PyResult<bool> {
+        self.engine
+            .call(py, |node| node.forget_timestamp(&peer.bytes))
     }
 
     fn pending(&self, py: Python<'_>) -> PyResult<(usize, usize, usize)> {

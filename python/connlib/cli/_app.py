@@ -107,6 +107,15 @@ def up(
             "ends; - is standard output. SIGHUP opens it anew.",
         ),
     ] = None,
+    state_dir: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where timestamps of handshakes are kept, so that no recorded one is answered after a restart.  "
+            "[default: $STATE_DIRECTORY, else /var/lib/connlib]",
+        ),
+    ] = None,
+    no_state: Annotated[bool, typer.Option("--no-state", help="Keep nothing when the tunnel ends.")] = False,
     allow_world_readable: AllowWorldReadable = False,
 ) -> None:
     """Run the tunnel of FILE in the foreground, until SIGINT or SIGTERM.
@@ -130,6 +139,8 @@ def up(
         run_dir=None if no_control else run_dir,
         metrics=metrics,
         flow_log=flow_log,
+        state=state_dir,
+        keeps_state=not no_state,
     )
 
 

@@ -26,11 +26,13 @@ from connlib.control import serve_control
 from connlib.diff import Applier, count_changes
 from connlib.driver import Interface, InterfaceStats, is_errno, open_interface
 from connlib.resolver import is_literal
+from connlib.timestamps import TimestampStore
 
 from ._dumps import forbid_dumps
 from ._files import load, name_after
 from ._flowlog import FlowLog
 from ._recorder import Recorder
+from ._state import timestamp_store
 from ._stop import StopSignals
 
 log = logging.getLogger("connlib.up")
@@ -50,12 +52,15 @@ def run(
     metrics: str | None = None,
     record: str | None = None,
     flow_log: str | None = None,
+    state: str | None = None,
+    keeps_state: bool = True,
 ) -> None:
     """Run the tunnel of `file`, of either kind, until a signal stops it.
 
     run_dir: where the control socket is made; None for none. metrics: where Prometheus may ask, as `[ADDRESS:]PORT`.
     record: a new file for what comes into the tunnels (`connlib crosscheck --record`). flow_log: a file for what
-    policies allow and deny, or `-` for standard output.
+    policies allow and deny, or `-` for standard output. state: the directory for timestamps of handshakes, in place of
+    the usual one; without `keeps_state` there is none.
 
     Raises `ConfigError` for a bad file, name or place, and `DeviceError` if the device or the sockets cannot be had.
     """
@@ -70,10 +75,11 @@ def run(
         return dataclasses.replace(config, name=device)
 
     config = load_file()
+    store = timestamp_store(str(config.name), state) if keeps_state else None
     stop.tell(None)
     with Recorder(record, config) as recorder, FlowLog(flow_log) as flows:
         try:
-            trio.run(_serve, config, file, load_file, stop, recorder, flows, run_dir, serves)
+            trio.run(_serve, config, file, load_file, stop, recorder, flows, run_dir, serves, store)
         finally:
             stop.tell(None)
 
@@ -119,10 +125,11 @@ async def _serve(
     flows: FlowLog,
     run_dir: str | None,
     metrics: tuple[str, int] | None,
+    store: TimestampStore | None,
 ) -> None:
     with trio.CancelScope() as scope:
         stop_by_signal(stop, scope)
-        async with _opened(config, file) as interface, trio.open_nursery() as nursery:
+        async with _opened(config, file, store) as interface, trio.open_nursery() as nursery:
             recorder.start(interface)
             names = _Names(config)
             log.info(
@@ -261,11 +268,13 @@ def _stop(stop: StopSignals, scope: trio.CancelScope) -> None:
 
 
 @asynccontextmanager
-async def _opened(config: InterfaceConfig, file: str) -> AsyncIterator[Interface]:
+async def _opened(
+    config: InterfaceConfig, file: str, store: TimestampStore | None
+) -> AsyncIterator[Interface]:
     """The interface; what is wrong with its configuration comes from this file."""
     async with AsyncExitStack() as stack:
         try:
-            interface = await stack.enter_async_context(open_interface(config))
+            interface = await stack.enter_async_context(open_interface(config, timestamps=store))
         except ConfigError as error:
             error.path = error.path or display_path(file)
             raise

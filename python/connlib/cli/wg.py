@@ -74,7 +74,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Make the TUN device NAME, go into the background, and serve wg, wg-quick and other tools that "
         "speak WireGuard's configuration protocol at /var/run/wireguard/NAME.sock.",
         epilog="Environment: LOG_LEVEL is silent, error (the default), warning, info or debug (verbose). In the "
-        "background, logs go to standard error only if it is set.",
+        "background, logs go to standard error only if it is set. STATE_DIRECTORY is where timestamps of handshakes "
+        "are kept in place of /var/lib/connlib; empty for nowhere.",
         allow_abbrev=False,
     )
     parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
@@ -135,6 +136,7 @@ async def _serve(name: str, ready: Callable[[], None]) -> None:
     from connlib.uapi.link import follow_link
     from connlib.uapi.server import serve
 
+    from ._state import timestamp_store
     from ._stop import stop_signals
     from .up import stop_by_signal
 
@@ -144,7 +146,9 @@ async def _serve(name: str, ready: Callable[[], None]) -> None:
         stack.callback(os.close, descriptor)
         set_mtu(made, DEFAULT_MTU)
         nobodys = InterfaceConfig(private_key=PrivateKey.generate(), mtu=DEFAULT_MTU, routes=False)
-        async with open_interface(nobodys, tun=descriptor) as interface:
+        # There is no key yet, and no peer: what was kept for them waits in the node.
+        store = timestamp_store(made)
+        async with open_interface(nobodys, tun=descriptor, timestamps=store) as interface:
             device = Device(interface, keyless=True, up=False)
             with SocketFile(name) as file:
                 ready()

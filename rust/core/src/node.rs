@@ -11,6 +11,7 @@ mod record;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod timestamps;
 
 pub use config::{
     ConfigDiff, ConfigError, DEFAULT_HANDSHAKE_LIMIT, DEFAULT_MTU, NodeConfig, PeerChange,
@@ -36,18 +37,21 @@ use apply::Common;
 use deadlines::Deadlines;
 use peers::{Peers, Slot};
 use record::Recorder;
+use timestamps::Timestamps;
 
 /// A WireGuard interface with many peers, without I/O.
 ///
 /// It has four kinds of methods:
 /// - *getters*: [`next_timeout`](Node::next_timeout), [`next_timeout_peer`](Node::next_timeout_peer),
-///   [`stats`](Node::stats), [`public_key`](Node::public_key), [`output`](Node::output). They change nothing.
+///   [`stats`](Node::stats), [`public_key`](Node::public_key), [`output`](Node::output),
+///   [`received_timestamps`](Node::received_timestamps), [`sent_timestamps`](Node::sent_timestamps). They change nothing.
 /// - *`handle_*`*: what happened outside. [`handle_packet`](Node::handle_packet) from the TUN device,
 ///   [`handle_datagram`](Node::handle_datagram) from UDP, [`handle_timeout`](Node::handle_timeout) when the time has come.
 ///   Whatever is wrong with a packet is counted; nothing that comes from outside is an error.
 /// - *commands* of whoever owns the node: [`apply`](Node::apply), [`initiate_handshake`](Node::initiate_handshake),
 ///   [`set_endpoint`](Node::set_endpoint), [`set_unix_time`](Node::set_unix_time), [`record`](Node::record),
-///   [`log_flows`](Node::log_flows).
+///   [`log_flows`](Node::log_flows), [`restore_timestamps`](Node::restore_timestamps),
+///   [`forget_timestamp`](Node::forget_timestamp).
 /// - *drain*: [`output`](Node::output), then [`drain_datagrams`](Node::drain_datagrams) and
 ///   [`drain_packets`](Node::drain_packets) for as many as were delivered, [`take_events`](Node::take_events), or
 ///   [`clear_output`](Node::clear_output) for everything.
@@ -96,6 +100,7 @@ pub struct Node {
     output: NodeOutput,
     drops: DropCounts,
     recorder: Option<Recorder>,
+    timestamps: Timestamps,
     /// Of all peers that have a policy.
     flows: Flows,
     /// Memory for the answer to a packet that a policy refused.
@@ -134,6 +139,7 @@ impl Node {
             output: NodeOutput::default(),
             drops: DropCounts::default(),
             recorder: None,
+            timestamps: Timestamps::default(),
             flows: Flows::default(),
             refusal: Vec::new(),
             due: Vec::new(),
@@ -292,7 +298,7 @@ impl Node {
     ///
     /// Peers are known by their public keys. Sessions go on, whatever else changed (a preshared key is for the next
     /// handshake), unless the node's private key did: then every tunnel is made anew. Another private key or handshake limit
-    /// makes a new rate limiter, and cookies that were given out are worth nothing then.
+    /// makes a new rate limiter, and cookies that were given out are worth nothing then. Timestamps are remembered.
     ///
     /// An endpoint that is the same as in the last configuration, or absent, leaves the peer where it was last heard.
     ///
@@ -453,6 +459,9 @@ impl Node {
             received.map_err(DropReason::from)
         });
         let received = received.unwrap_or(Err(DropReason::PeerPoisoned));
+        if kind == InputKind::Initiation {
+            self.note_received_timestamp(slot);
+        }
         self.note_received(slot, &received, now);
         self.record_input(slot, kind, size, received.is_ok());
         let (destination, moves) = match received {

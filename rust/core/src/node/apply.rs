@@ -204,6 +204,8 @@ impl Node {
                 // What was counted for it, and what waited for it, is counted for the node from here on: no total falls.
                 self.drops.add_all(&peer.drops);
                 self.drops.add_many(DropReason::NoSession, peer.queued(now));
+                self.timestamps
+                    .keep(peer.settings.public_key, peer.timestamp);
             }
             self.deadlines.set(slot, None);
             self.flows.forget(slot, now);
@@ -214,6 +216,8 @@ impl Node {
             self.limiter =
                 RateLimiter::new(&common.public, common.handshake_limit, now, &mut *self.rng);
         }
+        self.timestamps
+            .change_key(self.common.public.to_bytes(), common.public.to_bytes());
         self.common = common;
         self.routes = routes;
         for step in peers {
@@ -226,8 +230,16 @@ impl Node {
         let Step {
             slot,
             settings,
-            tunn,
+            mut tunn,
         } = step;
+        let timestamp = match self.peers.get(slot) {
+            Some(peer) => peer.timestamp,
+            None => self.timestamps.take(&settings.public_key),
+        };
+        if let Some(tunn) = &mut tunn {
+            tunn.set_received_timestamp(&timestamp);
+            tunn.send_after(self.timestamps.sent());
+        }
         match (self.peers.get_mut(slot), tunn) {
             (Some(peer), tunn) => {
                 if let Some(tunn) = &mut peer.tunn
@@ -263,7 +275,9 @@ impl Node {
                 }
             }
             (None, Some(tunn)) => {
-                self.peers.insert(slot, Peer::new(tunn, settings));
+                let mut peer = Peer::new(tunn, settings);
+                peer.timestamp = timestamp;
+                self.peers.insert(slot, peer);
             }
             (None, None) => {}
         }

@@ -45,7 +45,10 @@ impl Node {
         // indices and the generator hold no invariant across two statements.
         let result = catch_unwind(AssertUnwindSafe(|| call(tunn, &mut env, out)));
         match result {
-            Ok(result) => Some(result),
+            Ok(result) => {
+                self.timestamps.note_sent(tunn.sent_timestamp());
+                Some(result)
+            }
             Err(_) => {
                 self.output.roll_back(mark);
                 self.poison(slot, queued);

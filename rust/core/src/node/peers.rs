@@ -10,6 +10,7 @@ use connlib_boringtun::noise::{self, Indices, Role, Stats};
 use super::config::PeerSettings;
 use super::output::NodeEvent;
 use super::stats::{DropCounts, Trouble};
+use super::timestamps::{NONE, Timestamp};
 use crate::bucket::Bucket;
 use crate::policy::Filter;
 
@@ -29,6 +30,8 @@ pub(crate) struct Peer {
     pub trouble: Trouble,
     /// When something last came that only the peer can have sent.
     pub heard: Option<Instant>,
+    /// The greatest timestamp of its initiations, which outlives the tunnel; zeros for none.
+    pub timestamp: Timestamp,
     /// Its policy at work; `None` without one.
     pub filter: Option<Box<Filter>>,
 }
@@ -46,6 +49,7 @@ impl Peer {
             drops: DropCounts::default(),
             trouble: Trouble::default(),
             heard: None,
+            timestamp: NONE,
             filter: None,
         };
         peer.tunn = Some(tunn.with_persistent_keepalive(peer.keepalive()));

@@ -13,3 +13,4 @@ mod policy;
 mod recording;
 mod routing;
 mod sources;
+mod timestamps;

@@ -9,6 +9,7 @@
 //! | `sessions.rs` | previous, current and next session |
 //! | `settings.rs` | roles, limits: plain values |
 //! | `stats.rs` | counters, and what else can be seen from outside |
+//! | `timestamps.rs` | timestamps of initiations, given out and taken back (section 5.1) |
 //! | `handshake.rs` | Noise_IKpsk2, upstream's with our patches |
 //! | `session.rs` | sealing, opening and the replay window, upstream's with our patches |
 //! | `rate_limiter.rs` | MAC1, MAC2 and cookies, upstream's with our patches |
@@ -25,6 +26,7 @@ mod sessions;
 mod settings;
 mod stats;
 mod timers;
+pub mod timestamps;
 mod tunnel;
 
 pub use env::{Env, Indices};
