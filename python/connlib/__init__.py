@@ -6,6 +6,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from connlib._configfile import ConfigFileError
     from connlib._errors import (
+        CaptureError,
         ClosedError,
         ConfigError,
         ConnlibError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     )
     from connlib._types import (
         Batch,
+        CapturedPacket,
         ConfigDiff,
         Dropped,
         DropReason,
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
         Transmit,
         TunnStats,
     )
+    from connlib.capture import Capture, capture_interface
     from connlib.config import InterfaceConfig
     from connlib.driver import Interface, InterfaceStats, open_interface
     from connlib.gateway import Gateway, GatewayInterface, GatewayPeer, GatewayRule
@@ -77,6 +80,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Action",
     "Batch",
+    "Capture",
+    "CaptureError",
+    "CapturedPacket",
     "ClosedError",
     "ConfigDiff",
     "ConfigError",
@@ -138,6 +144,7 @@ __all__ = [
     "Verdict",
     "VerdictReason",
     "__version__",
+    "capture_interface",
     "explain",
     "format_config",
     "load_config",
@@ -159,6 +166,7 @@ def __dir__() -> list[str]:
 _HOMES = {
     "_configfile": ("ConfigFileError",),
     "_errors": (
+        "CaptureError",
         "ClosedError",
         "ConfigError",
         "ConnlibError",
@@ -187,6 +195,7 @@ _HOMES = {
     ),
     "_types": (
         "Batch",
+        "CapturedPacket",
         "ConfigDiff",
         "Dropped",
         "DropReason",
@@ -216,6 +225,10 @@ _HOMES = {
         "Timers",
         "Transmit",
         "TunnStats",
+    ),
+    "capture": (
+        "Capture",
+        "capture_interface",
     ),
     "config": ("InterfaceConfig",),
     "driver": (

@@ -20,6 +20,7 @@ from typing_extensions import Self, disjoint_base
 from connlib._policy import Policy
 from connlib._types import (
     Batch,
+    CapturedPacket,
     ConfigDiff,
     Limits,
     NodeConfig,
@@ -355,7 +356,8 @@ class Node:
     - `handle_*` tell it what happened: packets, datagrams, time;
     - `drain` takes out everything that these caused (a `TunIo` and a `UdpIo` do it without Python objects);
     - getters change nothing: `next_timeout`, `stats`, `pending`;
-    - `record` and `take_recorded` tell what came in and when, for a replay.
+    - `record` and `take_recorded` tell what came in and when, for a replay;
+    - `capture` and `take_captured` hand out the packets themselves, `log_keys` and `take_key_log` the keys to them.
 
     Each peer's policy is asked about every packet from it and for it; a refusal may put an ICMP message out.
 
@@ -411,6 +413,38 @@ class Node:
 
     def take_recorded(self) -> tuple[list[NodeInput], int]:
         """What was written down since the last call, in order, and how many more inputs found no room."""
+
+    def capture(
+        self, capacity: int, *, outer: bool = True, inner: bool = False, snaplen: int | None = None
+    ) -> None:
+        """Keep what goes through the node from now on, as long as less than `capacity` bytes wait to be taken; 0 ends it.
+
+        capacity: of memory, 0 to 2^30; what is around a packet counts too.
+        outer: datagrams that came, whatever becomes of them, and those for UDP.
+        inner: IP packets of the TUN device, whatever becomes of them, and those for it. They are not encrypted.
+        snaplen: how many bytes of each are kept, 1 to 65,535; None for all.
+        """
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether `capture` is on."""
+
+    def take_captured(self, limit: int) -> tuple[list[CapturedPacket], int, int]:
+        """The first packets that wait, at most `limit`, and how many datagrams and IP packets had no room since."""
+
+    def log_keys(self, on: bool) -> None:
+        """Keep from now on the keys of every handshake that begins or is answered; off, they are erased.
+
+        Of more than 65,536 that wait to be taken, the oldest are forgotten.
+        """
+
+    def take_key_log(self) -> tuple[list[str], list[PublicKey]]:
+        """What was kept since the last call, as lines of a key log (see `LabTunn.key_log`), and whose packets are readable.
+
+        Those are the peers with a session that a handshake since `log_keys` has made, each said once. The keys are of
+        single handshakes and this end's own private key: whoever has the latter can be this end. The strings are
+        ordinary Python objects, which Python does not erase.
+        """
 
     def pending(self) -> tuple[int, int, int]:
         """How many datagrams, packets and events wait to be drained."""

@@ -30,7 +30,8 @@ use std::ops::RangeInclusive;
 
 use crate::Prefix;
 use compiled::Compiled;
-pub(crate) use filter::{Direction, Filter};
+pub use filter::Direction;
+pub(crate) use filter::Filter;
 pub(crate) use flows::Flows;
 pub use flows::{MAX_FLOWS, MAX_FLOWS_PER_PEER};
 use packet::{Packet, parse};

@@ -14,8 +14,9 @@ use crate::Instant;
 const ANSWERS_AT_ONCE: u32 = 10;
 const ANSWER_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Which way a packet goes, as seen from this side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Direction {
+pub enum Direction {
     /// Out of the tunnel.
     FromPeer,
     /// Into the tunnel.
