@@ -23,11 +23,12 @@ needs_cargo = pytest.mark.skipif(shutil.which("cargo") is None, reason="needs ca
 # --- Python ---------------------------------------------------------------------------------------------------------
 
 LAYERS = {
-    "base": {"_errors", "_explain", "_types", "_native", "_policy", "_text", "_threads"},
+    "base": {"_errors", "_explain", "_types", "_native", "_pcapng", "_policy", "_text", "_threads"},
     "config": {"_configfile", "_tomlplaces", "_wgvalues", "config", "gateway", "gatewayfile", "wgquick"},
     "upstream": {"upstream"},
     "driver": {
         "_clients",
+        "capture",
         "clock",
         "diff",
         "driver",

@@ -417,7 +417,7 @@ class Node:
     def capture(
         self, capacity: int, *, outer: bool = True, inner: bool = False, snaplen: int | None = None
     ) -> None:
-        """Keep what goes through the node from now on, as long as less than `capacity` bytes wait to be taken; 0 ends it.
+        """Keep what goes through the node from now on, as far as it fits into `capacity` bytes until taken; 0 ends it.
 
         capacity: of memory, 0 to 2^30; what is around a packet counts too.
         outer: datagrams that came, whatever becomes of them, and those for UDP.
@@ -439,7 +439,7 @@ class Node:
         """
 
     def take_key_log(self) -> tuple[list[str], list[PublicKey]]:
-        """What was kept since the last call, as lines of a key log (see `LabTunn.key_log`), and whose packets are readable.
+        """What was kept since the last call, as lines of a key log (see `LabTunn.key_log`), and whom one can read now.
 
         Those are the peers with a session that a handshake since `log_keys` has made, each said once. The keys are of
         single handshakes and this end's own private key: whoever has the latter can be this end. The strings are
