@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from connlib._pcapng import internet_checksum, nowhere, packet, statistics, udp_frame
+from connlib._pcapng import internet_checksum, nowhere, packet, packet_options, statistics, udp_frame
 from helpers_pcapng import PACKET, STATISTICS, blocks, options
 
 V4, V6 = ("192.0.2.1", 51820), ("2001:db8::1", 51820)
@@ -73,7 +73,8 @@ def test_a_datagram_that_no_udp_packet_holds_is_refused() -> None:
 def test_a_packet_tells_its_time_its_direction_and_how_much_is_missing_of_it(
     outbound: bool, flag: int
 ) -> None:
-    ((kind, body),) = blocks(packet(3, 5 << 32 | 7, b"frame", size=9, outbound=outbound, comments=["why"]))
+    told = packet_options(outbound=outbound, comments=["why"])
+    ((kind, body),) = blocks(packet(3, 5 << 32 | 7, b"frame", size=9, options=told))
     assert kind == PACKET
     assert struct.unpack("<5I", body[:20]) == (3, 5, 7, 5, 9)
     assert body[20:28] == b"frame\0\0\0"

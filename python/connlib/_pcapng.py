@@ -52,14 +52,22 @@ def interface(name: str, snaplen: int = 0) -> bytes:
     return _block(_INTERFACE, struct.pack("<HHI", _LINKTYPE_RAW, 0, snaplen), options)
 
 
-def packet(
-    number: int, at: int, frame: bytes, *, size: int, outbound: bool, comments: Iterable[str] = ()
-) -> bytes:
-    """A packet on interface `number`, at nanoseconds since 1970: its first bytes, and how many it had."""
+def packet(number: int, at: int, frame: bytes, *, size: int, options: bytes) -> bytes:
+    """A packet on interface `number`, at nanoseconds since 1970: its first bytes, and how many it had.
+
+    options: as `packet_options` makes them.
+    """
+    length = 32 + len(frame) + -len(frame) % 4 + len(options)
+    header = (_PACKET, length, number, at >> 32, at & 0xFFFF_FFFF, len(frame), size)
+    parts = (struct.pack("<7I", *header), frame, bytes(-len(frame) % 4), options, struct.pack("<I", length))
+    return b"".join(parts)
+
+
+def packet_options(*, outbound: bool, comments: Iterable[str] = ()) -> bytes:
+    """What is said about a packet."""
     options = [(_COMMENT, comment.encode()) for comment in comments]
     options.append((_FLAGS, struct.pack("<I", _OUTBOUND if outbound else _INBOUND)))
-    header = struct.pack("<IIIII", number, at >> 32, at & 0xFFFF_FFFF, len(frame), size)
-    return _block(_PACKET, header + _padded(frame), options)
+    return _options(options)
 
 
 def secrets(keys: Sequence[str]) -> bytes:
@@ -77,11 +85,14 @@ def statistics(number: int, at: int, *, received: int, dropped: int) -> bytes:
 
 
 def _block(kind: int, body: bytes, options: Sequence[tuple[int, bytes]]) -> bytes:
-    tail = b"".join(struct.pack("<HH", code, len(value)) + _padded(value) for code, value in options)
-    if options:
-        tail += bytes(4)
+    tail = _options(options)
     length = len(body) + len(tail) + 12
     return struct.pack("<II", kind, length) + body + tail + struct.pack("<I", length)
+
+
+def _options(options: Sequence[tuple[int, bytes]]) -> bytes:
+    packed = [struct.pack("<HH", code, len(value)) + _padded(value) for code, value in options]
+    return b"".join(packed) + bytes(4) if packed else b""
 
 
 def _padded(data: bytes) -> bytes:
@@ -102,19 +113,19 @@ def udp_frame(
     size = len(payload) if size is None else size
     if size > MAX_UDP_PAYLOAD:
         raise ValueError(f"a datagram of {size:,} bytes does not fit into a UDP packet")
-    addresses = _packed(source[0]) + _packed(destination[0])
+    addresses, words = _between(source, destination)
     length = 8 + size
-    header = struct.pack(">HHHH", source[1], destination[1], length, 0)
     checksum = 0
     if size == len(payload):
-        # Zero would say that there is no checksum.
-        pseudo = addresses + struct.pack(">II", length, _UDP)
-        checksum = internet_checksum(pseudo + header + payload) or 0xFFFF
-    udp = header[:6] + struct.pack(">H", checksum) + payload
+        # Zero would say that there is no checksum. The length is in the pseudo-header too.
+        checksum = internet_checksum(payload, words + _UDP + 2 * length) or 0xFFFF
+    udp = struct.pack(">HHHH", source[1], destination[1], length, checksum)
     if len(addresses) == 32:
-        return struct.pack(">IHBB", 0x6000_0000, length, _UDP, 64) + addresses + udp
-    ip = struct.pack(">BBHHHBBH", 0x45, 0, 20 + length, 0, 0x4000, 64, _UDP, 0) + addresses
-    return ip[:10] + struct.pack(">H", internet_checksum(ip)) + ip[12:] + udp
+        ip = struct.pack(">IHBB", 0x6000_0000, length, _UDP, 64)
+    else:
+        header = (0x4500, 20 + length, 0, 0x4000, 64 << 8 | _UDP)
+        ip = struct.pack(">6H", *header, internet_checksum(addresses, sum(header)))
+    return b"".join((ip, addresses, udp, payload))
 
 
 def nowhere(address: str) -> str:
@@ -122,15 +133,18 @@ def nowhere(address: str) -> str:
     return "::" if ":" in address else "0.0.0.0"
 
 
-def internet_checksum(data: bytes) -> int:
-    """As RFC 1071 has it."""
+def internet_checksum(data: bytes, words: int = 0) -> int:
+    """As RFC 1071 has it, of the data and of words that add up to `words`."""
     # A sum with end-around carry is a remainder, for which Python has a fast way; only 0 can stand for 0xFFFF.
-    total = int.from_bytes(data + bytes(len(data) % 2), "big")
+    total = words + int.from_bytes(data + bytes(len(data) % 2), "big")
     folded = total % 0xFFFF
     return ~(folded or (0xFFFF if total else 0)) & 0xFFFF
 
 
 @lru_cache(maxsize=1024)
-def _packed(address: str) -> bytes:
+def _between(source: tuple[str, int], destination: tuple[str, int]) -> tuple[bytes, int]:
+    """The addresses as they are in a packet, and the sum of their words and the ports."""
     # A zone is for the machine that it is on.
-    return ip_address(address.partition("%")[0]).packed
+    ends = [ip_address(address.partition("%")[0]).packed for address, _ in (source, destination)]
+    addresses = b"".join(ends)
+    return addresses, int.from_bytes(addresses, "big") % 0xFFFF + source[1] + destination[1]

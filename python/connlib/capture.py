@@ -113,8 +113,10 @@ class Capture:
         self._written = dict.fromkeys(_KINDS, 0)
         self._missed = dict.fromkeys(_KINDS, 0)
         self._readable: list[PublicKey] = []
+        # The configuration that the names are of, and what is said of each peer's packets, as blocks have it.
         self._named: InterfaceConfig | None = None
         self._names: dict[PublicKey, str | None] = {}
+        self._told: dict[tuple[PublicKey | None, bool], bytes] = {}
 
     @property
     def packets(self) -> int:
@@ -196,18 +198,21 @@ class Capture:
             self._unix_epoch + packet.at,
             frame,
             size=size,
-            outbound=packet.outbound,
-            comments=[self._whose(packet.peer)],
+            options=self._options(packet.peer, packet.outbound),
         )
 
-    def _whose(self, peer: PublicKey | None) -> str:
-        if peer is None:
-            return "of no peer"
+    def _options(self, peer: PublicKey | None, outbound: bool) -> bytes:
         config = self._interface.config
         if config is not self._named:
             self._named = config
             self._names = {each.public_key: each.name for each in config.peers}
-        return f"peer {self._names.get(peer) or peer}"
+            self._told.clear()
+        options = self._told.get((peer, outbound))
+        if options is None:
+            whose = "of no peer" if peer is None else f"peer {self._names.get(peer) or peer}"
+            options = pcapng.packet_options(outbound=outbound, comments=[whose])
+            self._told[peer, outbound] = options
+        return options
 
     def _statistics(self, kind: str) -> bytes:
         missed = self._missed[kind]

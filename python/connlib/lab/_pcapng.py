@@ -43,9 +43,8 @@ def write_pcapng(
         destination = sent.destination or (pcapng.nowhere(sent.source[0]), 0)
         frame = pcapng.udp_frame(sent.source, destination, sent.data)
         comments = [comment for flight in copies if (comment := _comment(flight))]
-        file.write(
-            pcapng.packet(places[sent.host], at, frame, size=len(frame), outbound=True, comments=comments)
-        )
+        options = pcapng.packet_options(outbound=True, comments=comments)
+        file.write(pcapng.packet(places[sent.host], at, frame, size=len(frame), options=options))
 
 
 def _comment(flight: Flight) -> str:
