@@ -340,7 +340,7 @@ async def test_the_file_is_for_its_owner_alone(tmp_path_factory: pytest.TempPath
 
 
 @in_virtual_time
-async def test_what_is_tunspecifiedalready_is_not_overwritten(
+async def test_what_is_there_already_is_not_overwritten(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     folder = tmp_path_factory.mktemp("capture")
@@ -448,6 +448,15 @@ async def test_what_was_written_in_part_is_taken_back(tmp_path_factory: pytest.T
     assert [kind for kind, _ in blocks(path.read_bytes())][2:] == [PACKET] * 4
 
 
+def test_a_file_of_which_nothing_could_be_written_is_not_left_behind(tmp_path: Path) -> None:
+    path = tmp_path / "live.pcapng"
+    with connlib.capture._OwnTarget(str(path)) as target:
+        target._file = Full(10, target._own)  # type: ignore[arg-type]
+        with pytest.raises(CaptureError, match="No space left"):
+            target.write(bytes(100))
+    assert not path.exists()
+
+
 # --- Beginning and end --------------------------------------------------------------------------------------------
 
 
@@ -540,11 +549,11 @@ async def test_packets_of_descriptors_are_captured_too() -> None:
     assert [number for number, *_ in read(file)] == [0, 0, 0, 1, 1, 0]
     assert [frame for number, _, frame in read(file) if number == 1] == [there, back]
     addresses = [frame[12:20] for number, _, frame in read(file) if number == 0]
-    unspecified, tunspecified = bytes(4), bytes([127, 0, 0, 1])
+    unspecified, loopback = bytes(4), bytes([127, 0, 0, 1])
     assert addresses == [
-        tunspecified + unspecified,
-        unspecified + tunspecified,
-        tunspecified + unspecified,
-        unspecified + tunspecified,
+        loopback + unspecified,
+        unspecified + loopback,
+        loopback + unspecified,
+        unspecified + loopback,
     ]
     assert struct.unpack(">H", read(file)[0][2][22:24]) == (port,)

@@ -287,4 +287,7 @@ class _OwnTarget(_Target):
     def _tidy(self) -> None:
         # Without the blocks that are there only in part, which a reader would complain about.
         with suppress(OSError):
-            self._own.truncate(self._whole)
+            if self._whole:
+                self._own.truncate(self._whole)
+            else:
+                os.unlink(self._name)
