@@ -131,6 +131,29 @@ fn a_captured_packet_has_its_time_its_peer_its_first_bytes_and_its_size() {
 }
 
 #[test]
+fn of_what_several_calls_send_before_it_is_drained_each_is_captured_once_with_its_own_address() {
+    let mut net = Net::new([(1, config(1, vec![peer(2), peer(3)]))]);
+    let now = net.now;
+    let node = &mut net.host(1).node;
+    node.capture(Some(BOTH));
+    for number in [2, 3] {
+        node.initiate_handshake(&public_key(number), now).unwrap();
+    }
+    let sent: Vec<_> = node
+        .output()
+        .transmits()
+        .zip([2, 3])
+        .map(|((to, bytes), number)| {
+            assert_eq!(to, address(number));
+            let peer = Some(public_key(number));
+            (Layer::Outer(to), ToPeer, peer, bytes.to_vec())
+        })
+        .collect();
+    assert_eq!(sent.len(), 2);
+    assert_eq!(seen(node), sent);
+}
+
+#[test]
 fn what_is_refused_is_captured_too() {
     let mut net = Net::connected();
     net.host(1).node.capture(Some(BOTH));
