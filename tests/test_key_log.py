@@ -1,4 +1,4 @@
-"""`LabTunn.key_log`: the secrets of a tunnel of the laboratory."""
+"""`LabTunn.key_log`: the secrets of a tunnel of the laboratory. Those of a `Node` are in test_capture.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 import connlib._native
-from connlib import ForkedError, PresharedKey, PrivateKey, PublicKey
+from connlib import ForkedError, Node, NodeConfig, PeerConfig, PresharedKey, PrivateKey, PublicKey
 from connlib._native import LabTunn
 from two_tunnels import ALICE, BOB, UNIX_TIME
 
@@ -104,6 +104,17 @@ def test_equal_seeds_still_give_equal_datagrams() -> None:
 @pytest.mark.parametrize("name", ["Tunn", "Node", "UpstreamTunn", "LabNode"])
 def test_no_other_class_has_a_key_log(name: str) -> None:
     assert not hasattr(getattr(connlib._native, name), "key_log")
+
+
+def test_a_node_keeps_no_keys_unless_it_is_told_to() -> None:
+    config = NodeConfig(
+        private_key=ALICE, peers=(PeerConfig(public_key=BOB.public_key(), endpoint=("192.0.2.1", 51820)),)
+    )
+    node = Node(config, now=0, unix_time=UNIX_TIME)
+    node.initiate_handshake(BOB.public_key(), 0)
+    assert node.take_key_log() == ([], [])
+    node.log_keys(True)
+    assert node.take_key_log() == ([], [])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")

@@ -31,6 +31,7 @@ LAYERS = {
         "_groups",
         "_types",
         "_native",
+        "_pcapng",
         "_policy",
         "_text",
         "_threads",
@@ -40,6 +41,7 @@ LAYERS = {
     "driver": {
         "_clients",
         "_nodeconfig",
+        "capture",
         "clock",
         "diff",
         "driver",

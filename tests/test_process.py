@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from base64 import b64decode
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,10 @@ def test_after_a_fork_the_child_can_use_no_object_of_its_parent() -> None:
             lambda: node.drain(),
             lambda: node.stats(START),
             lambda: node.pending(),
+            lambda: node.capture(1),
+            lambda: node.take_captured(1),
+            lambda: node.log_keys(True),
+            lambda: node.take_key_log(),
             lambda: len(table),
             lambda: tunnel(indices=table),
             lambda: tunnel(rate_limiter=limiter),
@@ -89,7 +94,7 @@ def test_after_a_fork_the_child_can_use_no_object_of_its_parent() -> None:
         print("parent ok")
         """
     )
-    assert output.split("\n")[:2] == ["refused 24 of 24", "parent ok"]
+    assert output.split("\n")[:2] == ["refused 28 of 28", "parent ok"]
 
 
 def test_a_thousand_forks_repeat_no_nonce() -> None:
@@ -249,3 +254,77 @@ def test_no_key_of_a_session_is_left_when_it_has_expired() -> None:
     assert len(keys) == 2
     assert all(made.count(key) >= 2 for key in keys)
     assert [expired.count(key) for key in keys] == [0, 0]
+
+
+HANDSHAKE = """
+    from connlib import NodeConfig, PeerConfig
+    from connlib._native import LabNode
+    from two_tunnels import *
+
+    HOSTS = (("192.0.2.1", 51820), ("192.0.2.2", 51820))
+
+    def nodes():
+        pair = []
+        for seed, (own, peer) in enumerate([(ALICE, BOB), (BOB, ALICE)]):
+            peers = (PeerConfig(public_key=peer.public_key(), endpoint=HOSTS[1 - seed]),)
+            pair.append(LabNode(NodeConfig(private_key=own, peers=peers), now=0, unix_time=UNIX_TIME, seed=seed))
+        return pair
+
+    def shake_hands(pair):
+        # More than once, because the seeded generator keeps what it gave last.
+        for now in range(0, 100, 10):
+            pair[0].initiate_handshake(BOB.public_key(), now)
+            for turn in (0, 1, 0):
+                (transmit,) = pair[turn].drain().transmits
+                pair[1 - turn].handle_datagrams(transmit.datagram, [len(transmit.datagram)], [HOSTS[turn]], now)
+            assert pair[1].stats(now).peers[0].tunnel.last_handshake == 0
+    """
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/PID/mem")
+def test_ephemeral_keys_are_in_memory_only_while_a_key_log_is_on_and_until_they_are_taken() -> None:
+    """Nodes of equal seeds draw equal keys, so that this process learns which ones to look for in another."""
+    learn = """
+        pair = nodes()
+        for node in pair:
+            node.log_keys(True)
+        shake_hands(pair)
+        for node in pair:
+            print(node.take_key_log()[0][2].partition(" = ")[2])
+        """
+    keys = [b64decode(line) for line in run(textwrap.dedent(HANDSHAKE) + textwrap.dedent(learn)).split()]
+    assert len(set(keys)) == 2
+    script = """
+        import sys
+
+        def say(word):
+            print(word, flush=True)
+            sys.stdin.readline()
+
+        pair = nodes()
+        shake_hands(pair)
+        say("off")
+        for end in ("taken", "ended"):
+            pair = nodes()
+            for node in pair:
+                node.log_keys(True)
+            shake_hands(pair)
+            say("on")
+            for node in pair:
+                assert node.take_key_log() if end == "taken" else node.log_keys(False) is None
+            say(end)
+        """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HANDSHAKE) + textwrap.dedent(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
+    ) as child:
+        assert child.stdin is not None and child.stdout is not None
+        for state in ("off", "on", "taken", "on", "ended"):
+            assert child.stdout.readline() == f"{state}\n"
+            memory = memory_of(child.pid)
+            assert [key in memory for key in keys] == [state == "on"] * 2, state
+            child.stdin.write("\n")
+            child.stdin.flush()

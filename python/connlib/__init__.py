@@ -6,6 +6,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from connlib._configfile import ConfigFileError
     from connlib._errors import (
+        CaptureError,
         ClosedError,
         ConfigError,
         ConnlibError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     )
     from connlib._types import (
         Batch,
+        CapturedPacket,
         ConfigApplied,
         ConfigDiff,
         Denied,
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
         Transmit,
         TunnStats,
     )
+    from connlib.capture import Capture, capture_interface
     from connlib.config import InterfaceConfig
     from connlib.control import ControlClient, ControlError, ControlServer, serve_control
     from connlib.driver import Interface, InterfaceStats, open_interface
@@ -85,6 +88,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Action",
     "Batch",
+    "Capture",
+    "CaptureError",
+    "CapturedPacket",
     "ClosedError",
     "ConfigApplied",
     "ConfigDiff",
@@ -159,6 +165,7 @@ __all__ = [
     "Verdict",
     "VerdictReason",
     "__version__",
+    "capture_interface",
     "explain",
     "format_config",
     "load_config",
@@ -181,6 +188,7 @@ def __dir__() -> list[str]:
 _HOMES = {
     "_configfile": ("ConfigFileError",),
     "_errors": (
+        "CaptureError",
         "ClosedError",
         "ConfigError",
         "ConnlibError",
@@ -216,6 +224,7 @@ _HOMES = {
     "_types": (
         "Batch",
         "ConfigApplied",
+        "CapturedPacket",
         "ConfigDiff",
         "Denied",
         "Dropped",
@@ -249,6 +258,10 @@ _HOMES = {
         "Timers",
         "Transmit",
         "TunnStats",
+    ),
+    "capture": (
+        "Capture",
+        "capture_interface",
     ),
     "config": ("InterfaceConfig",),
     "control": (

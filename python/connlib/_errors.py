@@ -79,6 +79,10 @@ class DeviceError(ConnlibError):
         return cls(f"{what}: {error.strerror or error}", hint=hint)
 
 
+class CaptureError(ConnlibError):
+    """A capture cannot begin or cannot go on. `str()` is one line."""
+
+
 class ClosedError(ConnlibError):
     """The interface is closed."""
 

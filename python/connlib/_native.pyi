@@ -21,6 +21,7 @@ from connlib._flows import FlowRecord
 from connlib._policy import Policy
 from connlib._types import (
     Batch,
+    CapturedPacket,
     ConfigDiff,
     Limits,
     NodeConfig,
@@ -358,7 +359,8 @@ class Node:
     - `drain` takes out everything that these caused (a `TunIo` and a `UdpIo` do it without Python objects);
     - getters change nothing: `next_timeout`, `stats`, `pending`, `timestamps`, `timestamps_version`;
     - `record` and `take_recorded` tell what came in and when, for a replay, and `log_flows` and `take_flows` what
-      policies allowed and denied.
+      policies allowed and denied;
+    - `capture` and `take_captured` hand out the packets themselves, `log_keys` and `take_key_log` the keys to them.
 
     Each peer's policy is asked about every packet from it and for it; a refusal may put an ICMP message out.
 
@@ -449,6 +451,38 @@ class Node:
 
         Flows that are over by `now` have ended. The order is that of finding out: of flows of which nothing was seen,
         the end was before that.
+        """
+
+    def capture(
+        self, capacity: int, *, outer: bool = True, inner: bool = False, snaplen: int | None = None
+    ) -> None:
+        """Keep what goes through the node from now on, as far as it fits into `capacity` bytes until taken; 0 ends it.
+
+        capacity: of memory, 0 to 2^30; what is around a packet counts too.
+        outer: datagrams that came, whatever becomes of them, and those for UDP.
+        inner: IP packets of the TUN device, whatever becomes of them, and those for it. They are not encrypted.
+        snaplen: how many bytes of each are kept, 1 to 65,535; None for all.
+        """
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether `capture` is on."""
+
+    def take_captured(self, limit: int) -> tuple[list[CapturedPacket], int, int]:
+        """The first packets that wait, at most `limit`, and how many datagrams and IP packets had no room since."""
+
+    def log_keys(self, on: bool) -> None:
+        """Keep from now on the keys of every handshake that begins or is answered; off, they are erased.
+
+        Of more than 65,536 that wait to be taken, the oldest are forgotten.
+        """
+
+    def take_key_log(self) -> tuple[list[str], list[PublicKey]]:
+        """What was kept since the last call, as lines of a key log (see `LabTunn.key_log`), and whom one can read now.
+
+        Those are the peers with a session that a handshake since `log_keys` has made, each said once. The keys are of
+        single handshakes and this end's own private key: whoever has the latter can be this end. The strings are
+        ordinary Python objects, which Python does not erase.
         """
 
     def pending(self) -> tuple[int, int, int]:

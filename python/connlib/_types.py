@@ -458,6 +458,23 @@ class NodeInput(NamedTuple):
     """Whether the tunnel took it; if not, the reason is counted."""
 
 
+class CapturedPacket(NamedTuple):
+    """A datagram or an IP packet that went through a `Node`, as `Node.capture` keeps it."""
+
+    at: int
+    """Nanoseconds, on the clock of the node."""
+    outbound: bool
+    """Whether it goes to a peer: from the TUN device, or out over UDP."""
+    peer: PublicKey | None
+    """Whose it is. Of a datagram that came, only what it says, which may be forged; None if it names nobody."""
+    remote: tuple[str, int] | None
+    """The literal address and the UDP port of the other end of a datagram; None for an IP packet."""
+    data: bytes
+    """Its first bytes."""
+    size: int
+    """How many bytes it had."""
+
+
 class Transmit(NamedTuple):
     """A datagram to send."""
 

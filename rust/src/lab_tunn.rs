@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use connlib_core::Secret;
+use connlib_core::key_log::{HandshakeKeys, KeyLog, Noting};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 use rand_chacha::ChaCha20Rng;
@@ -9,7 +11,8 @@ use rand_core::SeedableRng;
 
 use crate::arguments::{self, Now, UnixTime};
 use crate::index_table::IndexTable;
-use crate::key_log::{KeyLog, Recorder};
+use crate::key_log::Lines;
+use crate::key_material::KEY_LEN;
 use crate::preshared_key::PresharedKey;
 use crate::private_key::PrivateKey;
 use crate::public_key::PublicKey;
@@ -19,7 +22,43 @@ use crate::tunn_options::TunnOptions;
 
 #[pyclass(module = "connlib._native", extends = Tunn, frozen)]
 pub struct LabTunn {
-    keys: Arc<Mutex<KeyLog>>,
+    keys: Arc<Mutex<Keys>>,
+}
+
+/// The keys of a tunnel, which it hands out. No real one does.
+struct Keys {
+    own: Secret,
+    peer: [u8; KEY_LEN],
+    preshared: Option<Arc<Secret>>,
+    log: KeyLog,
+    is_open: bool,
+}
+
+impl Keys {
+    fn note(&mut self, ephemeral: &[u8; KEY_LEN]) {
+        if self.is_open {
+            self.log.add(HandshakeKeys {
+                own: self.own.clone(),
+                peer: self.peer,
+                ephemeral: Secret::new(*ephemeral),
+                preshared: self.preshared.iter().cloned().collect(),
+            });
+        }
+    }
+
+    fn set_preshared_key(&mut self, key: Option<Secret>) {
+        if let Some(key) = &key {
+            self.log.add_preshared(&self.peer, key);
+        }
+        self.preshared = key.map(Arc::new);
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let mut lines = Lines::default();
+        lines.add_statics(&self.own, &self.peer);
+        lines.add(self.log.iter());
+        lines.finish()
+    }
 }
 
 /// A generator that gives equal numbers for equal seeds.
@@ -69,15 +108,18 @@ impl LabTunn {
             timers,
             limits,
         };
-        let keys = Arc::new(Mutex::new(KeyLog::new(
-            private_key.secret.bytes(),
-            &peer_public_key.bytes,
-            preshared_key.map(|key| key.secret.bytes()),
-        )));
-        let rng = Recorder::new(seeded(seed)?, &keys);
+        let keys = Arc::new(Mutex::new(Keys {
+            own: private_key.secret.to_engine(),
+            peer: peer_public_key.bytes,
+            preshared: preshared_key.map(|key| Arc::new(key.secret.to_engine())),
+            log: KeyLog::default(),
+            is_open: false,
+        }));
+        let noted = Arc::clone(&keys);
+        let rng = Noting::new(seeded(seed)?, move |key: &_| noted.lock().note(key));
         let tunn = Tunn::make(options, now, Box::new(rng), py)?;
         // What the constructor drew is for cookies: only from here on are 32 bytes an ephemeral key.
-        keys.lock().open();
+        keys.lock().is_open = true;
         Ok(PyClassInitializer::from(tunn).add_subclass(LabTunn { keys }))
     }
 
@@ -87,7 +129,7 @@ impl LabTunn {
         now: Now,
     ) -> PyResult<()> {
         slf.as_super().set_preshared_key(slf.py(), key, now)?;
-        let key = key.map(|key| key.secret.bytes());
+        let key = key.map(|key| key.secret.to_engine());
         slf.keys.lock().set_preshared_key(key);
         Ok(())
     }

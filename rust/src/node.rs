@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use connlib_core::{DropReason, Packets};
+use connlib_core::{CaptureConfig, DropReason, Packets};
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -12,6 +12,7 @@ use crate::arguments::{self, Address, Data, Lengths, MAX_PACKET, Now, UnixTime};
 use crate::errors::{engine_error, type_error, value_error};
 use crate::flow_output::{self, dated};
 use crate::guard::Guarded;
+use crate::key_log::Lines;
 use crate::key_material::{has_handshake, is_handshake, without_a_trace, without_a_trace_if};
 use crate::node_config::{config_error, diff_to_python, node_config};
 use crate::node_output::{self, Drained};
@@ -298,6 +299,59 @@ impl Node {
     fn forget_timestamp(&self, py: Python<'_>, peer: &PublicKey) -> PyResult<bool> {
         self.engine
             .call(py, |node| node.forget_timestamp(&peer.bytes))
+    }
+
+    #[pyo3(signature = (capacity, *, outer=true, inner=false, snaplen=None))]
+    fn capture(
+        &self,
+        py: Python<'_>,
+        capacity: &Bound<'_, PyAny>,
+        outer: bool,
+        inner: bool,
+        snaplen: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let capacity = arguments::integer(capacity, "capacity", 0..=1 << 30)? as usize;
+        let snaplen = match snaplen {
+            None => MAX_PACKET,
+            Some(snaplen) => {
+                arguments::integer(snaplen, "snaplen", 1..=MAX_PACKET as u64)? as usize
+            }
+        };
+        let config = (capacity > 0).then_some(CaptureConfig {
+            capacity,
+            outer,
+            inner,
+            snaplen,
+        });
+        self.engine.call(py, |node| node.capture(config))
+    }
+
+    #[getter]
+    fn is_captured(&self, py: Python<'_>) -> PyResult<bool> {
+        self.engine.call(py, |node| node.is_captured())
+    }
+
+    fn take_captured<'py>(
+        &self,
+        py: Python<'py>,
+        limit: &Bound<'py, PyAny>,
+    ) -> PyResult<(Bound<'py, PyList>, u64, u64)> {
+        let limit = arguments::integer(limit, "limit", 0..=1 << 30)? as usize;
+        let (packets, missed) = self.engine.call(py, |node| node.take_captured(limit))?;
+        let packets = node_output::captured_to_python(&packets, py)?;
+        Ok((packets, missed.outer, missed.inner))
+    }
+
+    fn log_keys(&self, py: Python<'_>, on: bool) -> PyResult<()> {
+        self.engine.call(py, |node| node.log_keys(on))
+    }
+
+    fn take_key_log(&self, py: Python<'_>) -> PyResult<(Vec<String>, Vec<PublicKey>)> {
+        let taken = self.engine.call(py, |node| node.take_key_log())?;
+        let mut lines = Lines::default();
+        lines.add(taken.handshakes.iter());
+        let readable = taken.readable.into_iter().map(PublicKey::new);
+        Ok((lines.finish(), readable.collect()))
     }
 
     fn pending(&self, py: Python<'_>) -> PyResult<(usize, usize, usize)> {

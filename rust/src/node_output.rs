@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use connlib_core::{Input, NodeEvent, NodeStats, Packets, PolicyStats};
+use connlib_core::policy::Direction;
+use connlib_core::{Captured, Input, Layer, NodeEvent, NodeStats, Packets, PolicyStats};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
@@ -77,6 +78,31 @@ pub fn inputs_to_python<'py>(inputs: &[Input], py: Python<'py>) -> PyResult<Boun
             input.taken,
         );
         list.append(classes.named_tuple(&classes.node_input, items, py)?)?;
+    }
+    Ok(list)
+}
+
+/// A list of `connlib.CapturedPacket`.
+pub fn captured_to_python<'py>(
+    packets: &[Captured],
+    py: Python<'py>,
+) -> PyResult<Bound<'py, PyList>> {
+    let classes = classes(py)?;
+    let list = PyList::empty(py);
+    for packet in packets {
+        let remote = match packet.layer {
+            Layer::Outer(address) => Some(address_to_python(address)),
+            Layer::Inner => None,
+        };
+        let items = (
+            packet.at.as_nanos(),
+            packet.direction == Direction::ToPeer,
+            packet.peer.map(PublicKey::new),
+            remote,
+            PyBytes::new(py, &packet.bytes),
+            packet.size,
+        );
+        list.append(classes.named_tuple(&classes.captured_packet, items, py)?)?;
     }
     Ok(list)
 }

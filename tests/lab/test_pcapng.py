@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import io
-import shutil
 import struct
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,59 +11,18 @@ import pytest
 from connlib import PresharedKey
 from connlib._native import LabTunn
 from connlib.lab import Host, Trace, World
-from connlib.lab._pcapng import udp_frame, write_pcapng
+from connlib.lab._pcapng import write_pcapng
 from connlib.lab._records import Sent
+from helpers_pcapng import PACKET, SECRETS, blocks, needs_tshark, options, packets, tshark
 from lab.traces import idle_then_send, long_sleep, outage, pair, run
 
 PSK = PresharedKey.from_bytes(bytes([7] * 32))
-SECRETS, PACKET = 10, 6
-
-needs_tshark = pytest.mark.skipif(shutil.which("tshark") is None, reason="needs tshark")
 
 
 def capture(trace: Trace, keys: list[str] | None = None) -> bytes:
     file = io.BytesIO()
     write_pcapng(file, trace.hosts, trace.records, keys=keys)
     return file.getvalue()
-
-
-def blocks(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The type and the body of each block."""
-    while data:
-        kind, length = struct.unpack("<II", data[:8])
-        assert length % 4 == 0 and struct.unpack("<I", data[length - 4 : length])[0] == length
-        yield kind, data[8 : length - 4]
-        data = data[length:]
-
-
-def options(data: bytes) -> dict[int, bytes]:
-    found = {}
-    while data:
-        code, length = struct.unpack("<HH", data[:4])
-        found[code] = data[4 : 4 + length]
-        data = data[4 + length + -length % 4 :]
-    assert found.pop(0) == b""
-    return found
-
-
-def packets(data: bytes) -> Iterator[tuple[int, int, bytes, dict[int, bytes]]]:
-    """Interface, nanoseconds since 1970, frame and options of each packet."""
-    for kind, body in blocks(data):
-        if kind == PACKET:
-            interface, high, low, length, original = struct.unpack("<5I", body[:20])
-            assert length == original
-            end = 20 + length + -length % 4
-            yield interface, high << 32 | low, body[20 : 20 + length], options(body[end:])
-
-
-def tshark(path: Path, *fields: str) -> list[list[str]]:
-    """Some fields of each packet, as Wireshark sees them, with checksums checked."""
-    command = ["tshark", "-r", str(path), "-o", "ip.check_checksum:TRUE", "-o", "udp.check_checksum:TRUE"]
-    command += ["-T", "fields", "-E", "separator=/t"]
-    for field in fields:
-        command += ["-e", field]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return [line.split("\t") for line in done.stdout.splitlines()]
 
 
 def test_the_file_has_an_interface_for_each_host_and_a_packet_for_each_datagram() -> None:
@@ -125,20 +81,6 @@ def test_comments_say_what_was_lost_dropped_and_copied() -> None:
     assert "copy 1: B: dropped: duplicate counter" in told
     assert told.count("lost: cut") == 6
     assert told[0] == ""
-
-
-def test_a_datagram_to_nowhere_has_an_address_of_its_senders_version() -> None:
-    frame = udp_frame(("2001:db8::1", 51820), None, b"x")
-    assert frame[0] >> 4 == 6 and frame[24:40] == bytes(16)
-    frame = udp_frame(("192.0.2.1", 51820), None, b"x")
-    assert len(frame) == 29 and frame[16:20] == bytes(4)
-
-
-def test_a_datagram_that_no_udp_packet_holds_is_refused() -> None:
-    source = ("192.0.2.1", 51820)
-    assert len(udp_frame(source, source, bytes(65_507))) == 65_535
-    with pytest.raises(ValueError, match="65,508 bytes"):
-        udp_frame(source, source, bytes(65_508))
 
 
 def test_equal_traces_make_equal_files() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from functools import cache
 
+from connlib._pcapng import internet_checksum
 from connlib.lab._records import Kind
 
 SMALLEST = 32
@@ -34,15 +35,6 @@ def _headers(source: str, destination: str, size: int) -> bytes:
         return struct.pack(">BBHHHBBH4s4s", 0x45, 0, size, 0, 0, 64, 17, checksum, *addresses)
 
     return ipv4(internet_checksum(ipv4(0))) + struct.pack(">HHHH", _PORT, _PORT, size - 20, 0)
-
-
-def internet_checksum(data: bytes) -> int:
-    """As RFC 1071 has it."""
-    even = data + bytes(len(data) % 2)
-    total: int = sum(struct.unpack(f">{len(even) // 2}H", even))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
 
 
 def kind_of(datagram: bytes) -> Kind:

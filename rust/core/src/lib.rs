@@ -20,6 +20,7 @@ mod allowed_ips;
 mod bucket;
 mod drop_reason;
 mod indices;
+pub mod key_log;
 mod node;
 pub mod policy;
 mod tunn;
@@ -34,9 +35,9 @@ pub use connlib_boringtun::x25519::{PublicKey, StaticSecret};
 pub use drop_reason::DropReason;
 pub use indices::{IndexTable, SharedIndices};
 pub use node::{
-    ConfigDiff, ConfigError, DEFAULT_HANDSHAKE_LIMIT, DEFAULT_MTU, DropCounts, Input, InputKind,
-    Node, NodeConfig, NodeEvent, NodeOutput, NodeStats, PeerChange, PeerConfig, PeerStats,
-    PolicyStats, Prefix, Trouble,
+    CaptureConfig, Captured, ConfigDiff, ConfigError, DEFAULT_HANDSHAKE_LIMIT, DEFAULT_MTU,
+    DropCounts, Input, InputKind, KeysTaken, Layer, Missed, Node, NodeConfig, NodeEvent,
+    NodeOutput, NodeStats, PeerChange, PeerConfig, PeerStats, PolicyStats, Prefix, Trouble,
 };
 /// The longest IP packet that a tunnel sends: sealed, with 32 bytes around it, it must fit into the 65,507 bytes that UDP
 /// over IPv4 carries, whether it is padded (to a multiple of 16) or not.

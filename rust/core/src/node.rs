@@ -1,6 +1,7 @@
 //! `Node`: an interface with many peers.
 
 mod apply;
+mod capture;
 mod config;
 mod deadlines;
 mod drive;
@@ -13,6 +14,7 @@ mod stats;
 mod tests;
 mod timestamps;
 
+pub use capture::{CaptureConfig, Captured, KeysTaken, Layer, Missed};
 pub use config::{
     ConfigDiff, ConfigError, DEFAULT_HANDSHAKE_LIMIT, DEFAULT_MTU, NodeConfig, PeerChange,
     PeerConfig, Prefix,
@@ -34,6 +36,7 @@ use crate::indices::IndexTable;
 use crate::policy::{Flows, MAX_FLOWS_PER_PEER};
 use crate::{DropReason, Instant, LARGEST_PACKET, Rng, Timeout};
 use apply::Common;
+use capture::{Captor, NodeKeyLog};
 use deadlines::Deadlines;
 use peers::{Peers, Slot};
 use record::Recorder;
@@ -50,8 +53,8 @@ use timestamps::Timestamps;
 ///   Whatever is wrong with a packet is counted; nothing that comes from outside is an error.
 /// - *commands* of whoever owns the node: [`apply`](Node::apply), [`initiate_handshake`](Node::initiate_handshake),
 ///   [`set_endpoint`](Node::set_endpoint), [`set_unix_time`](Node::set_unix_time), [`record`](Node::record),
-///   [`log_flows`](Node::log_flows), [`restore_timestamps`](Node::restore_timestamps),
-///   [`forget_timestamp`](Node::forget_timestamp).
+///   [`log_flows`](Node::log_flows), [`capture`](Node::capture), [`log_keys`](Node::log_keys),
+///   [`restore_timestamps`](Node::restore_timestamps), [`forget_timestamp`](Node::forget_timestamp).
 /// - *drain*: [`output`](Node::output), then [`drain_datagrams`](Node::drain_datagrams) and
 ///   [`drain_packets`](Node::drain_packets) for as many as were delivered, [`take_events`](Node::take_events), or
 ///   [`clear_output`](Node::clear_output) for everything.
@@ -101,6 +104,9 @@ pub struct Node {
     drops: DropCounts,
     recorder: Option<Recorder>,
     timestamps: Timestamps,
+    captor: Option<Captor>,
+    /// Boxed, because hardly ever anybody wants one.
+    key_log: Option<Box<NodeKeyLog>>,
     /// Of all peers that have a policy.
     flows: Flows,
     /// Memory for the answer to a packet that a policy refused.
@@ -140,6 +146,8 @@ impl Node {
             drops: DropCounts::default(),
             recorder: None,
             timestamps: Timestamps::default(),
+            captor: None,
+            key_log: None,
             flows: Flows::default(),
             refusal: Vec::new(),
             due: Vec::new(),
@@ -234,6 +242,7 @@ impl Node {
     /// An IP packet from the TUN device: to the peer that owns its destination.
     pub fn handle_packet(&mut self, packet: &[u8], now: Instant) {
         let now = self.advance(now);
+        self.capture_read(packet);
         let Some(destination) = noise::Tunn::dst_address(packet) else {
             return self.drops.add(DropReason::NotIp);
         };
@@ -259,19 +268,25 @@ impl Node {
     /// A datagram from UDP: from a peer, or from anybody.
     pub fn handle_datagram(&mut self, source: SocketAddr, datagram: &[u8], now: Instant) {
         let now = self.advance(now);
-        match self
+        let verdict = self
             .limiter
-            .verify_packet(Some(source), datagram, now, &mut *self.rng)
-        {
-            Ok(packet) => match self.recipient(&packet) {
-                Ok(slot) => self.receive(slot, source, packet, datagram.len(), now),
-                Err(reason) => self.drops.add(reason),
-            },
+            .verify_packet(Some(source), datagram, now, &mut *self.rng);
+        let found = match verdict {
+            Ok(packet) => self.recipient(&packet).map(|slot| (slot, packet)),
             Err(Verdict::CookieReply(reply)) => {
-                self.drops.add(DropReason::CookieReplySent);
+                self.capture_received(None, source, datagram);
+                let before = self.output.destinations.len();
                 self.output.push_datagram(source, &reply);
+                self.capture_sent(None, before);
+                return self.drops.add(DropReason::CookieReplySent);
             }
-            Err(Verdict::Error(error)) => self.drops.add(error.into()),
+            Err(Verdict::Error(error)) => Err(error.into()),
+        };
+        let slot = found.as_ref().ok().map(|(slot, _)| *slot);
+        self.capture_received(slot, source, datagram);
+        match found {
+            Ok((slot, packet)) => self.receive(slot, source, packet, datagram.len(), now),
+            Err(reason) => self.drops.add(reason),
         }
     }
 
@@ -469,8 +484,11 @@ impl Node {
                 if let Some(error) = invalid {
                     self.drop_from(slot, error.into());
                 }
-                if self.output.packets.len() > packets && self.check_source(slot) {
-                    self.check_received(slot, now);
+                if self.output.packets.len() > packets
+                    && self.check_source(slot)
+                    && self.check_received(slot, now)
+                {
+                    self.capture_delivered(slot);
                 }
                 (None, true)
             }

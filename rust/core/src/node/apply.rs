@@ -253,6 +253,11 @@ impl Node {
                 {
                     peer.place(endpoint);
                 }
+                if let Some(log) = &mut self.key_log
+                    && peer.settings.changes(&settings).contains(&"preshared_key")
+                {
+                    log.add_preshared(&settings);
+                }
                 let settings_of_tunnel = self.common.settings(settings.role);
                 peer.settings = settings;
                 if let Some(tunn) = tunn {

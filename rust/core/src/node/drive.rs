@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use connlib_boringtun::noise::{self, Env, Event, Output};
+use rand_core::CryptoRngCore;
 
 use super::Node;
 use super::deadlines::Deadline;
@@ -25,25 +26,36 @@ impl Node {
         now: Instant,
         call: impl FnOnce(&mut noise::Tunn, &mut Env<'_>, &mut Output) -> T,
     ) -> Option<T> {
-        let tunn = self.peers.get_mut(slot)?.tunn.as_mut()?;
-        let mut indices = Owned {
-            table: &mut self.indices,
-            owner: slot,
-        };
-        let mut env = Env {
-            now,
-            rng: &mut *self.rng,
-            indices: &mut indices,
-        };
+        let peer = self.peers.get_mut(slot)?;
+        let tunn = peer.tunn.as_mut()?;
         #[cfg(test)]
         self.touched.push(slot);
         let mark = self.output.mark();
         // Those that the call sends before it fails are taken back with the output.
         let queued = tunn.queued();
-        let out = &mut self.output.tunnels;
-        // Of what the call can leave half changed, `poison` gives up the tunnel and takes back the output; the table of
-        // indices and the generator hold no invariant across two statements.
-        let result = catch_unwind(AssertUnwindSafe(|| call(tunn, &mut env, out)));
+        let result = {
+            let mut noting;
+            let rng: &mut dyn CryptoRngCore = match &mut self.key_log {
+                None => &mut *self.rng,
+                Some(log) => {
+                    noting = log.noting(&mut *self.rng, &self.common.private, &peer.settings);
+                    &mut noting
+                }
+            };
+            let mut indices = Owned {
+                table: &mut self.indices,
+                owner: slot,
+            };
+            let mut env = Env {
+                now,
+                rng,
+                indices: &mut indices,
+            };
+            let out = &mut self.output.tunnels;
+            // Of what the call can leave half changed, `poison` gives up the tunnel and takes back the output; the table of
+            // indices and the generator hold no invariant across two statements.
+            catch_unwind(AssertUnwindSafe(|| call(tunn, &mut env, out)))
+        };
         match result {
             Ok(result) => {
                 self.timestamps.note_sent(tunn.sent_timestamp());
@@ -96,6 +108,7 @@ impl Node {
         let Some(peer) = self.peers.get_mut(slot) else {
             return;
         };
+        let addressed = self.output.destinations.len();
         let lost = self.output.address(destination.or(peer.endpoint));
         peer.drops.add_many(DropReason::NoEndpoint, lost);
         for event in self.output.tunnels.events.drain(..) {
@@ -105,13 +118,19 @@ impl Node {
                     peer.drops.add_many(DropReason::GaveUp, dropped);
                     peer.trouble.gave_up = peer.trouble.gave_up.saturating_add(1);
                 }
-                Event::SessionEstablished { .. } => peer.trouble = Trouble::default(),
+                Event::SessionEstablished { .. } => {
+                    peer.trouble = Trouble::default();
+                    if let Some(log) = &mut self.key_log {
+                        log.established(peer.settings.public_key);
+                    }
+                }
                 _ => {}
             }
             let event = NodeEvent::Tunnel(event);
             self.output.events.push((peer.settings.public_key, event));
         }
         peer.tell(self.clock, &mut self.output.events);
+        self.capture_sent(Some(slot), addressed);
         if self.latest != Some(slot) {
             self.note_latest();
             self.deadlines.set(slot, None);

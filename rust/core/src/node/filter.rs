@@ -44,6 +44,7 @@ impl Node {
         let answer = &mut self.refusal;
         if write_refusal(packet, answer) && filter.may_answer(now) {
             self.output.push_packet(answer);
+            self.capture_delivered(slot);
         }
         self.drop_from(slot, DropReason::Denied);
         if let Some(peer) = self.peers.get_mut(slot) {
@@ -52,26 +53,28 @@ impl Node {
         false
     }
 
-    /// Takes the last packet back if the policy of the peer that sent it refuses it. It is counted, and the peer may be told;
-    /// `settle` has to follow.
+    /// Whether the policy of the peer that sent it lets the last packet pass. If not, it is taken back and counted, and the
+    /// peer may be told; `settle` has to follow.
     #[inline]
-    pub(super) fn check_received(&mut self, slot: Slot, now: Instant) {
+    pub(super) fn check_received(&mut self, slot: Slot, now: Instant) -> bool {
         let Some(filter) = filter_of(self.peers.get_mut(slot)) else {
-            return;
+            return true;
         };
         let packet = self.output.last_packet().unwrap_or_default();
         let verdict = filter.check(packet, Direction::FromPeer, slot, &mut self.flows, now);
         if verdict.is_allowed() {
-            return;
+            return true;
         }
         let answers = write_refusal(packet, &mut self.refusal) && filter.may_answer(now);
         self.output.take_back_last_packet();
         self.drop_from(slot, DropReason::Denied);
         if answers {
             let answer = mem::take(&mut self.refusal);
+            self.capture_made(slot, &answer);
             self.encapsulate(slot, &answer, now);
             self.refusal = answer;
         }
+        false
     }
 
     /// Sees to it that a peer's filter is the one of its settings. Flows that a new policy forbids end at once.

@@ -68,6 +68,24 @@ impl NodeOutput {
         self.destinations.iter().copied().zip(self.datagrams.iter())
     }
 
+    /// The same without the first `before`, and without going through them.
+    pub(crate) fn transmits_from(
+        &self,
+        before: usize,
+    ) -> impl Iterator<Item = (SocketAddr, &[u8])> {
+        let Packets { bytes, lengths } = &self.datagrams;
+        let lengths = lengths.get(before..).unwrap_or_default();
+        let start = bytes.len().saturating_sub(lengths.iter().sum());
+        let mut rest = bytes.get(start..).unwrap_or_default();
+        let datagrams = lengths.iter().map_while(move |length| {
+            let (datagram, after) = rest.split_at_checked(*length)?;
+            rest = after;
+            Some(datagram)
+        });
+        let destinations = self.destinations.get(before..).unwrap_or_default();
+        destinations.iter().copied().zip(datagrams)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.datagrams.is_empty() && self.packets.is_empty() && self.events.is_empty()
     }

@@ -187,7 +187,7 @@ impl Node {
                 None => self.timestamps.keep(*key, *timestamp),
             }
         }
-        let wall_clock = self.wall_clock(now);
+        let wall_clock = self.unix_time_at(now);
         for (key, timestamp) in sent {
             let margin = match timestamp > wall_clock {
                 true => SENT_MARGIN,

@@ -12,6 +12,7 @@ use super::{Policy, Reason, Verdict};
 use crate::Instant;
 use crate::bucket::Bucket;
 
+/// Which way a packet goes, as seen from this side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// Out of the tunnel.
