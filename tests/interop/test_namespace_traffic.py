@@ -40,14 +40,17 @@ def test_pings_and_transfers_of_both_families_arrive_whole(
     _prepare(ends, wire, tmp_path, outer, mtu)
     for version, inner in ((4, INNER), (6, INNER6)):
         ping(one.host, inner[1])
-        flood = ("ping", "-n", "-q", "-f", "-W", "5", "-M", "do")
         full = mtu - PING_HEADERS[version]
         for host, address in ((one.host, inner[1]), (other.host, inner[0])):
-            for size, count in ((56, 200), (full, 20)):
-                answer = host.run(*flood, "-c", str(count), "-s", str(size), address)
-                assert f" {count} received" in answer and " 0% packet loss" in answer
-        refused = one.host.run(*flood, "-c", "1", "-W", "1", "-s", str(full + 1), inner[1], check=False)
-        assert " 0 received" in refused, "a packet that is larger than the MTU"
+            answer = host.run("ping", "-n", "-q", "-f", "-c", "200", "-W", "5", address)
+            assert " 200 received" in answer, answer
+            # One after the other: `ping` itself has no room for two answers of this size.
+            for _ in range(3):
+                arrives(host, address, "-M", "do", "-s", str(full))
+        too_large = one.host.run(
+            "ping", "-n", "-c", "1", "-M", "do", "-s", str(full + 1), inner[1], check=False
+        )
+        assert f"mtu={mtu}" in too_large or f"mtu: {mtu}" in too_large, too_large
         transfer(one.host, other.host, inner[1], size=4_000_000)
         transfer(other.host, one.host, inner[0], size=4_000_000)
         exchange_datagrams(one.host, other.host, inner[1], full)
