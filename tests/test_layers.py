@@ -36,6 +36,7 @@ LAYERS = {
         "memory",
         "metrics",
         "resolver",
+        "routes",
         "tun",
         "udp",
     },

@@ -350,6 +350,8 @@ class Interface:
                 undo.pop_all()
             before, self._config = self._config, config
             self._resolver.update(config.peers)
+            if udp is not self._udp or config.fwmark != before.fwmark:
+                self._node.forget_sources()
             self._replace_udp(udp)
             self._settle()
             return with_what_the_node_does_not_see(diff, before, config)
@@ -479,6 +481,7 @@ class Interface:
                 self._udp_tasks = tasks
                 for family in udp.families:
                     tasks.start_soon(self._receive, udp, family)
+                tasks.start_soon(udp.follow_routes, self._node)
                 self._settle()
         finally:
             if udp is not self._udp:

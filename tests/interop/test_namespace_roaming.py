@@ -7,7 +7,7 @@ from pathlib import Path
 
 from interop.devices import INNER, End
 from interop.netns import Wire, shell, wait_for
-from interop.traffic import arrives, is_lost
+from interop.traffic import arrives, is_lost, ping
 
 
 def test_a_peer_is_followed_over_addresses_families_and_ports_without_another_handshake(
@@ -19,7 +19,7 @@ def test_a_peer_is_followed_over_addresses_families_and_ports_without_another_ha
     preshared.write_text(shell("wg", "genpsk"))
     for end, peer in ((one, other), (other, one)):
         end.wg("peer", peer.public, "preshared-key", str(preshared))
-    arrives(one.host, INNER[1])
+    ping(one.host, INNER[1])
     handshake = one.show("latest-handshakes")
     for host in wire.hosts:
         # What was addressed and is used no more is as if it had never been there.
@@ -52,7 +52,7 @@ def test_both_ends_may_move_as_long_as_one_knows_where_the_other_is(
     ends: tuple[End, End], wire: Wire
 ) -> None:
     one, other = ends
-    arrives(one.host, INNER[1])
+    ping(one.host, INNER[1])
     for number, mover, follower, inner in ((61, one, other, INNER[1]), (62, other, one, INNER[0])) * 2:
         address = f"192.0.2.{number}"
         mover.host.run("ip", "address", "flush", "dev", wire.DEVICE, "scope", "global")
@@ -84,7 +84,7 @@ def test_a_packet_goes_to_the_peer_with_the_longest_prefix_and_to_nobody_without
     third.host.run("ip", "link", "set", third.name, "up")
     one.wg("peer", other.public, "allowed-ips", "10.66.0.0/24")
     one.wg("peer", third.public, "endpoint", "192.0.2.2:51822")
-    arrives(one.host, INNER[1])
+    ping(one.host, INNER[1])
 
     def received_by_third() -> int:
         ((_, received, _),) = third.show("transfer")
@@ -108,7 +108,7 @@ def test_a_packet_from_an_address_that_is_not_the_peers_is_dropped_but_says_wher
     ends: tuple[End, End],
 ) -> None:
     one, other = ends
-    arrives(one.host, INNER[1])
+    ping(one.host, INNER[1])
     one.host.run("ip", "address", "add", "10.66.0.9/24", "dev", one.name)
     one.wg("listen-port", "4001")
     other.host.run("ip", "route", "add", "10.66.0.9/32", "dev", other.name)

@@ -34,7 +34,7 @@ pub use drop_reason::DropReason;
 pub use indices::{IndexTable, SharedIndices};
 pub use node::{
     ConfigDiff, ConfigError, DEFAULT_HANDSHAKE_LIMIT, DEFAULT_MTU, DropCounts, Input, InputKind,
-    Node, NodeConfig, NodeOutput, NodeStats, PeerChange, PeerConfig, PeerStats, PolicyStats,
+    Node, NodeConfig, NodeOutput, NodeStats, Path, PeerChange, PeerConfig, PeerStats, PolicyStats,
     Prefix, Trouble,
 };
 /// The longest IP packet that a tunnel sends: sealed, with 32 bytes around it, it must fit into the 65,507 bytes that UDP

@@ -2,9 +2,12 @@
 //!
 //! The kernel cuts one large buffer into datagrams of equal size (UDP_SEGMENT), which costs it one trip through its
 //! network stack instead of dozens. Not every route can: the attempt then fails as a whole, and the datagrams go one by one.
+//!
+//! A datagram may name the address of ours that it is to come from. Addresses go away, and routes change: where the kernel
+//! refuses one, the datagram goes from an address of the kernel's choice, and whoever named that one is told.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use quinn_udp::Transmit;
 
@@ -19,6 +22,8 @@ const RETRY_AFTER: u32 = 10_000;
 /// What a socket does not take at once is kept up to these bounds.
 const BACKLOG_DATAGRAMS: usize = 1_024;
 const BACKLOG_BYTES: usize = 2 << 20;
+/// So many ways with a source address that was refused are remembered until somebody asks; of more, the kernel says so again.
+const REFUSED_SOURCES: usize = 64;
 
 /// Datagrams back to back, each with its destination.
 #[derive(Debug, Clone, Copy, Default)]
@@ -27,29 +32,44 @@ pub struct Datagrams<'a> {
     pub lengths: &'a [usize],
     /// As many as there are lengths.
     pub destinations: &'a [SocketAddr],
+    /// As many again: from which address of ours; `None` for whichever the kernel chooses.
+    pub sources: &'a [Option<IpAddr>],
+}
+
+/// Where datagrams go, and from where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Way {
+    pub destination: SocketAddr,
+    pub source: Option<IpAddr>,
 }
 
 impl<'a> Datagrams<'a> {
-    /// The datagrams cut where the destination changes.
-    pub(crate) fn by_destination(self) -> impl Iterator<Item = (SocketAddr, Run<'a>)> {
+    /// The datagrams cut where the way changes.
+    pub(crate) fn by_way(self) -> impl Iterator<Item = (Way, Run<'a>)> {
         let Self {
             mut bytes,
             mut lengths,
             mut destinations,
+            mut sources,
         } = self;
         std::iter::from_fn(move || {
-            let destination = *destinations.first()?;
+            let (destination, source) = (*destinations.first()?, *sources.first()?);
             let same = destinations
                 .iter()
-                .take_while(|next| **next == destination)
+                .zip(sources)
+                .take_while(|next| *next == (&destination, &source))
                 .count();
             let (run_lengths, other_lengths) = lengths.split_at_checked(same)?;
             let (run_bytes, other_bytes) = bytes.split_at_checked(run_lengths.iter().sum())?;
             bytes = other_bytes;
             lengths = other_lengths;
             destinations = destinations.get(same..)?;
+            sources = sources.get(same..)?;
             Some((
-                destination,
+                Way {
+                    destination,
+                    source,
+                },
                 Run {
                     bytes: run_bytes,
                     lengths: run_lengths,
@@ -111,6 +131,8 @@ pub struct SendCounts {
     pub calls: u64,
     /// Buffers that the kernel would not cut, so that their datagrams went one by one.
     pub segmentation_refused: u64,
+    /// Calls that the kernel took only without the source address that was wanted.
+    pub source_refused: u64,
     /// Datagrams that were lost, by reason. A refused buffer is no loss and is not counted here.
     pub errors: ErrorCounts,
 }
@@ -153,7 +175,9 @@ impl Segmentation {
 #[derive(Debug)]
 pub(crate) struct Sender {
     segmentation: Segmentation,
-    backlog: Queue<SocketAddr>,
+    backlog: Queue<Way>,
+    /// Ways whose source address the kernel refused.
+    refused: Vec<(SocketAddr, IpAddr)>,
     counts: SendCounts,
 }
 
@@ -166,6 +190,7 @@ impl Sender {
                 retry_after: 0,
             },
             backlog: Queue::new(BACKLOG_DATAGRAMS, BACKLOG_BYTES),
+            refused: Vec::new(),
             counts: SendCounts::default(),
         }
     }
@@ -174,15 +199,20 @@ impl Sender {
         &self.counts
     }
 
-    pub(crate) fn backlog(&self) -> &Queue<SocketAddr> {
+    pub(crate) fn backlog(&self) -> &Queue<Way> {
         &self.backlog
+    }
+
+    /// Destinations with the source address that was refused for them, since this was last asked.
+    pub(crate) fn take_refused_sources(&mut self) -> Vec<(SocketAddr, IpAddr)> {
+        std::mem::take(&mut self.refused)
     }
 
     /// Sends what waits, as far as the socket takes it.
     pub(crate) fn flush(&mut self, transmit: &mut dyn FnMut(&Transmit<'_>) -> io::Result<()>) {
-        while let Some((destination, datagram)) = self.backlog.pop() {
-            if !self.send_one(destination, &datagram, transmit) {
-                self.backlog.unpop(destination, datagram);
+        while let Some((way, datagram)) = self.backlog.pop() {
+            if !self.send_one(way, &datagram, transmit) {
+                self.backlog.unpop(way, datagram);
                 return;
             }
         }
@@ -191,19 +221,19 @@ impl Sender {
     /// Sends a run; what the socket does not take for now joins what waits already.
     pub(crate) fn send(
         &mut self,
-        destination: SocketAddr,
+        way: Way,
         mut run: Run<'_>,
         transmit: &mut dyn FnMut(&Transmit<'_>) -> io::Result<()>,
     ) {
         while !run.lengths.is_empty() {
             if !self.backlog.is_empty() {
-                return self.postpone(destination, run);
+                return self.postpone(way, run);
             }
             let count = run.segments();
             let Some((head, tail)) = run.split(count) else {
                 return;
             };
-            self.send_alike(destination, head, transmit);
+            self.send_alike(way, head, transmit);
             run = tail;
         }
     }
@@ -211,42 +241,42 @@ impl Sender {
     /// Sends datagrams that the kernel may cut from one buffer.
     fn send_alike(
         &mut self,
-        destination: SocketAddr,
+        way: Way,
         run: Run<'_>,
         transmit: &mut dyn FnMut(&Transmit<'_>) -> io::Result<()>,
     ) {
         let size = run.lengths.first().copied().unwrap_or_default();
         if run.lengths.len() == 1 || !self.segmentation.allows(size) {
-            return self.send_each(destination, run, transmit);
+            return self.send_each(way, run, transmit);
         }
-        let Err(refusal) = self.send_segments(destination, run, size, transmit) else {
+        let Err(refusal) = self.send_segments(way, run, size, transmit) else {
             return;
         };
         // Where one datagram gets through, it was the segmentation. Where none does, it is the destination.
         let before = self.counts.datagrams;
-        self.send_each(destination, run, transmit);
+        self.send_each(way, run, transmit);
         if self.counts.datagrams > before {
             self.counts.segmentation_refused += 1;
             self.segmentation.refused(&refusal, size);
         }
     }
 
-    fn postpone(&mut self, destination: SocketAddr, mut run: Run<'_>) {
+    fn postpone(&mut self, way: Way, mut run: Run<'_>) {
         while let Some((one, rest)) = run.split(1) {
-            self.backlog.push(destination, one.bytes);
+            self.backlog.push(way, one.bytes);
             run = rest;
         }
     }
 
     fn send_each(
         &mut self,
-        destination: SocketAddr,
+        way: Way,
         mut run: Run<'_>,
         transmit: &mut dyn FnMut(&Transmit<'_>) -> io::Result<()>,
     ) {
         while let Some((one, rest)) = run.split(1) {
-            if !self.send_one(destination, one.bytes, transmit) {
-                return self.postpone(destination, run);
+            if !self.send_one(way, one.bytes, transmit) {
+                return self.postpone(way, run);
             }
             run = rest;
         }
@@ -255,17 +285,11 @@ impl Sender {
     /// False: the socket is full. Else the datagram is sent, or lost and counted.
     fn send_one(
         &mut self,
-        destination: SocketAddr,
+        way: Way,
         datagram: &[u8],
         transmit: &mut dyn FnMut(&Transmit<'_>) -> io::Result<()>,
     ) -> bool {
-        match transmit(&Transmit {
-            destination,
-            ecn: None,
-            contents: datagram,
-            segment_size: None,
-            src_ip: None,
-        }) {
+        match self.hand_over(way, datagram, None, transmit) {
             Ok(()) => self.sent(1, datagram.len()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
             Err(error) => self.counts.errors.add(&error, 1),
@@ -277,22 +301,14 @@ impl Sender {
     /// An error: the kernel may not like the segmentation, so the datagrams are to go one by one.
     fn send_segments(
         &mut self,
-        destination: SocketAddr,
+        way: Way,
         run: Run<'_>,
         size: usize,
         transmit: &mut dyn FnMut(&Transmit<'_>) -> io::Result<()>,
     ) -> io::Result<()> {
-        match transmit(&Transmit {
-            destination,
-            ecn: None,
-            contents: run.bytes,
-            segment_size: Some(size),
-            src_ip: None,
-        }) {
+        match self.hand_over(way, run.bytes, Some(size), transmit) {
             Ok(()) => self.sent(run.lengths.len(), run.bytes.len()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.postpone(destination, run)
-            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.postpone(way, run),
             Err(error)
                 if matches!(
                     error.raw_os_error(),
@@ -304,6 +320,43 @@ impl Sender {
             Err(error) => self.counts.errors.add(&error, run.lengths.len() as u64),
         }
         Ok(())
+    }
+
+    /// Tries to send from the address that is wanted, and then from any.
+    fn hand_over(
+        &mut self,
+        way: Way,
+        contents: &[u8],
+        segment_size: Option<usize>,
+        transmit: &mut dyn FnMut(&Transmit<'_>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let Way {
+            destination,
+            source,
+        } = way;
+        let from = |src_ip| Transmit {
+            destination,
+            ecn: None,
+            contents,
+            segment_size,
+            src_ip,
+        };
+        let known = |source| self.refused.contains(&(destination, source));
+        let Some(source) = source.filter(|source| !known(*source)) else {
+            return transmit(&from(None));
+        };
+        match transmit(&from(Some(source))) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                // Where it does not go from any address either, it is not the address that is wrong.
+                transmit(&from(None))?;
+                self.counts.source_refused += 1;
+                if self.refused.len() < REFUSED_SOURCES {
+                    self.refused.push((destination, source));
+                }
+                Ok(())
+            }
+            result => result,
+        }
     }
 
     fn sent(&mut self, datagrams: usize, bytes: usize) {
@@ -319,11 +372,13 @@ mod tests {
 
     const A: &str = "192.0.2.1:1000";
     const B: &str = "[2001:db8::1]:2000";
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7));
 
     /// A socket that answers each call from a list, then takes everything. It records size and segment size.
     struct Fake {
         answers: Vec<io::Result<()>>,
         calls: Vec<(usize, Option<usize>)>,
+        sources: Vec<Option<IpAddr>>,
     }
 
     impl Fake {
@@ -336,6 +391,7 @@ mod tests {
             Self {
                 answers,
                 calls: Vec::new(),
+                sources: Vec::new(),
             }
         }
 
@@ -343,21 +399,27 @@ mod tests {
             |transmit| {
                 self.calls
                     .push((transmit.contents.len(), transmit.segment_size));
+                self.sources.push(transmit.src_ip);
                 self.answers.pop().unwrap_or(Ok(()))
             }
         }
     }
 
     fn send(sender: &mut Sender, fake: &mut Fake, lengths: &[usize]) {
+        send_from(sender, fake, lengths, None);
+    }
+
+    fn send_from(sender: &mut Sender, fake: &mut Fake, lengths: &[usize], source: Option<IpAddr>) {
         let bytes = vec![0; lengths.iter().sum()];
         let destinations = vec![A.parse().unwrap(); lengths.len()];
         let batch = Datagrams {
             bytes: &bytes,
             lengths,
             destinations: &destinations,
+            sources: &vec![source; lengths.len()],
         };
-        for (destination, run) in batch.by_destination() {
-            sender.send(destination, run, &mut fake.call());
+        for (way, run) in batch.by_way() {
+            sender.send(way, run, &mut fake.call());
         }
     }
 
@@ -402,20 +464,26 @@ mod tests {
     }
 
     #[test]
-    fn destinations_are_not_mixed() {
+    fn destinations_and_sources_are_not_mixed() {
         let (a, b): (SocketAddr, SocketAddr) = (A.parse().unwrap(), B.parse().unwrap());
         let batch = Datagrams {
-            bytes: &[1, 2, 3, 4, 5, 6],
-            lengths: &[1, 1, 2, 2],
-            destinations: &[a, a, b, a],
+            bytes: &[1, 2, 3, 4, 5, 6, 7],
+            lengths: &[1, 1, 2, 2, 1],
+            destinations: &[a, a, b, a, a],
+            sources: &[None, None, None, None, Some(HERE)],
         };
         let runs: Vec<_> = batch
-            .by_destination()
-            .map(|(to, run)| (to, run.bytes.to_vec(), run.lengths.len()))
+            .by_way()
+            .map(|(way, run)| (way.destination, run.bytes.to_vec(), run.lengths.len()))
             .collect();
         assert_eq!(
             runs,
-            [(a, vec![1, 2], 2), (b, vec![3, 4], 1), (a, vec![5, 6], 1)]
+            [
+                (a, vec![1, 2], 2),
+                (b, vec![3, 4], 1),
+                (a, vec![5, 6], 1),
+                (a, vec![7], 1)
+            ]
         );
     }
 
@@ -536,5 +604,55 @@ mod tests {
         assert_eq!(errors.of(libc::ENETUNREACH), 1);
         assert_eq!(errors.of(libc::EPERM), 1);
         assert_eq!(sender.counts().datagrams, 1);
+    }
+
+    #[test]
+    fn a_source_address_that_is_refused_is_left_out_and_reported_once() {
+        let mut sender = Sender::new(true);
+        let mut fake = Fake::answering(&[libc::EINVAL]);
+        send_from(&mut sender, &mut fake, &[100, 100, 100, 40, 7], Some(HERE));
+        assert_eq!(fake.calls, [(340, Some(100)), (340, Some(100)), (7, None)]);
+        assert_eq!(fake.sources, [Some(HERE), None, None]);
+        assert_eq!(sender.counts().source_refused, 1);
+        assert_eq!(sender.counts().datagrams, 5);
+        assert_eq!(sender.counts().segmentation_refused, 0);
+        assert_eq!(sender.counts().errors.total(), 0, "nothing was lost");
+        assert_eq!(sender.take_refused_sources(), [(A.parse().unwrap(), HERE)]);
+        assert_eq!(sender.take_refused_sources(), []);
+        let mut fake = Fake::answering(&[]);
+        send_from(&mut sender, &mut fake, &[7], Some(HERE));
+        assert_eq!(fake.sources, [Some(HERE)]);
+    }
+
+    #[test]
+    fn a_destination_that_refuses_everything_says_nothing_about_the_source() {
+        let mut sender = Sender::new(true);
+        let mut fake = Fake::answering(&[libc::ENETUNREACH, libc::ENETUNREACH]);
+        send_from(&mut sender, &mut fake, &[7], Some(HERE));
+        assert_eq!(fake.sources, [Some(HERE), None]);
+        assert_eq!(sender.counts().errors.of(libc::ENETUNREACH), 1);
+        assert_eq!(sender.counts().source_refused, 0);
+        assert_eq!(sender.take_refused_sources(), []);
+    }
+
+    #[test]
+    fn segmentation_that_is_refused_says_nothing_about_the_source() {
+        let mut sender = Sender::new(true);
+        let mut fake = Fake::answering(&[libc::EIO, libc::EIO]);
+        send_from(&mut sender, &mut fake, &[100, 100], Some(HERE));
+        assert_eq!(fake.calls.last(), Some(&(100, None)));
+        assert_eq!(fake.sources, [Some(HERE), None, Some(HERE), Some(HERE)]);
+        assert_eq!(sender.counts().segmentation_refused, 1);
+        assert_eq!(sender.take_refused_sources(), []);
+    }
+
+    #[test]
+    fn a_full_socket_keeps_the_source_of_what_waits() {
+        let mut sender = Sender::new(true);
+        let mut fake = Fake::answering(&[libc::EAGAIN]);
+        send_from(&mut sender, &mut fake, &[7], Some(HERE));
+        sender.flush(&mut fake.call());
+        assert_eq!(fake.sources, [Some(HERE), Some(HERE)]);
+        assert_eq!(sender.counts().source_refused, 0);
     }
 }

@@ -236,8 +236,10 @@ impl Node {
                     tunn.set_preshared_key(settings.preshared_key.as_deref().copied());
                 }
                 // An endpoint that was not changed does not undo what the peer's roaming taught; none says nothing.
-                if settings.endpoint.is_some() && settings.endpoint != peer.settings.endpoint {
-                    peer.endpoint = settings.endpoint;
+                if let Some(endpoint) = settings.endpoint
+                    && settings.endpoint != peer.settings.endpoint
+                {
+                    peer.locate(endpoint.into());
                 }
                 let settings_of_tunnel = self.common.settings(settings.role);
                 peer.settings = settings;

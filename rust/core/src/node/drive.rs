@@ -1,13 +1,13 @@
 //! Calling one peer's tunnel: with its surroundings, so that a panic in it stops this peer and no other, and with its
 //! deadline noted afterwards.
 
-use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use connlib_boringtun::noise::{self, Env, Event, Output};
 
 use super::Node;
 use super::deadlines::Deadline;
+use super::path::Path;
 use super::peers::Slot;
 use super::stats::Trouble;
 use crate::indices::Owned;
@@ -86,11 +86,11 @@ impl Node {
     /// After a tunnel was called: its datagrams get a destination, which is the peer's endpoint if no other is given, its
     /// events get their peer and are counted, and it becomes the peer that was called last.
     #[inline]
-    pub(super) fn settle(&mut self, slot: Slot, destination: Option<SocketAddr>) {
+    pub(super) fn settle(&mut self, slot: Slot, destination: Option<Path>) {
         let Some(peer) = self.peers.get_mut(slot) else {
             return;
         };
-        let lost = self.output.address(destination.or(peer.endpoint));
+        let lost = self.output.address(destination.or(peer.path()));
         peer.drops.add_many(DropReason::NoEndpoint, lost);
         for event in self.output.tunnels.events.drain(..) {
             match event {

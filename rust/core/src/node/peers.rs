@@ -1,13 +1,14 @@
 //! The peers of a node: a slab, so that everything else can name a peer by a small number that stays the same.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use connlib_boringtun::Instant;
 use connlib_boringtun::noise::{self, Indices, Role, Stats};
 
 use super::config::PeerSettings;
+use super::path::Path;
 use super::stats::{DropCounts, Trouble};
 use crate::policy::Filter;
 
@@ -20,6 +21,8 @@ pub(crate) struct Peer {
     pub settings: PeerSettings,
     /// Where to send: as configured, until an authenticated datagram came from elsewhere.
     pub endpoint: Option<SocketAddr>,
+    /// From which address of ours; `None` leaves it to the system.
+    pub source: Option<IpAddr>,
     pub drops: DropCounts,
     pub trouble: Trouble,
     /// When something last came that only the peer can have sent.
@@ -36,6 +39,7 @@ impl Peer {
             tunn: None,
             settings,
             endpoint,
+            source: None,
             drops: DropCounts::default(),
             trouble: Trouble::default(),
             heard: None,
@@ -43,6 +47,18 @@ impl Peer {
         };
         peer.tunn = Some(tunn.with_persistent_keepalive(peer.keepalive()));
         peer
+    }
+
+    /// The way to it.
+    pub fn path(&self) -> Option<Path> {
+        let source = self.source;
+        self.endpoint.map(|remote| Path { remote, source })
+    }
+
+    /// It is over there. True if it was somewhere else before.
+    pub fn locate(&mut self, path: Path) -> bool {
+        self.source = path.source;
+        self.endpoint.replace(path.remote) != Some(path.remote)
     }
 
     /// Whether packets for this peer could be sent, now or as soon as it comes to us.
