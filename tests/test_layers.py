@@ -50,6 +50,7 @@ LAYERS = {
         "memory",
         "metrics",
         "resolver",
+        "routes",
         "socketfile",
         "timestamps",
         "tun",

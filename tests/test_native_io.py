@@ -29,11 +29,18 @@ def node(own: Any, other: Any, allowed: str, endpoint: tuple[str, int] | None = 
 class Machine:
     """A node with a socket pair for its TUN device and a real socket."""
 
-    def __init__(self, own: Any, other: Any, allowed: str, endpoint: tuple[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        own: Any,
+        other: Any,
+        allowed: str,
+        endpoint: tuple[str, int] | None = None,
+        bound: str = LOOPBACK,
+    ) -> None:
         self.device, self.application = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.application.setblocking(False)
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.socket.bind((LOOPBACK, 0))
+        self.socket.bind((bound, 0))
         self.node = node(own, other, allowed, endpoint)
         self.tun = TunIo(self.device.fileno())
         self.udp = UdpIo(self.socket.fileno(), None)
@@ -87,6 +94,39 @@ def test_packets_go_from_device_to_device(machines: tuple[Machine, Machine]) -> 
     assert (counts["packets_read"], counts["bytes_read"]) == (100, sum(map(len, sent)))
     assert bob.tun.stats()["packets_written"] == 100
     assert alice.udp.stats()["sent"] == 101 and bob.udp.stats()["received"] == 101
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere, 127.0.0.1 is the only address that every machine has"
+)
+def test_a_peer_is_sent_to_from_the_address_that_it_has_reached_until_that_is_forgotten() -> None:
+    with contextlib.ExitStack() as stack:
+        bob = Machine(BOB, ALICE, "10.0.0.1/32", bound="0.0.0.0")
+        stack.callback(bob.close)
+        port = bob.socket.getsockname()[1]
+        alice = Machine(ALICE, BOB, "10.0.0.2/32", ("127.0.0.5", port))
+        stack.callback(alice.close)
+
+        def seen_after_packets(*pairs: tuple[Machine, Machine]) -> str | None:
+            """Where Alice sees Bob."""
+            for one, other in pairs:
+                one.udp.send(one.node)
+                receive(other)
+            (peer,) = alice.node.stats(START).peers
+            return peer.endpoint and peer.endpoint[0]
+
+        def say(machine: Machine, packet: bytes) -> None:
+            machine.node.handle_packets(packet, [len(packet)], START)
+
+        say(alice, ipv4(b"hello"))
+        assert seen_after_packets((alice, bob), (bob, alice), (alice, bob)) == "127.0.0.5"
+        back = ipv4(b"back", source="10.0.0.2", destination="10.0.0.1")
+        say(bob, back)
+        assert seen_after_packets((bob, alice)) == "127.0.0.5"
+        bob.node.forget_sources()
+        say(bob, back)
+        assert seen_after_packets((bob, alice)) == "127.0.0.1"
+        assert bob.udp.stats()["source_refused"] == 0
 
 
 def test_what_a_device_does_not_take_yet_waits(machines: tuple[Machine, Machine]) -> None:

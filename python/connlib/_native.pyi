@@ -384,6 +384,13 @@ class Node:
     def set_endpoint(self, peer: PublicKey, endpoint: tuple[str, int], now: float) -> None:
         """Move a peer to another address. Raises `KeyError` for an unknown peer."""
 
+    def forget_sources(self) -> None:
+        """Let the system choose from which address each peer is sent to, until the peer is heard again.
+
+        A peer is answered from the address that it has reached. That one may be wrong after a change of what the node
+        does not see: the sockets, their mark, the machine's addresses and routes.
+        """
+
     def handle_packets(self, packets: ReadableBuffer, lengths: Sequence[int], now: float) -> None:
         """Take IP packets of the TUN device that lie back to back; `lengths` must add up (else `ValueError`)."""
 
@@ -579,7 +586,7 @@ class UdpIo:
 
     def stats(self) -> dict[str, int]:
         """Counters: received, received_bytes, receive_calls, sent, sent_bytes, send_calls, segmentation_refused,
-        backlog_dropped.
+        source_refused, backlog_dropped.
 
         Errors are counted as receive_ERRNO and send_ERRNO beside these, such as send_ENOBUFS.
         """

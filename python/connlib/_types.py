@@ -99,6 +99,8 @@ class DropReason(enum.Enum):
     """`Node`: no peer's allowed IPs contain the destination."""
     NO_ENDPOINT = "no endpoint"
     """`Node`: the address of the peer is not known (yet)."""
+    ROUTING_LOOP = "routing loop"
+    """`Node`: its own datagram came back as a packet: the routes of the machine lead the endpoint into the tunnel."""
     SOURCE_NOT_ALLOWED = "source not allowed"
     """`Node`: the inner source address does not belong to the peer that sent it (paper section 2)."""
     DENIED = "denied"

@@ -379,6 +379,8 @@ class Interface:
                 undo.pop_all()
             before, self._config = self._config, config
             self._resolver.update(config.peers)
+            if udp is not self._udp or config.fwmark != before.fwmark:
+                self._node.forget_sources()
             self._replace_udp(udp)
             diff = with_what_the_node_does_not_see(diff, before, config)
             if diff:
@@ -512,6 +514,7 @@ class Interface:
                 self._udp_tasks = tasks
                 for family in udp.families:
                     tasks.start_soon(self._receive, udp, family)
+                tasks.start_soon(udp.follow_routes, self._node)
                 self._settle()
         finally:
             if udp is not self._udp:

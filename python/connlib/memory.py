@@ -352,6 +352,9 @@ class MemoryUdpEnd:
         """Never."""
         return ()
 
+    async def follow_routes(self, node: Node) -> None:
+        """Nothing: there are none here."""
+
     def set_mark(self, mark: int) -> None:
         """Nothing: there is no firewall here."""
 

@@ -16,6 +16,7 @@ from ._errors import ConfigError, DeviceError
 from ._native import Node, UdpIo
 from ._types import Transmit
 from .memory import MemoryHost, MemoryUdp
+from .routes import forget_stale_sources
 
 _log = logging.getLogger("connlib")
 
@@ -54,6 +55,9 @@ class UdpEnd(Protocol):
 
     def can_reach(self, address: str) -> bool:
         """Whether there is a socket for the family of this literal address."""
+
+    async def follow_routes(self, node: Node) -> None:
+        """Have the node forget from where it sends when the routes change; returns if there are none to follow."""
 
     def set_mark(self, mark: int) -> None:
         """Mark what is sent from now on, or (0) do not. Raises `DeviceError`, and has changed nothing then."""
@@ -260,6 +264,13 @@ class _SocketEnd:
     def can_reach(self, address: str) -> bool:
         family = socket.AF_INET if ip_address(address).version == 4 else socket.AF_INET6
         return family in self._sockets
+
+    async def follow_routes(self, node: Node) -> None:
+        def set_up(probe: socket.socket) -> None:
+            if self._mark:
+                _set_mark(probe, self._mark)
+
+        await forget_stale_sources(node, set_up)
 
     def set_mark(self, mark: int) -> None:
         before, changed = self._mark, []

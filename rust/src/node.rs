@@ -1,8 +1,6 @@
 //! `Node`: an interface with many peers.
 
-use std::net::SocketAddr;
-
-use connlib_core::{CaptureConfig, DropReason, Packets};
+use connlib_core::{CaptureConfig, DropReason, Packets, Path};
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -70,13 +68,13 @@ impl Node {
 /// Hand datagrams to a node and leave no trace of its keys on the stack.
 pub fn handle_datagrams<'a>(
     node: &mut connlib_core::Node,
-    datagrams: impl Iterator<Item = (SocketAddr, &'a [u8])>,
+    datagrams: impl Iterator<Item = (Path, &'a [u8])>,
     now: Now,
 ) {
     tracelessly(node, |node| {
         let mut handshakes = false;
-        for (source, datagram) in datagrams {
-            node.handle_datagram(source, datagram, now.0);
+        for (from, datagram) in datagrams {
+            node.handle_datagram(from, datagram, now.0);
             handshakes |= is_handshake(datagram);
         }
         handshakes
@@ -179,6 +177,10 @@ impl Node {
             .map_err(|_| unknown(peer))
     }
 
+    fn forget_sources(&self, py: Python<'_>) -> PyResult<()> {
+        self.engine.call(py, |node| node.forget_sources())
+    }
+
     fn handle_packets(
         &self,
         py: Python<'_>,
@@ -207,7 +209,7 @@ impl Node {
                 lengths.len()
             )));
         }
-        let items = sources.iter().map(|source| source.0).zip(items);
+        let items = sources.iter().map(|source| source.0.into()).zip(items);
         self.engine
             .call_detached(py, |node| handle_datagrams(node, items, now))
     }

@@ -1,5 +1,6 @@
 //! `UdpIo`: datagrams between UDP sockets and a node.
 
+use connlib_core::Path;
 use connlib_net::{Datagrams, Family, ReceiveBuffers, UdpCounts, UdpPair};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -75,8 +76,12 @@ impl UdpIo {
                 let mut result = Ok(());
                 for family in families {
                     received += sockets.receive(family, budget, &mut io.buffers, |buffers| {
+                        let datagrams = buffers.iter().map(|one| {
+                            let (remote, source) = (one.source, one.local);
+                            (Path { remote, source }, one.bytes)
+                        });
                         let handled =
-                            node.call_inside(|node| handle_datagrams(node, buffers.iter(), now));
+                            node.call_inside(|node| handle_datagrams(node, datagrams, now));
                         if handled.is_err() {
                             result = handled;
                         }
@@ -100,7 +105,11 @@ impl UdpIo {
                         bytes: &output.datagrams.bytes,
                         lengths: &output.datagrams.lengths,
                         destinations: &output.destinations,
+                        sources: &output.sources,
                     });
+                    for (remote, source) in sockets.take_refused_sources() {
+                        node.source_refused(remote, source);
+                    }
                     node.drain_datagrams(usize::MAX);
                     sent
                 })?;
@@ -127,6 +136,7 @@ impl UdpIo {
         stats.set_item("sent_bytes", counts.sent.bytes)?;
         stats.set_item("send_calls", counts.sent.calls)?;
         stats.set_item("segmentation_refused", counts.sent.segmentation_refused)?;
+        stats.set_item("source_refused", counts.sent.source_refused)?;
         stats.set_item("backlog_dropped", counts.backlog_dropped)?;
         for (errno, count) in counts.receive_errors.iter() {
             stats.set_item(format!("receive_{errno}"), count)?;

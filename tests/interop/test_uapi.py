@@ -12,92 +12,18 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from interop.machine import missing_rights
-from interop.netns import Background, Namespace, Wire, joined_namespaces, shell, unique_name, wait_for
+from interop.devices import CONNLIB_WG, INNER, RUN, End
+from interop.netns import Background, Namespace, Wire, shell, unique_name, wait_for
 from interop.traffic import ping
 
-CONNLIB_WG = (sys.executable, "-m", "connlib.cli.wg")
-RUN = Path("/var/run/wireguard")
 DOCUMENTATION = Path(__file__).parent.parent.parent / "docs" / "uapi.md"
-INNER = ("10.66.0.1", "10.66.0.2")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def machine() -> None:
-    absent = [program for program in ("ip", "wg", "ping") if not shutil.which(program)]
-    if reason := missing_rights() or (absent and f"needs {', '.join(absent)}"):
-        pytest.skip(reason)
-
-
-@pytest.fixture
-def wire() -> Iterator[Wire]:
-    with joined_namespaces() as wire:
-        yield wire
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
-
-
-class End:
-    """A device that `connlib-wg -f` serves, and its key pair."""
-
-    def __init__(self, stack: ExitStack, host: Namespace, folder: Path) -> None:
-        self.host = host
-        self.name = unique_name("cw")
-        self.socket = RUN / f"{self.name}.sock"
-        self.key = folder / f"{self.name}.key"
-        self.key.touch(mode=0o600)
-        self.key.write_text(shell("wg", "genkey"))
-        self.public = shell("wg", "pubkey", stdin=self.key.read_text()).strip()
-        self.process = Background(
-            host.command(*CONNLIB_WG, "-f", self.name),
-            folder / f"{self.name}.log",
-            {"LOG_LEVEL": "debug", "PYTHONWARNINGS": "error"},
-        )
-        stack.callback(self.stop)
-        wait_for(self.is_there, f"{self.socket}")
-
-    def is_there(self) -> bool:
-        self.process.require_running()
-        return self.socket.exists()
-
-    def stop(self) -> None:
-        if self.process.returncode is None:
-            assert self.process.stop() == 0, self.process.output()
-        assert "Traceback" not in self.process.output() and not self.socket.exists()
-
-    def wg(self, *arguments: str) -> None:
-        shell("wg", "set", self.name, *arguments)
-
-    def show(self, what: str) -> list[list[str]]:
-        """`wg show DEVICE WHAT`, line by line, word by word."""
-        return [line.split() for line in shell("wg", "show", self.name, what).splitlines()]
-
-    def address(self, address: str, host: Namespace | None = None) -> None:
-        host = host or self.host
-        host.run("ip", "address", "add", f"{address}/24", "dev", self.name)
-        host.run("ip", "link", "set", self.name, "up")
-
-
-@pytest.fixture
-def ends(stack: ExitStack, wire: Wire, tmp_path: Path) -> tuple[End, End]:
-    """Two devices that know each other's keys and endpoints, with addresses, and up."""
-    one, other = (End(stack, host, tmp_path) for host in wire.hosts)
-    for number, (end, peer) in enumerate(((one, other), (other, one))):
-        endpoint = f"{wire.V4[1 - number]}:{51820 + 1 - number}"
-        end.wg("private-key", str(end.key), "listen-port", str(51820 + number))
-        end.wg("peer", peer.public, "allowed-ips", f"{INNER[1 - number]}/32", "endpoint", endpoint)
-        end.address(INNER[number])
-    return one, other
+pytestmark = pytest.mark.usefixtures("machine")
 
 
 def test_two_devices_that_wg_set_configured_ping_each_other(ends: tuple[End, End]) -> None:

@@ -17,7 +17,7 @@ from types import TracebackType
 
 from interop.netns import Background, Namespace
 
-__all__ = ["Handshakes", "Pinger", "ping", "transfer"]
+__all__ = ["Handshakes", "Pinger", "arrives", "exchange_datagrams", "is_lost", "ping", "transfer"]
 
 _CHUNK = 1 << 16
 
@@ -34,6 +34,18 @@ def ping(host: Namespace, address: str, timeout: float = 10.0, size: int = 56) -
             return
         assert time.monotonic() < end, f"no answer from {address} in {timeout:g} s:\n{answer}"
         time.sleep(0.2)
+
+
+def arrives(host: Namespace, address: str, *options: str) -> None:
+    """Ping once: the first packet has to be answered, nothing is repeated."""
+    answer = host.run("ping", "-n", "-c", "1", "-W", "5", *options, address, check=False)
+    assert " 0% packet loss" in answer, answer
+
+
+def is_lost(host: Namespace, address: str, *options: str) -> None:
+    """Ping once: no answer may come within a second."""
+    answer = host.run("ping", "-n", "-c", "1", "-W", "1", *options, address, check=False)
+    assert " 100% packet loss" in answer, answer
 
 
 class Pinger:
@@ -97,6 +109,36 @@ def _receive(listener: socket.socket, timeout: float, digests: list[bytes]) -> N
             digest.update(chunk)
         digests.append(digest.digest())
         connection.sendall(digest.digest())
+
+
+def exchange_datagrams(
+    sender: Namespace, receiver: Namespace, address: str, size: int, count: int = 128, timeout: float = 20.0
+) -> None:
+    """Send `count` datagrams of `size` random bytes to `address`, which answers each; all have to come, unchanged.
+
+    At most a window of them is under way, so that no queue on the path may be the reason for a loss.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    window = 8
+    data = random.Random(size).randbytes(size + count)
+    with (
+        receiver.make_socket(family, socket.SOCK_DGRAM) as there,
+        sender.make_socket(family, socket.SOCK_DGRAM) as here,
+    ):
+        for one in (here, there):
+            one.settimeout(timeout)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        there.bind((address, 0))
+        here.connect(there.getsockname()[:2])
+        for start in range(0, count, window):
+            batch = [data[number : number + size] for number in range(start, min(start + window, count))]
+            for datagram in batch:
+                here.send(datagram)
+            for datagram in batch:
+                received, back = there.recvfrom(1 << 16)
+                assert received == datagram
+                there.sendto(received, back)
+            assert [here.recv(1 << 16) for _ in batch] == batch
 
 
 # Kind of message: length of the UDP payload.

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import anyio
 
 from connlib._threads import ThreadCall
+from connlib.routes import open_notices, read_all
 
 from .device import Device
 
@@ -64,43 +65,20 @@ async def follow_link(device: Device, tun: int) -> None:
     interface has.
     """
     try:
-        with _open_notices() as notices:
+        with open_notices(_RTMGRP_LINK) as notices:
+            # And in any namespace that this one has a number for.
+            notices.setsockopt(_SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID, 1)
             while True:
                 link = ThreadCall(lambda: _ask(tun), "connlib-link").result()
                 if link is not None:
                     await device.link_changed(link.mtu, up=link.up)
                 await anyio.wait_readable(notices)
-                _read_all(notices)
+                read_all(notices)
     except OSError as error:
         if error.errno == errno.EBADFD:
             return  # it was deleted; whoever reads from it says so
         _log.warning("the MTU of the device cannot be followed: %s", error.strerror)
         await device.link_changed(None, up=True)
-
-
-def _open_notices() -> socket.socket:
-    """A socket that becomes readable when a link changes, here or in a namespace that this one has a number for."""
-    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-    notices = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
-    try:
-        notices.setsockopt(_SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID, 1)
-        notices.bind((0, _RTMGRP_LINK))
-    except BaseException:
-        notices.close()
-        raise
-    return notices
-
-
-def _read_all(notices: socket.socket) -> None:
-    while True:
-        try:
-            notices.recv(1 << 16)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            # Some were lost: something has changed all the same.
-            if error.errno != errno.ENOBUFS:
-                raise
 
 
 def _ask(tun: int) -> Link | None:

@@ -72,6 +72,8 @@ drop_reasons! {
     NoRoute = "NO_ROUTE",
     /// The peer's endpoint is not known yet.
     NoEndpoint = "NO_ENDPOINT",
+    /// It is a datagram of ours: the machine's routes lead the peer's endpoint into the tunnel.
+    RoutingLoop = "ROUTING_LOOP",
     /// The inner source address does not belong to the peer.
     SourceNotAllowed = "SOURCE_NOT_ALLOWED",
     /// The peer's policy refused it.

@@ -7,6 +7,8 @@ mod deadlines;
 mod drive;
 mod filter;
 mod output;
+mod own;
+mod path;
 mod peers;
 mod record;
 mod stats;
@@ -20,6 +22,7 @@ pub use config::{
     PeerConfig, Prefix,
 };
 pub use output::{NodeEvent, NodeOutput};
+pub use path::Path;
 pub use record::{Input, InputKind};
 pub use stats::{DropCounts, NodeStats, PeerStats, PolicyStats, Trouble};
 
@@ -52,7 +55,8 @@ use timestamps::Timestamps;
 ///   [`handle_datagram`](Node::handle_datagram) from UDP, [`handle_timeout`](Node::handle_timeout) when the time has come.
 ///   Whatever is wrong with a packet is counted; nothing that comes from outside is an error.
 /// - *commands* of whoever owns the node: [`apply`](Node::apply), [`initiate_handshake`](Node::initiate_handshake),
-///   [`set_endpoint`](Node::set_endpoint), [`set_unix_time`](Node::set_unix_time), [`record`](Node::record),
+///   [`set_endpoint`](Node::set_endpoint), [`forget_sources`](Node::forget_sources),
+///   [`source_refused`](Node::source_refused), [`set_unix_time`](Node::set_unix_time), [`record`](Node::record),
 ///   [`log_flows`](Node::log_flows), [`capture`](Node::capture), [`log_keys`](Node::log_keys),
 ///   [`restore_timestamps`](Node::restore_timestamps), [`forget_timestamp`](Node::forget_timestamp).
 /// - *drain*: [`output`](Node::output), then [`drain_datagrams`](Node::drain_datagrams) and
@@ -69,7 +73,8 @@ use timestamps::Timestamps;
 /// A peer is found at the endpoint that was configured until an authenticated datagram comes from elsewhere: a response
 /// that was accepted, or a data message that was opened. Initiations, which can be replayed, and cookie replies, which
 /// anybody who sees an initiation can forge, never move it; a response to an initiation goes to where the initiation came
-/// from. Without an endpoint nothing is started: a peer to which we may initiate gets no packets (`NO_ENDPOINT`), while a
+/// from. A peer is answered from the address of ours that it has reached last ([`Path`]), for only that one may lead back
+/// through what is between. Without an endpoint nothing is started: a peer to which we may initiate gets no packets (`NO_ENDPOINT`), while a
 /// responder's packets wait for the peer to come.
 ///
 /// An event says where a peer has roamed to, within bounds: see [`NodeEvent::Roamed`].
@@ -259,6 +264,9 @@ impl Node {
         if packet.len() > LARGEST_PACKET {
             return self.drop_from(slot, DropReason::TooLarge);
         }
+        if self.is_own(slot, destination, packet) {
+            return self.drop_from(slot, DropReason::RoutingLoop);
+        }
         if self.may_send(slot, packet, now) {
             self.encapsulate(slot, packet, now);
             self.settle(slot, None);
@@ -266,26 +274,27 @@ impl Node {
     }
 
     /// A datagram from UDP: from a peer, or from anybody.
-    pub fn handle_datagram(&mut self, source: SocketAddr, datagram: &[u8], now: Instant) {
+    pub fn handle_datagram(&mut self, from: impl Into<Path>, datagram: &[u8], now: Instant) {
+        let from = from.into();
         let now = self.advance(now);
         let verdict = self
             .limiter
-            .verify_packet(Some(source), datagram, now, &mut *self.rng);
+            .verify_packet(Some(from.remote), datagram, now, &mut *self.rng);
         let found = match verdict {
             Ok(packet) => self.recipient(&packet).map(|slot| (slot, packet)),
             Err(Verdict::CookieReply(reply)) => {
-                self.capture_received(None, source, datagram);
+                self.capture_received(None, from.remote, datagram);
                 let before = self.output.destinations.len();
-                self.output.push_datagram(source, &reply);
+                self.output.push_datagram(from, &reply);
                 self.capture_sent(None, before);
                 return self.drops.add(DropReason::CookieReplySent);
             }
             Err(Verdict::Error(error)) => Err(error.into()),
         };
         let slot = found.as_ref().ok().map(|(slot, _)| *slot);
-        self.capture_received(slot, source, datagram);
+        self.capture_received(slot, from.remote, datagram);
         match found {
-            Ok((slot, packet)) => self.receive(slot, source, packet, datagram.len(), now),
+            Ok((slot, packet)) => self.receive(slot, from, packet, datagram.len(), now),
             Err(reason) => self.drops.add(reason),
         }
     }
@@ -300,6 +309,7 @@ impl Node {
             due.push(slot);
         }
         for slot in due.drain(..) {
+            self.doubt_source(slot);
             self.record_input(slot, InputKind::Timeout, 0, true);
             self.drive(slot, now, |tunn, env, out| tunn.handle_timeout(env, out));
             self.settle(slot, None);
@@ -459,14 +469,7 @@ impl Node {
         self.indices.owner(index).ok_or(DropReason::WrongIndex)
     }
 
-    fn receive(
-        &mut self,
-        slot: Slot,
-        source: SocketAddr,
-        packet: Packet<'_>,
-        size: usize,
-        now: Instant,
-    ) {
+    fn receive(&mut self, slot: Slot, from: Path, packet: Packet<'_>, size: usize, now: Instant) {
         let packets = self.output.packets.len();
         let kind = InputKind::of(&packet);
         let received = self.drive(slot, now, |tunn, env, out| {
@@ -493,14 +496,18 @@ impl Node {
                 (None, true)
             }
             Ok(Received::Response) => (None, true),
-            Ok(Received::Initiation) => (Some(source), false),
+            Ok(Received::Initiation) => (Some(from), false),
             Ok(Received::CookieReply) => (None, false),
             Err(reason) => {
                 self.drop_from(slot, reason);
                 (None, false)
             }
         };
-        let moved = moves && self.move_endpoint(slot, source);
+        let moved = moves
+            && self
+                .peers
+                .get_mut(slot)
+                .is_some_and(|peer| peer.locate(from));
         self.settle(slot, destination);
         if moved {
             self.adjust_keepalive(slot, now);
@@ -531,14 +538,6 @@ impl Node {
             self.drop_from(slot, DropReason::SourceNotAllowed);
         }
         belongs
-    }
-
-    /// An authenticated datagram came from `source`. True if that is news.
-    fn move_endpoint(&mut self, slot: Slot, source: SocketAddr) -> bool {
-        let Some(peer) = self.peers.get_mut(slot) else {
-            return false;
-        };
-        peer.endpoint.replace(source) != Some(source)
     }
 
     /// Switches a tunnel's keepalive to what it should be by now.

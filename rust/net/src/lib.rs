@@ -25,4 +25,4 @@ pub use socket::BufferSizes;
 #[cfg(target_os = "linux")]
 pub use timer::BootTimer;
 pub use tun::{DeviceState, MAX_PACKET, ReadBatch, Tun, TunCounts};
-pub use udp::{Family, ReceiveBuffers, UdpCounts, UdpPair};
+pub use udp::{Family, ReceiveBuffers, Received, UdpCounts, UdpPair};

@@ -1,7 +1,7 @@
 //! Datagrams from and to an IPv4 and an IPv6 socket.
 
 use std::io::{self, IoSliceMut};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
@@ -14,6 +14,16 @@ use crate::{Datagrams, ErrorCounts};
 const BUFFERS: usize = 8;
 /// The largest datagram, and the largest chain of datagrams that the kernel coalesces.
 const BUFFER_BYTES: usize = 65_536;
+
+/// A datagram that was received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received<'a> {
+    pub source: SocketAddr,
+    /// The address of ours that it was sent to, from which an answer should come. `None` where the kernel does not say, or
+    /// it was sent to many.
+    pub local: Option<IpAddr>,
+    pub bytes: &'a [u8],
+}
 
 /// Reusable room for what one system call receives.
 #[derive(Debug)]
@@ -34,8 +44,8 @@ impl Default for ReceiveBuffers {
 }
 
 impl ReceiveBuffers {
-    /// The datagrams received last, with their sources, in order; coalesced ones are cut apart again.
-    pub fn iter(&self) -> impl Iterator<Item = (SocketAddr, &[u8])> {
+    /// The datagrams received last, in order; coalesced ones are cut apart again.
+    pub fn iter(&self) -> impl Iterator<Item = Received<'_>> {
         self.filled
             .iter()
             .take(self.used)
@@ -44,12 +54,23 @@ impl ReceiveBuffers {
                 let bytes = buffer.get(..meta.len).unwrap_or_default();
                 // An empty datagram is one datagram, which cutting by size would not show.
                 let empty = (meta.len == 0).then_some(bytes);
+                let local = meta.dst_ip.filter(is_of_one);
                 empty
                     .into_iter()
                     .chain(bytes.chunks(meta.stride.max(1)))
-                    .map(|datagram| (meta.addr, datagram))
+                    .map(move |bytes| Received {
+                        source: meta.addr,
+                        local,
+                        bytes,
+                    })
             })
     }
+}
+
+/// Not an address that several have, and that nothing can come from.
+fn is_of_one(address: &IpAddr) -> bool {
+    let broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+    !(broadcast || address.is_multicast() || address.is_unspecified())
 }
 
 #[derive(Debug, Clone, Default)]
@@ -124,9 +145,9 @@ impl Udp {
         }
         self.receive_calls += 1;
         let (mut datagrams, mut bytes) = (0, 0);
-        for (_, datagram) in buffers.iter() {
+        for datagram in buffers.iter() {
             datagrams += 1;
-            bytes += datagram.len();
+            bytes += datagram.bytes.len();
         }
         self.received += datagrams as u64;
         self.received_bytes += bytes as u64;
@@ -206,15 +227,15 @@ impl UdpPair {
         for socket in [&mut self.v4, &mut self.v6].into_iter().flatten() {
             socket.with_sender(|sender, transmit| sender.flush(transmit));
         }
-        for (destination, run) in datagrams.by_destination() {
-            let socket = if destination.is_ipv4() {
+        for (way, run) in datagrams.by_way() {
+            let socket = if way.destination.is_ipv4() {
                 &mut self.v4
             } else {
                 &mut self.v6
             };
             match socket {
                 Some(socket) => {
-                    socket.with_sender(|sender, transmit| sender.send(destination, run, transmit))
+                    socket.with_sender(|sender, transmit| sender.send(way, run, transmit))
                 }
                 None => self.unroutable.add(
                     &io::Error::from_raw_os_error(libc::EAFNOSUPPORT),
@@ -223,6 +244,15 @@ impl UdpPair {
             }
         }
         usize::try_from(self.datagrams_sent() - before).unwrap_or(usize::MAX)
+    }
+
+    /// Destinations with the source address that the kernel has refused for them, since this was last asked: their datagrams
+    /// went from another one.
+    pub fn take_refused_sources(&mut self) -> impl Iterator<Item = (SocketAddr, IpAddr)> + '_ {
+        [&mut self.v4, &mut self.v6]
+            .into_iter()
+            .flatten()
+            .flat_map(|udp| udp.sender.take_refused_sources())
     }
 
     /// Datagrams that wait until the socket is writable.
@@ -258,6 +288,7 @@ impl UdpPair {
             all.sent.bytes += sent.bytes;
             all.sent.calls += sent.calls;
             all.sent.segmentation_refused += sent.segmentation_refused;
+            all.sent.source_refused += sent.source_refused;
             all.sent.errors.merge(&sent.errors);
         }
         all

@@ -1,7 +1,7 @@
 //! Real sockets on the loopback interface.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,8 @@ struct End {
     v6: SocketAddr,
     sockets: (UdpSocket, UdpSocket),
     buffers: ReceiveBuffers,
+    /// The address of its own that each datagram was sent to.
+    asked: Vec<Option<IpAddr>>,
 }
 
 impl End {
@@ -21,16 +23,25 @@ impl End {
             UdpSocket::bind("127.0.0.1:0").unwrap(),
             UdpSocket::bind("[::1]:0").unwrap(),
         );
+        Self::of(sockets)
+    }
+
+    fn of(sockets: (UdpSocket, UdpSocket)) -> Self {
         Self {
             pair: UdpPair::new(Some(sockets.0.as_fd()), Some(sockets.1.as_fd())).unwrap(),
             v4: sockets.0.local_addr().unwrap(),
             v6: sockets.1.local_addr().unwrap(),
             sockets,
             buffers: ReceiveBuffers::default(),
+            asked: Vec::new(),
         }
     }
 
     fn send(&mut self, datagrams: &[(SocketAddr, Vec<u8>)]) -> usize {
+        self.send_from(None, datagrams)
+    }
+
+    fn send_from(&mut self, source: Option<IpAddr>, datagrams: &[(SocketAddr, Vec<u8>)]) -> usize {
         let bytes: Vec<u8> = datagrams
             .iter()
             .flat_map(|(_, bytes)| bytes.clone())
@@ -41,6 +52,7 @@ impl End {
             bytes: &bytes,
             lengths: &lengths,
             destinations: &destinations,
+            sources: &vec![source; datagrams.len()],
         })
     }
 
@@ -56,7 +68,10 @@ impl End {
             );
             for family in [Family::V4, Family::V6] {
                 self.pair.receive(family, 64, &mut self.buffers, |batch| {
-                    all.extend(batch.iter().map(|(from, bytes)| (from, bytes.to_vec())));
+                    all.extend(batch.iter().map(|one| {
+                        self.asked.push(one.local);
+                        (one.source, one.bytes.to_vec())
+                    }));
                 });
             }
         }
@@ -80,6 +95,54 @@ fn datagrams_arrive_with_their_source_on_both_families() {
         );
     }
     assert_eq!(b.pair.counts().received_bytes, 2 * (148 + 92));
+}
+
+#[test]
+fn an_answer_comes_from_the_address_that_was_asked() {
+    let everywhere = (
+        UdpSocket::bind("0.0.0.0:0").unwrap(),
+        UdpSocket::bind("[::]:0").unwrap(),
+    );
+    let (mut a, mut b) = (End::new(), End::of(everywhere));
+    for asked in ["127.0.0.5", "127.0.0.1", "::1"] {
+        let asked: IpAddr = asked.parse().unwrap();
+        let (from, port) = match asked.is_ipv4() {
+            true => (a.v4, b.v4.port()),
+            false => (a.v6, b.v6.port()),
+        };
+        assert_eq!(a.send(&[((asked, port).into(), datagram(1, 148))]), 1);
+        assert_eq!(b.receive(1), [(from, datagram(1, 148))]);
+        assert_eq!(b.asked.pop(), Some(Some(asked)));
+        // One of them, and some that the kernel cuts.
+        let answer = vec![(from, datagram(2, 92)); 4];
+        assert_eq!(b.send_from(Some(asked), &answer), 4);
+        for (source, _) in a.receive(4) {
+            assert_eq!(source, (asked, port).into());
+        }
+    }
+    assert_eq!(b.pair.counts().sent.source_refused, 0);
+}
+
+#[test]
+fn a_source_address_that_is_not_ours_does_not_stop_a_datagram() {
+    let everywhere = (
+        UdpSocket::bind("0.0.0.0:0").unwrap(),
+        UdpSocket::bind("[::]:0").unwrap(),
+    );
+    let (mut a, mut b) = (End::of(everywhere), End::new());
+    for (gone, to) in [("192.0.2.1", b.v4), ("2001:db8::1", b.v6)] {
+        let gone: IpAddr = gone.parse().unwrap();
+        let burst = vec![(to, datagram(1, 148)); 4];
+        assert_eq!(a.send_from(Some(gone), &burst), 4);
+        assert_eq!(b.receive(4).len(), 4);
+        let refused: Vec<_> = a.pair.take_refused_sources().collect();
+        assert_eq!(refused, [(to, gone)]);
+    }
+    let counts = a.pair.counts().sent;
+    assert_eq!((counts.source_refused, counts.errors.total()), (2, 0));
+    // It is for the sender to forget it. Until then, the kernel says so again.
+    a.send_from(Some("192.0.2.1".parse().unwrap()), &[(b.v4, vec![1])]);
+    assert_eq!(a.pair.counts().sent.source_refused, 3);
 }
 
 #[test]
@@ -182,6 +245,7 @@ fn a_family_without_a_socket_is_a_counted_loss() {
         bytes: &[0; 20],
         lengths: &[10, 10],
         destinations: &destinations,
+        sources: &[None; 2],
     });
     assert_eq!(outcome, 0);
     let errors = pair.counts().sent.errors;

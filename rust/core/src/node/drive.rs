@@ -1,7 +1,6 @@
 //! Calling one peer's tunnel: with its surroundings, so that a panic in it stops this peer and no other, and with its
 //! deadline noted afterwards.
 
-use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use connlib_boringtun::noise::{self, Env, Event, Output};
@@ -10,6 +9,7 @@ use rand_core::CryptoRngCore;
 use super::Node;
 use super::deadlines::Deadline;
 use super::output::NodeEvent;
+use super::path::Path;
 use super::peers::Slot;
 use super::stats::Trouble;
 use crate::indices::Owned;
@@ -104,12 +104,12 @@ impl Node {
     /// events get their peer and are counted, what else is news of the peer is told, and it becomes the peer that was called
     /// last.
     #[inline]
-    pub(super) fn settle(&mut self, slot: Slot, destination: Option<SocketAddr>) {
+    pub(super) fn settle(&mut self, slot: Slot, destination: Option<Path>) {
         let Some(peer) = self.peers.get_mut(slot) else {
             return;
         };
         let addressed = self.output.destinations.len();
-        let lost = self.output.address(destination.or(peer.endpoint));
+        let lost = self.output.address(destination.or(peer.path()));
         peer.drops.add_many(DropReason::NoEndpoint, lost);
         for event in self.output.tunnels.events.drain(..) {
             match event {

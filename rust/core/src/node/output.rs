@@ -1,10 +1,11 @@
 //! What a node's calls bring about, until somebody drains it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 
 use connlib_boringtun::noise::{Event, Output, Packets};
 
+use super::path::Path;
 use crate::policy::Refusal;
 
 /// What happened to a peer.
@@ -43,6 +44,8 @@ pub struct NodeOutput {
     pub(crate) tunnels: Output,
     /// Where each of `datagrams` goes.
     pub destinations: Vec<SocketAddr>,
+    /// From which address of ours each of `datagrams` is to come; `None` leaves it to the system.
+    pub sources: Vec<Option<IpAddr>>,
     /// What happened, with the peer's public key, in order.
     pub events: Vec<([u8; 32], NodeEvent)>,
 }
@@ -99,8 +102,9 @@ impl NodeOutput {
     /// Takes the first `count` datagrams out, or as many as there are.
     pub fn drain_datagrams(&mut self, count: usize) {
         drain(&mut self.tunnels.datagrams, count);
-        self.destinations
-            .drain(..count.min(self.destinations.len()));
+        let count = count.min(self.destinations.len());
+        self.destinations.drain(..count);
+        self.sources.drain(..count);
     }
 
     /// Takes the first `count` packets out, or as many as there are.
@@ -108,9 +112,10 @@ impl NodeOutput {
         drain(&mut self.tunnels.packets, count);
     }
 
-    pub(crate) fn push_datagram(&mut self, destination: SocketAddr, datagram: &[u8]) {
+    pub(crate) fn push_datagram(&mut self, path: Path, datagram: &[u8]) {
         self.tunnels.datagrams.push(datagram);
-        self.destinations.push(destination);
+        self.destinations.push(path.remote);
+        self.sources.push(path.source);
     }
 
     pub(crate) fn push_packet(&mut self, packet: &[u8]) {
@@ -156,13 +161,14 @@ impl NodeOutput {
         events.truncate(mark.events);
     }
 
-    /// Sends the datagrams that have no destination yet to this one; without one they are taken back. Returns how many
+    /// Sends the datagrams that have no destination yet this way; without one they are taken back. Returns how many
     /// were.
-    pub(crate) fn address(&mut self, destination: Option<SocketAddr>) -> usize {
+    pub(crate) fn address(&mut self, path: Option<Path>) -> usize {
         let addressed = self.destinations.len();
-        match destination {
-            Some(destination) => {
-                self.destinations.resize(self.datagrams.len(), destination);
+        match path {
+            Some(Path { remote, source }) => {
+                self.destinations.resize(self.datagrams.len(), remote);
+                self.sources.resize(self.datagrams.len(), source);
                 0
             }
             None => {
@@ -188,7 +194,8 @@ mod tests {
         let mut output = NodeOutput::default();
         for port in 1..=3u16 {
             let datagram = vec![port as u8; port.into()];
-            output.push_datagram(([127, 0, 0, 1], port).into(), &datagram);
+            let to = SocketAddr::from(([127, 0, 0, 1], port));
+            output.push_datagram(to.into(), &datagram);
             output.tunnels.packets.push(&datagram);
         }
         output
@@ -214,7 +221,7 @@ mod tests {
         let capacity = output.datagrams.bytes.capacity();
         output.clear();
         assert!(output.is_empty());
-        assert!(output.destinations.is_empty());
+        assert!(output.destinations.is_empty() && output.sources.is_empty());
         assert_eq!(output.datagrams.bytes.capacity(), capacity);
     }
 
@@ -226,10 +233,9 @@ mod tests {
         assert_eq!(output.address(None), 2);
         assert_eq!(output.transmits().count(), 3);
         output.tunnels.datagrams.push(&[9]);
-        assert_eq!(output.address(Some(([127, 0, 0, 1], 9).into())), 0);
-        assert_eq!(
-            output.transmits().last(),
-            Some((([127, 0, 0, 1], 9).into(), [9].as_slice()))
-        );
+        let to = SocketAddr::from(([127, 0, 0, 1], 9));
+        assert_eq!(output.address(Some(to.into())), 0);
+        assert_eq!(output.sources, [None; 4]);
+        assert_eq!(output.transmits().last(), Some((to, [9].as_slice())));
     }
 }

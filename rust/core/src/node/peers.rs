@@ -1,7 +1,7 @@
 //! The peers of a node: a slab, so that everything else can name a peer by a small number that stays the same.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use connlib_boringtun::Instant;
@@ -9,6 +9,7 @@ use connlib_boringtun::noise::{self, Indices, Role, Stats};
 
 use super::config::PeerSettings;
 use super::output::NodeEvent;
+use super::path::Path;
 use super::stats::{DropCounts, Trouble};
 use super::timestamps::{NONE, Timestamp};
 use crate::bucket::Bucket;
@@ -26,6 +27,8 @@ pub(crate) struct Peer {
     /// The endpoint that was configured or told last.
     told: Option<SocketAddr>,
     moves: Bucket<1, 1000>,
+    /// From which address of ours; `None` leaves it to the system.
+    pub source: Option<IpAddr>,
     pub drops: DropCounts,
     pub trouble: Trouble,
     /// When something last came that only the peer can have sent.
@@ -46,6 +49,7 @@ impl Peer {
             endpoint,
             told: endpoint,
             moves: Bucket::default(),
+            source: None,
             drops: DropCounts::default(),
             trouble: Trouble::default(),
             heard: None,
@@ -58,7 +62,7 @@ impl Peer {
 
     /// Whoever owns the node says where it is, and need not be told.
     pub fn place(&mut self, endpoint: SocketAddr) {
-        self.endpoint = Some(endpoint);
+        self.locate(endpoint.into());
         self.told = self.endpoint;
     }
 
@@ -78,6 +82,18 @@ impl Peer {
         {
             events.push((key, NodeEvent::Denied(refusal)));
         }
+    }
+
+    /// The way to it.
+    pub fn path(&self) -> Option<Path> {
+        let source = self.source;
+        self.endpoint.map(|remote| Path { remote, source })
+    }
+
+    /// It is over there. True if it was somewhere else before.
+    pub fn locate(&mut self, path: Path) -> bool {
+        self.source = path.source;
+        self.endpoint.replace(path.remote) != Some(path.remote)
     }
 
     /// Whether packets for this peer could be sent, now or as soon as it comes to us.

@@ -9,6 +9,8 @@ mod garbage;
 mod hostile;
 mod links;
 mod net;
+mod own;
+mod paths;
 mod poisoned;
 mod policy;
 mod recording;

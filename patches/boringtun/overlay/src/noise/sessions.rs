@@ -71,6 +71,11 @@ impl Sessions {
             })
     }
 
+    /// Whether the peer receives on `index`, in any of them.
+    pub fn send_on(&self, index: u32) -> bool {
+        self.iter().any(|session| session.sending_index == index)
+    }
+
     pub fn is_current(&self, index: u32) -> bool {
         self.current().is_some_and(|s| s.receiving_index == index)
     }

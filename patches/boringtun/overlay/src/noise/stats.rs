@@ -39,6 +39,11 @@ impl Tunn {
         self.queue.len()
     }
 
+    /// Whether data messages to the peer carry this index.
+    pub fn sends_on(&self, index: u32) -> bool {
+        self.sessions.send_on(index)
+    }
+
     pub fn stats(&self, now: Instant) -> Stats {
         let now = self.clock.max(now);
         let age_limit = self.timers.config.reject_after_time;

@@ -1,0 +1,98 @@
+"""Routes: a node forgets from where it sends when the machine would send from elsewhere, and not before."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+import trio
+
+from connlib import Node
+from connlib.routes import forget_stale_sources
+from interop.machine import own_namespace
+from interop.netns import Namespace
+
+
+class Told:
+    """A node as far as this is about it: two peers, one of which nobody has located."""
+
+    def __init__(self, *endpoints: tuple[str, int] | None) -> None:
+        self.peers = [type("Peer", (), {"endpoint": endpoint}) for endpoint in endpoints]
+        self.told = 0
+
+    def stats(self, _now: float) -> Any:
+        return self
+
+    def forget_sources(self) -> None:
+        self.told += 1
+
+
+def _network(host: Namespace) -> None:
+    """Two ways out, the first of which is the default route."""
+    for number in (1, 2):
+        host.run("ip", "link", "add", f"way{number}", "type", "veth", "peer", "name", f"end{number}")
+        host.run("ip", "address", "add", f"10.{number}.0.1/24", "dev", f"way{number}")
+        for end in ("way", "end"):
+            host.run("ip", "link", "set", f"{end}{number}", "up")
+    host.run("ip", "route", "add", "default", "via", "10.1.0.9")
+
+
+async def _times_told(node: Told, mark: int, *steps: Callable[[], object]) -> list[int]:
+    """How often the node was told after each step."""
+    counts = []
+    looked = trio.Event()
+
+    def set_up(probe: socket.socket) -> None:
+        if mark:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        looked.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(forget_stale_sources, cast(Node, node), set_up)
+        for step in (lambda: None, *steps):
+            looked = trio.Event()
+            step()
+            with trio.fail_after(20):
+                await looked.wait()
+            # What it saw, it told at once: between the two nobody else runs.
+            counts.append(node.told)
+        nursery.cancel_scope.cancel()
+    return counts[1:]
+
+
+def test_a_node_is_told_of_another_way_out_and_not_of_other_changes() -> None:
+    with own_namespace("clR") as host, host.entered():
+        _network(host)
+        node = Told(("10.1.0.7", 51820), None)
+        told = trio.run(
+            _times_told,
+            node,
+            0,
+            lambda: host.run("ip", "address", "add", "10.1.0.2/24", "dev", "way1"),
+            lambda: host.run("ip", "route", "add", "10.9.0.0/16", "via", "10.2.0.9"),
+            lambda: host.run("ip", "route", "replace", "default", "via", "10.2.0.9"),
+            lambda: host.run("ip", "route", "add", "10.1.0.7/32", "via", "10.2.0.9"),
+            lambda: host.run("ip", "link", "set", "way1", "mtu", "1400"),
+        )
+        assert told == [0, 0, 1, 2, 2]
+
+
+def test_the_way_is_that_of_marked_datagrams() -> None:
+    with own_namespace("clR") as host, host.entered():
+        _network(host)
+        host.run("ip", "route", "add", "default", "via", "10.2.0.9", "table", "77")
+        told = trio.run(
+            _times_told,
+            Told(),
+            0x77,
+            lambda: host.run("ip", "rule", "add", "fwmark", "0x78", "table", "77"),
+            lambda: host.run("ip", "rule", "add", "fwmark", "0x77", "table", "77"),
+        )
+        assert told == [0, 1]
+
+
+def test_a_system_that_does_not_tell_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(socket, "AF_NETLINK")
+    trio.run(forget_stale_sources, cast(Node, Told()), lambda _probe: None)
