@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
+from ._peer_app import init, peer
+
 HELP = """WireGuard tunnels from Python.
 
-`up` runs a tunnel from a wg-quick or TOML file in the foreground; `check`, `diff`, `schema` and `policy test` help to
-write that file; `demo` shows the engine at work without root and without a network; `crosscheck` compares it with
-pristine boringtun; `genkey`, `pubkey` and `genpsk` make keys, byte for byte as `wg` does.
+`up` runs a tunnel from a wg-quick or TOML file in the foreground; `init` makes a gateway's TOML file, and `peer add`
+adds a phone or a laptop to it; `check`, `diff`, `schema` and `policy test` help to write such files; `demo` shows the
+engine at work without root and without a network; `crosscheck` compares it with pristine boringtun; `genkey`, `pubkey`
+and `genpsk` make keys, byte for byte as `wg` does.
 """
 
 app = typer.Typer(
@@ -105,6 +108,10 @@ def up(
         allow_world_readable=allow_world_readable,
         metrics=metrics,
     )
+
+
+app.command()(init)
+app.add_typer(peer, name="peer")
 
 
 @app.command()
