@@ -24,7 +24,17 @@ needs_cargo = pytest.mark.skipif(shutil.which("cargo") is None, reason="needs ca
 
 LAYERS = {
     "base": {"_errors", "_explain", "_types", "_native", "_policy", "_text", "_threads"},
-    "config": {"_configfile", "_tomlplaces", "_wgvalues", "config", "gateway", "gatewayfile", "wgquick"},
+    "config": {
+        "_configfile",
+        "_filechange",
+        "_gatewayedit",
+        "_tomlplaces",
+        "_wgvalues",
+        "config",
+        "gateway",
+        "gatewayfile",
+        "wgquick",
+    },
     "upstream": {"upstream"},
     "driver": {
         "_clients",

@@ -46,6 +46,7 @@ class FileChange:
         self._key = os.path.join(self.folder, f".{name}.connlib-key")
         self._made: list[str] = []
         self._obsolete: str | None = None
+        self._has_second_name = False
         self._before: os.stat_result | None = None
         self._stack = ExitStack()
         self.data = b""
@@ -72,10 +73,10 @@ class FileChange:
         path = os.path.join(self.folder, name)
         with _saying("write", path):
             _write(self._key, text.encode())
+            self._has_second_name = True
             try:
                 os.link(self._key, path)
             except FileExistsError:
-                os.unlink(self._key)
                 raise ConfigError(
                     "it is there already, and nothing is written over a key",
                     hint="remove it if no file needs it, or choose another name",
@@ -105,6 +106,7 @@ class FileChange:
             return False
         with _saying("remove", path):
             os.link(path, self._key)
+        self._has_second_name = True
         self._obsolete = path
         return True
 
@@ -191,7 +193,7 @@ class FileChange:
 
     def _undo(self) -> None:
         """Remove what is not needed, because the change was not made."""
-        for path in (self.staged, *self._made, self._key):
+        for path in (self.staged, *self._made, *([self._key] if self._has_second_name else [])):
             try:
                 os.unlink(path)
             except OSError:

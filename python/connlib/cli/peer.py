@@ -153,7 +153,7 @@ def endpoint_of(text: str | None, listen_port: int) -> tuple[str, int]:
     if text is None:
         hint = 'add endpoint = "vpn.example.org:51820" to [interface], or give --endpoint'
         raise BadValue("where peers reach the gateway is not known", hint)
-    if re.fullmatch(r"(\[.*\]|[^\[:]*):.*", text):
+    if re.fullmatch(r"(\[.*\]|[^\[:]*):[^:]*", text):
         return values.endpoint(text, "endpoint")
     if listen_port == 0:
         hint = "add listen_port to [interface], or give --endpoint HOST:PORT"
