@@ -170,7 +170,7 @@ def test_whatever_comments_there_are_the_other_peers_stay_byte_for_byte(
         # Networks behind peers, within the gateway's own.
         (["10.7.0.1/16"], ["10.7.0.0/24", "10.7.1.0/25"], ["10.7.1.128/32"]),
         # What is wider than the network, or elsewhere, takes none of its addresses.
-        (["10.7.0.1/24"], ["0.0.0.0/0", "10.0.0.0/8", "10.8.0.0/24", "::/0"], ["10.7.0.2/32"]),
+        (["10.7.0.1/24"], ["0.0.0.0/0", "10.7.0.0/16", "10.8.0.0/24", "::/0"], ["10.7.0.2/32"]),
         # Two networks of one kind, one within the other, one that is there twice, and one without room.
         (["10.7.0.1/24", "10.8.0.1/24"], [], ["10.7.0.2/32", "10.8.0.2/32"]),
         (["10.7.0.1/16", "10.7.0.2/24"], [], ["10.7.0.3/32", "10.7.0.4/32"]),

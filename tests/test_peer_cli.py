@@ -218,6 +218,12 @@ REFUSED = [
         "write 10.0.0.1/24 or fd00::1/64",
     ),
     (
+        (("responder", "initiator"),),
+        ("alice",),
+        "office.toml: role: the gateway is an initiator, which answers no peer; "
+        "make it a responder, or leave the role out",
+    ),
+    (
         (),
         ("alice", "--dns", "here"),
         "office.toml: --dns: 'here' is not an IP address; write 10.0.0.1 or fd00::1",
@@ -351,6 +357,20 @@ def test_the_only_gateway_s_file_of_the_folder_is_meant(connlib: Command, folder
         "connlib: there is no gateway's TOML file in the current folder; "
         "name one with --file, or make one: connlib init office.toml\n",
     )
+
+
+def test_what_is_doubtful_in_the_file_is_not_said_again_and_again(folder: Path) -> None:
+    write(folder / "office.toml", FILE + "rules = []\n")
+    done = subprocess.run(
+        [*COMMAND, "peer", "add", "alice"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stderr.count("\n") == 3 and "may reach nothing" not in done.stderr
+
+
+def test_remarks_never_get_among_what_is_printed(folder: Path) -> None:
+    command = ["sh", "-c", '"$@" 2>&-', "sh", *COMMAND, "peer", "add", "alice"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and done.stdout.endswith("\nPersistentKeepalive = 25\n")
 
 
 # peer remove and list

@@ -94,7 +94,12 @@ class FileChange:
             except FileExistsError:
                 hint = "choose another name, or remove it"
                 raise ConfigError("it is there already", hint=hint, path=display_path(path)) from None
-        self._made.append(path)
+            self._made.append(path)
+            folder = os.open(os.path.dirname(path) or os.curdir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
     def drop_key(self, path: str) -> bool:
         """Remove a key file when the change is made. False, and it stays, unless it is an ordinary file of one name."""

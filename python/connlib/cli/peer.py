@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -26,6 +27,7 @@ from connlib._gatewayedit import (
 )
 from connlib._native import PresharedKey, PrivateKey, PublicKey
 from connlib._text import host_and_port, listed
+from connlib._types import Role
 from connlib._wgvalues import BadValue
 from connlib.config import shown
 from connlib.gateway import Address, Gateway, GatewayInterface, GatewayPeer, Prefix
@@ -60,7 +62,7 @@ def add_peer(
     """Add a peer to a gateway's file, once its own is handed out. Raises `ConfigError`; then nothing has changed."""
     file = _only_gateway() if file is None else file
     require_gateway(file, _NO_PEERS)
-    with change_of(file) as change:
+    with _without_warnings(), change_of(file) as change:
         gateway, config = read_gateway(file, allow_world_readable=allow_world_readable)
         own = config.private_key.public_key()
         with _of_file(file):
@@ -109,7 +111,7 @@ def remove_peer(wanted: str, file: str | None) -> None:
     """Remove a peer, and its key file if `add_peer` named it. Reads no key file. Raises `ConfigError`."""
     file = _only_gateway() if file is None else file
     require_gateway(file, _NO_PEERS)
-    with change_of(file) as change:
+    with _without_warnings(), change_of(file) as change:
         gateway = parse_bytes(change.data, file)
         peer = find_peer(gateway, wanted, file)
         change.stage(without_peer(change.data, file, gateway.peers.index(peer)))
@@ -162,8 +164,25 @@ def endpoint_of(text: str | None, listen_port: int) -> tuple[str, int]:
 
 
 def remark(text: str) -> None:
-    """A line for a person, where it is not mixed with what was asked for."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for a person, where it is not mixed with what was asked for. That nobody reads it is no failure."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """A file is read several times to be changed. What is doubtful in it is for `connlib check` to say."""
+    log = logging.getLogger("connlib.config")
+
+    def none(_: logging.LogRecord) -> bool:
+        return False
+
+    log.addFilter(none)
+    try:
+        yield
+    finally:
+        log.removeFilter(none)
 
 
 @contextlib.contextmanager
@@ -190,7 +209,9 @@ def _only_gateway() -> str:
                         found.append(name)
     if len(found) != 1:
         problem = (
-            f"there are {listed(found)}" if found else "there is no gateway's TOML file in the current folder"
+            f"there are {listed([display_path(name) for name in found])}"
+            if found
+            else "there is no gateway's TOML file in the current folder"
         )
         hint = (
             "say which one: --file"
@@ -216,7 +237,10 @@ def _addresses(given: Iterable[str], gateway: Gateway) -> tuple[Address, ...]:
 def _require_new(
     name: str, public_key: PublicKey, addresses: tuple[Address, ...], gateway: Gateway, own: PublicKey
 ) -> None:
-    """Raise `BadValue` if the gateway has the name, the key or an address already."""
+    """Raise `BadValue` if the gateway has the name, the key or an address already, or would answer no peer."""
+    if gateway.interface.role is Role.INITIATOR:
+        problem = "role: the gateway is an initiator, which answers no peer"
+        raise BadValue(problem, "make it a responder, or leave the role out")
     if any(peer.name == name for peer in gateway.peers):
         raise BadValue(f"there is a peer {name!r} already", "choose another name, or remove it first")
     if public_key == own:
