@@ -19,7 +19,7 @@ from helpers_config import OWN, SHARED
 from interop.machine import missing_rights
 from interop.netns import Background, joined_namespaces, wait_for
 from test_gateway_cli import Command, connlib, up, write
-from test_peer_cli import scanned_blocks
+from test_qr import scanned_blocks
 
 __all__ = ["connlib"]  # the fixture
 
