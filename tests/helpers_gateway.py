@@ -17,6 +17,7 @@ addresses = ["10.7.0.1/24", "fd07::1/64", "10.8.0.1"]
 mtu = 1380  # for the DSL line
 fwmark = 0xca6c
 routes = false
+endpoint = "office.example.org:51820"
 role = "responder"
 
 [interface.timers]
@@ -54,6 +55,7 @@ GATEWAY = Gateway(
         mtu=1380,
         fwmark=0xCA6C,
         routes=False,
+        endpoint="office.example.org:51820",
         role=Role.RESPONDER,
         timers=Timers(rekey_timeout=2.5),
         limits=Limits(queue_packets=16),

@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from connlib import PrivateKey
-from interop.machine import own_namespace
-from interop.netns import Background, wait_for
+from interop.machine import missing, missing_rights, own_namespace
+from interop.netns import Background, joined_namespaces, wait_for
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-RUN_HERE = {"tunn.py", "roles.py"}
+RUN_HERE = {"tunn.py", "roles.py", "rotate_psk.py"}
+WITH_DEVICES = {"gateway.py", "health_check.py", "add_peers.py", "test_two_interfaces.py"}
 
 
 def output_of(example: str) -> str:
@@ -25,7 +28,7 @@ def output_of(example: str) -> str:
 
 
 def test_every_example_is_run() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == RUN_HERE | {"gateway.py", "health_check.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == RUN_HERE | WITH_DEVICES
 
 
 def test_a_packet_goes_through_a_tunnel_in_virtual_time() -> None:
@@ -43,6 +46,15 @@ def test_only_the_client_starts_sessions() -> None:
         "three hours later the gateway sends: 0 arrived, it waits",
         "the client sends: 2 arrived, both ways",
         "initiations: client 2 - gateway 0",
+    ]
+
+
+def test_a_preshared_key_is_rotated_within_one_session() -> None:
+    assert output_of("rotate_psk.py").splitlines() == [
+        "with the first key: a packet arrived, handshakes so far: 1",
+        "the gateway has the second key: a packet arrived, handshakes so far: 1",
+        "both have it: a packet arrived, handshakes so far: 1",
+        "two minutes later, time for the second key: a packet arrived, handshakes so far: 2",
     ]
 
 
@@ -81,3 +93,76 @@ def test_the_health_check_says_why_a_peer_is_down(tmp_path: Path) -> None:
         first = process.output().splitlines()[0]
         assert first.startswith(f"{peer}: connecting: no reply from 127.0.0.1:9 ever: it is off, ")
         assert "; next: another initiation in " in first
+
+
+def test_peers_come_and_go_while_the_gateway_runs(tmp_path: Path) -> None:
+    if reason := missing_rights():
+        pytest.skip(reason)
+    key = PrivateKey.generate()
+    with joined_namespaces() as wire:
+        command = wire.hosts[0].command(sys.executable, "-W", "error", str(EXAMPLES / "add_peers.py"))
+        log = (tmp_path / "log").open("w+")
+        with (
+            log,
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True) as gateway,
+        ):
+            assert gateway.stdin is not None
+
+            def said() -> list[str]:
+                return (tmp_path / "log").read_text().splitlines()
+
+            def tell(line: str) -> str:
+                assert gateway.stdin is not None
+                before = len(said())
+                gateway.stdin.write(f"{line}\n")
+                gateway.stdin.flush()
+                wait_for(lambda: len(said()) > before, "an answer")
+                return said()[-1]
+
+            wait_for(lambda: bool(said()), "the gateway to be up")
+            own = said()[0].removeprefix("UDP port 51820, public key ")
+            file = tmp_path / "cl0.conf"
+            file.write_text(
+                f"[Interface]\nPrivateKey = {key.to_base64()}\nAddress = 10.77.0.2/24\n"
+                f"[Peer]\nPublicKey = {own}\nEndpoint = {wire.address(0, 4)}:51820\nAllowedIPs = 10.77.0.1/32\n"
+            )
+            file.chmod(0o600)
+            client = Background(
+                wire.hosts[1].command(sys.executable, "-m", "connlib", "up", str(file)), tmp_path / "client"
+            )
+            try:
+                wait_for(lambda: " is up: " in client.output(), "the client to be up")
+                public = key.public_key().to_base64()
+                other = PrivateKey.generate().public_key().to_base64()
+                assert tell(f"add alice {public} 10.77.0.2") == "peers: alice"
+                wire.hosts[1].run("ping", "-c", "1", "-W", "10", "10.77.0.1")
+                assert tell(f"add bob {public} 10.77.0.3").startswith(
+                    "nothing changed: public_key: 'alice' has"
+                )
+                assert tell("add bob abc 10.77.0.3").startswith("nothing changed: ")
+                assert tell("remove carol").startswith("nothing changed: write: ")
+                assert tell(f"add bob {other} 10.77.0.3") == "peers: alice, bob"
+                wire.hosts[1].run("ping", "-c", "1", "-W", "5", "10.77.0.1")
+                assert client.output().count("session established") == 1
+                assert tell("remove alice") == "peers: bob"
+                with pytest.raises(AssertionError, match="100% packet loss"):
+                    wire.hosts[1].run("ping", "-c", "1", "-W", "1", "10.77.0.1")
+                gateway.stdin.close()
+                assert gateway.wait(10) == 0
+            finally:
+                client.stop()
+                gateway.terminate()
+
+
+def test_the_test_with_two_interfaces_passes() -> None:
+    if reason := missing():
+        pytest.skip(reason)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"]
+    done = subprocess.run(
+        [*command, str(EXAMPLES / "test_two_interfaces.py")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr

@@ -1,20 +1,27 @@
-"""docs/gateway.md says what is so: its file is read, its mistakes are found, its script runs."""
+"""docs/gateway.md says what is so: its guide works, its file is read, its mistakes are found, its script runs."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
-from connlib import parse_gateway
+from connlib import parse_config, parse_gateway
 from connlib.cli import main
 from connlib.cli.check import run
 from connlib.diff import compute_diff, describe_diff
 from connlib.gateway import schema
 from helpers_config import OWN, SHARED
+from interop.machine import missing_rights
+from interop.netns import Background, joined_namespaces, wait_for
+from test_gateway_cli import Command, connlib, up, write
+from test_qr import scanned_blocks
+
+__all__ = ["connlib"]  # the fixture
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "gateway.md").read_text()
 FILE, RULES = re.findall(r"^```toml\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
@@ -26,6 +33,116 @@ POLICY_TESTS = re.findall(
     r"^\$ connlib diff office.toml rules.toml\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL
 )
 CHECKS = re.findall(r"^\$ connlib check \S+\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
+
+GUIDE = DOCUMENT.partition("\n# The file\n")[0]
+# What is typed there, and what that prints.
+STEPS = [
+    (command, said)
+    for block in re.findall(r"^```\n(# .*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+    for command, said in re.findall(
+        r"^# ((?:connlib|cat|sysctl|pkill) .*)\n((?:(?!# (?:connlib|cat|sysctl|pkill) ).*\n)*)",
+        block,
+        re.MULTILINE,
+    )
+]
+# What the gateway says when it is up, and when alice comes; what bob's laptop says.
+LOGS = [
+    dict(STEPS)["connlib up office.toml"],
+    *re.findall(r"^```\n(\d\d:.*?)^```", GUIDE, re.MULTILINE | re.DOTALL),
+]
+CODE = re.compile(r"(?:[█▀▄ ]{50,}\n)+")
+
+
+# The guide
+
+
+def plain(text: str) -> str:
+    """What the guide prints, without what differs each time: keys, codes, times and ports of the system's choice."""
+    text = re.sub(r"[A-Za-z0-9+/]{43}=", "KEY", CODE.sub("CODE\n", text))
+    text = re.sub(r"^(?:\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d\.\d{3}  ", "TIME  ", text, flags=re.MULTILINE)
+    return re.sub(
+        r"peer [A-Za-z0-9+/]{8}\b", "peer KEY", re.sub(r"UDP port (?!51820,)\d+", "UDP port ANY", text)
+    )
+
+
+def test_the_guide_s_commands_print_what_it_says(
+    connlib: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = []
+    for command, said in STEPS:
+        match shlex.split(command):
+            case ["connlib", "up", *_]:
+                continue  # below, with devices
+            case ["connlib", *arguments]:
+                code, out, err = connlib(*arguments)
+                assert code == 0 and plain(out + err) == plain(said), command
+                ran.append(arguments)
+            case ["cat", name]:
+                assert plain((tmp_path / name).read_text()) == plain(said)
+            case ["sysctl", "-w", setting]:
+                assert Path("/proc/sys", *setting.partition("=")[0].split(".")).exists()
+                assert said == setting.replace("=", " = ") + "\n"
+            case other:
+                assert other == ["pkill", "-HUP", "-x", "connlib"]
+    assert [arguments[:2] for arguments in ran] == [
+        ["init", "office.toml"],
+        ["peer", "add"],
+        ["peer", "add"],
+        ["peer", "list"],
+        ["peer", "remove"],
+    ]
+
+
+def test_the_guide_s_code_is_the_configuration_of_the_peer_in_its_log() -> None:
+    (code,) = CODE.findall(GUIDE)
+    config = parse_config(scanned_blocks(code))
+    gateway, client, *_ = LOGS
+    (peer,) = config.peers
+    assert f"public key {peer.public_key.to_base64()}, 0 peers" in gateway
+    assert f"+ alice, peer {config.private_key.public_key().to_base64()}, " in client
+    assert (peer.endpoint, [str(each) for each in config.addresses]) == (
+        ("vpn.example.org", 51820),
+        ["10.7.0.2/32"],
+    )
+
+
+def test_the_guide_s_phone_and_laptop_connect_and_the_logs_say_what_it_says(
+    connlib: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reason := missing_rights():
+        pytest.skip(reason)
+    monkeypatch.chdir(tmp_path)
+    with joined_namespaces() as wire:
+        assert connlib("init", "office.toml", "--endpoint", wire.address(0, 4))[0] == 0
+        ends: list[Background] = []
+        try:
+            gateway = up(wire.hosts[0], tmp_path / "office.toml")
+            ends.append(gateway)
+            said = gateway.output()
+            for name in ("alice", "bob"):
+                code, out, _ = connlib("peer", "add", name, "--qr")
+                assert code == 0
+                before = gateway.output()
+                gateway.send(signal.SIGHUP)
+                wait_for(lambda: f"+ {name}, peer" in gateway.output(), "the reload")  # noqa: B023
+                client = up(wire.hosts[1], write(tmp_path / f"{name}.conf", scanned_blocks(out)))
+                ends.append(client)
+                wire.hosts[1].run("ping", "-c", "1", "-W", "10", "10.7.0.1")
+                if name == "alice":
+                    assert plain(gateway.output().removeprefix(before)) == plain(LOGS[1])
+                else:
+                    # The host name is none here.
+                    lookup = r"TIME  peer KEY: vpn\.example\.org is 192\.0\.2\.1\n"
+                    assert plain(client.output()) == re.sub(lookup, "", plain(LOGS[2]))
+                assert client.stop() == 0
+            assert plain(said) == plain(LOGS[0])
+        finally:
+            for end in ends:
+                end.stop()
+
+
+# The reference
 
 
 def test_the_file_is_right_and_its_mistakes_are_found_where_the_document_says(

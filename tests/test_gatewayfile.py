@@ -75,6 +75,7 @@ BAD = [
     (MINIMAL + "nonsense = 1\n", 3, 1, "nonsense is not a key", "use one of name, private_key,"),
     (MINIMAL + "mtu = 575\n", 3, 7, "mtu: 575 is out of range", "576 to 65472"),
     (MINIMAL + 'name = "a/b"\n', 3, 8, "'a/b' cannot name a network device", "1 to 15"),
+    (MINIMAL + 'endpoint = "vpn"\n', 3, 12, "endpoint: 'vpn' has no host or no port", "write host:port"),
     (MINIMAL + 'role = "server"\n', 3, 8, "'server' is not a role", "initiator"),
     (MINIMAL + "routes = 1\n", 3, 10, "routes must be true or false, not a whole number", "true"),
     (MINIMAL + 'addresses = "10.0.0.1/24"\n', 3, 13, "addresses must be an array, not text", '["'),
@@ -161,9 +162,9 @@ def test_every_error_is_said_in_the_order_of_the_lines() -> None:
     assert [str(problem).partition("; ")[0] for problem in caught.value.problems] == [
         "wg0.toml:5:15: listen_port: 131071 is out of range",
         "wg0.toml:7:1: mut is not a key of [interface]",
-        "wg0.toml:13:17: rekey_timeout must be a number of seconds, not text",
-        "wg0.toml:22:16: allowed_ips: '10.7.0.2/33' is not an IP address with a prefix length",
-        "wg0.toml:24:24: persistent_keepalive: -5 is out of range",
+        "wg0.toml:14:17: rekey_timeout must be a number of seconds, not text",
+        "wg0.toml:23:16: allowed_ips: '10.7.0.2/33' is not an IP address with a prefix length",
+        "wg0.toml:25:24: persistent_keepalive: -5 is out of range",
     ]
 
 

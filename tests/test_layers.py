@@ -36,7 +36,17 @@ LAYERS = {
         "_text",
         "_threads",
     },
-    "config": {"_configfile", "_tomlplaces", "_wgvalues", "config", "gateway", "gatewayfile", "wgquick"},
+    "config": {
+        "_configfile",
+        "_filechange",
+        "_gatewayedit",
+        "_tomlplaces",
+        "_wgvalues",
+        "config",
+        "gateway",
+        "gatewayfile",
+        "wgquick",
+    },
     "upstream": {"upstream"},
     "driver": {
         "_clients",

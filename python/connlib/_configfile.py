@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ._errors import ConfigError
 
-_READ_HINTS = {
+_HINTS = {
     errno.EACCES: "run as its owner or as root",
     errno.EPERM: "run as its owner or as root",
     errno.EMFILE: "raise the limit of open files: ulimit -n",
@@ -100,13 +100,18 @@ def read_file(path: str, limit: int, *, kind: str) -> ConfigFile:
             mode = os.fstat(file.fileno()).st_mode
             data = file.read(limit + 1)
     except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
-        hint = _READ_HINTS.get(error.errno or 0, f"name {kind}")
-        raise ConfigError(f"cannot read it: {reason}", hint=hint, path=name) from None
+        raise failed("read", error, path, hint=f"name {kind}") from None
     if len(data) > limit:
         size = f"{limit // 1024 // 1024} MiB" if limit >= 1024 * 1024 else f"{limit} bytes"
         raise ConfigError(f"this file is larger than {size}", hint=f"is it {kind}?", path=name)
     return ConfigFile(name, data, mode)
+
+
+def failed(what: str, error: OSError, path: str, *, hint: str) -> ConfigError:
+    """What is said of a file that one could not `what`. `hint` is what to do unless the kind of error says more."""
+    reason = (error.strerror or type(error).__name__).lower()
+    hint = _HINTS.get(error.errno or 0, hint)
+    return ConfigError(f"cannot {what} it: {reason}", hint=hint, path=display_path(path))
 
 
 def is_like_a_key(path: str) -> bool:

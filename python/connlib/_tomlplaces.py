@@ -39,6 +39,12 @@ class Place(NamedTuple):
     column: int
 
 
+def headers(text: str) -> list[tuple[int, Path]]:
+    """Where the tables of a document begin, in characters from its start, and what they are: those with a header."""
+    # A path that no document has, so that it is read to its end.
+    return Places(text, [(0,)]).headers
+
+
 class Places:
     """The places of some paths of a document. Of one that the document does not have, that of what should hold it."""
 
@@ -52,6 +58,8 @@ class Places:
         self._values: dict[Path, int] = {}
         self._elements: dict[Path, int] = {}
         """The number of the last table of each array of tables."""
+        self.headers: list[tuple[int, Path]] = []
+        """The headers up to where the last of the paths was found."""
         self._line_starts = [0, *(match.end() for match in re.finditer("\n", text))]
         self._document()
 
@@ -77,6 +85,7 @@ class Places:
             if self._text.startswith("[", start):
                 self._at += 2 if (is_array := self._text.startswith("[[", start)) else 1
                 table = self._header(self._key(), start, is_array)
+                self.headers.append((start, table))
                 self._at += 2 if is_array else 1
             else:
                 self._pair(table)

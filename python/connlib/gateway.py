@@ -265,6 +265,13 @@ class GatewayInterface(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         ),
     ] = 0
     routes: Annotated[bool, Meta(description="Whether allowed_ips become routes into the device.")] = True
+    endpoint: Annotated[
+        str | None,
+        Meta(
+            description="host:port where peers reach this end; `connlib peer add` writes it into their files.",
+            extra_json_schema={"pattern": _ENDPOINT_PATTERN},
+        ),
+    ] = None
     role: Annotated[
         Role,
         Meta(
@@ -279,6 +286,8 @@ class GatewayInterface(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             check_private_key(self.private_key is not None, self.private_key_file is not None)
             values.whole("listen_port", str(self.listen_port), 0, 65535)
             values.whole("fwmark", str(self.fwmark), 0, MAX_FWMARK)
+            if self.endpoint is not None:
+                values.endpoint(self.endpoint, "endpoint")
         if self.name is not None:
             check_interface_name(self.name)
         check_mtu(self.mtu)

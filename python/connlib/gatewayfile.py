@@ -521,6 +521,7 @@ _INTERFACE: dict[str, Read] = {
     "mtu": _whole(MIN_MTU, MAX_MTU),
     "fwmark": _whole(0, MAX_FWMARK),
     "routes": _boolean,
+    "endpoint": _text(_endpoint),
     "role": _text(lambda _name, text: values.role(text)),
     "timers": _timers,
     "limits": _limits,

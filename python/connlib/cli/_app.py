@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
+from ._peer_app import init, peer
+
 HELP = """WireGuard tunnels from Python.
 
-`up` runs a tunnel from a wg-quick or TOML file in the foreground; `show`, `explain` and `events` tell how it is, and
-`apply` changes it; `check`, `diff`, `schema` and `policy test` help to write that file; `demo` shows the engine at work
-without root and without a network; `crosscheck` compares it with pristine boringtun; `genkey`, `pubkey` and `genpsk`
-make keys, byte for byte as `wg` does.
+`init` makes a gateway's TOML file, and `peer add` adds a phone or a laptop to it; `up` runs a tunnel from such a file or
+from a wg-quick file in the foreground; `show`, `explain` and `events` tell how it is, and `apply` changes it; `check`,
+`diff`, `schema` and `policy test` help to write files; `demo` shows the engine at work without root and without a
+network; `crosscheck` compares it with pristine boringtun; `genkey`, `pubkey` and `genpsk` make keys, byte for byte as
+`wg` does.
 """
 
 app = typer.Typer(
@@ -142,6 +145,10 @@ def up(
         state=state_dir,
         keeps_state=not no_state,
     )
+
+
+app.command()(init)
+app.add_typer(peer, name="peer")
 
 
 @app.command()

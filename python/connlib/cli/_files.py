@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
-from connlib._configfile import display_path
+from connlib._configfile import display_path, guess, read_file
 from connlib._errors import ConfigError
-from connlib.config import InterfaceConfig, check_interface_name
+from connlib.config import InterfaceConfig, check_interface_name, shown
 from connlib.wgquick import load_config
+
+if TYPE_CHECKING:
+    from connlib.gateway import Gateway, GatewayPeer
 
 GATEWAY_ENDING = ".toml"
 
@@ -19,6 +23,32 @@ def load(file: str, *, allow_world_readable: bool) -> InterfaceConfig:
     from connlib.gatewayfile import read_gateway
 
     return read_gateway(file, allow_world_readable=allow_world_readable)[1]
+
+
+def load_without_keys(file: str, problem: str) -> Gateway:
+    """Read a gateway's TOML file, and no key file. Raises `ConfigError`, of a wg-quick file with this problem."""
+    require_gateway(file, problem)
+    from connlib.gatewayfile import MAX_FILE_BYTES, parse_gateway
+
+    return parse_gateway(read_file(file, MAX_FILE_BYTES, kind="a gateway's TOML file").text(), file)
+
+
+def require_gateway(file: str, problem: str) -> None:
+    """Raise `ConfigError` with this problem unless the file's name is that of a gateway's file."""
+    if not file.endswith(GATEWAY_ENDING):
+        hint = f"name a file that ends in {GATEWAY_ENDING}"
+        raise ConfigError(problem, path=display_path(file), hint=hint)
+
+
+def find_peer(gateway: Gateway, wanted: str, file: str) -> GatewayPeer:
+    """The peer of this name or public key. Raises `ConfigError` if there is none."""
+    for peer in gateway.peers:
+        if wanted in (peer.name, peer.public_key.to_base64()):
+            return peer
+    names = [peer.name for peer in gateway.peers if peer.name is not None]
+    near = guess(wanted, names)
+    hint = f"did you mean {near}?" if near else "give a peer's name, or its public key"
+    raise ConfigError(f"there is no peer {shown(wanted)}", path=display_path(file), hint=hint)
 
 
 def name_after(file: str) -> str:

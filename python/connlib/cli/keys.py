@@ -14,14 +14,14 @@ BASE64_LENGTH = 44
 
 def genkey() -> None:
     """Print a new private key, already clamped."""
-    _warn_if_world_accessible()
-    _print(PrivateKey.generate().to_base64())
+    warn_if_world_accessible()
+    print_line(PrivateKey.generate().to_base64())
 
 
 def genpsk() -> None:
     """Print a new preshared key."""
-    _warn_if_world_accessible()
-    _print(PresharedKey.generate().to_base64())
+    warn_if_world_accessible()
+    print_line(PresharedKey.generate().to_base64())
 
 
 def pubkey() -> None:
@@ -42,21 +42,23 @@ def pubkey() -> None:
         private_key = PrivateKey.from_base64(text.decode("ascii", "replace"))
     except KeyFormatError:
         raise ConnlibError("the key on standard input is not the correct length or format") from None
-    _print(private_key.public_key().to_base64())
+    print_line(private_key.public_key().to_base64())
 
 
-def _print(line: str) -> None:
+def print_line(line: str) -> None:
+    """A line on standard output, at once. Raises `ConnlibError` if that is closed."""
     if sys.stdout is None:
         raise ConnlibError("standard output is closed")
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
-def _warn_if_world_accessible() -> None:
+def warn_if_world_accessible() -> None:
+    """Warn, as `wg` does, if a key that goes to standard output goes to a file that others can read."""
     try:
         mode = os.fstat(1).st_mode
     except OSError:
-        return  # closed: _print says so
+        return  # closed: print_line says so
     if stat.S_ISREG(mode) and mode & stat.S_IRWXO:
         print("Warning: writing to world accessible file.", file=sys.stderr)
         print("Consider setting the umask to 077 and trying again.", file=sys.stderr)

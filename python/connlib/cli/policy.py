@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 
-from connlib._configfile import display_path, guess, read_file
 from connlib._errors import ConfigError
 from connlib._policy import Action, Flow
-from connlib.config import shown
 from connlib.gateway import Gateway, GatewayPeer
-from connlib.gatewayfile import MAX_FILE_BYTES, parse_gateway
 
-from ._files import GATEWAY_ENDING
+from ._files import find_peer, load_without_keys
+
+_NO_POLICIES = "only a gateway's TOML file has policies: in a wg-quick file, everything is allowed"
 
 
 def run(file: str, peer: str, flows: Iterable[Flow], *, towards: bool) -> int:
@@ -21,8 +20,8 @@ def run(file: str, peer: str, flows: Iterable[Flow], *, towards: bool) -> int:
     Key files are not read, so that rules can be tested where no keys are. Raises `ConfigError` for a file or a peer
     that is wrong.
     """
-    gateway = _gateway(file)
-    tested = _find(gateway, peer, file)
+    gateway = load_without_keys(file, _NO_POLICIES)
+    tested = find_peer(gateway, peer, file)
     decide = _towards if towards else _from
     code = 0
     for flow, steps in [(flow, list(decide(gateway, tested, flow))) for flow in flows]:
@@ -30,27 +29,6 @@ def run(file: str, peer: str, flows: Iterable[Flow], *, towards: bool) -> int:
         if not all(passes for passes, _ in steps):
             code = 1
     return code
-
-
-def _gateway(file: str) -> Gateway:
-    if not file.endswith(GATEWAY_ENDING):
-        raise ConfigError(
-            "only a gateway's TOML file has policies: in a wg-quick file, everything is allowed",
-            path=display_path(file),
-            hint=f"name a file that ends in {GATEWAY_ENDING}",
-        )
-    return parse_gateway(read_file(file, MAX_FILE_BYTES, kind="a gateway's TOML file").text(), file)
-
-
-def _find(gateway: Gateway, wanted: str, file: str) -> GatewayPeer:
-    """The peer of this name or public key."""
-    for peer in gateway.peers:
-        if wanted in (peer.name, peer.public_key.to_base64()):
-            return peer
-    names = [peer.name for peer in gateway.peers if peer.name is not None]
-    near = guess(wanted, names)
-    hint = f"did you mean {near}?" if near else "give a peer's name, or its public key"
-    raise ConfigError(f"there is no peer {shown(wanted)}", path=display_path(file), hint=hint)
 
 
 Step = tuple[bool, str]

@@ -1,0 +1,244 @@
+"""Changing a file as a whole or not at all, also where the process is killed or another one changes it too."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+
+from ._configfile import display_path, failed, read_file
+from ._errors import ConfigError
+
+LOCK_PATIENCE = 10.0
+"""Seconds to wait for another process that changes a file of the same folder."""
+
+_PAUSE = 0.05
+
+KeyFiles = Callable[[bytes], Collection[str]]
+"""The paths of the key files that a file of these bytes needs. Raises `ConfigError` if that cannot be said."""
+
+
+class FileChange:
+    """A change of a file, and of the key files that it names, in a `with` block. `commit` does it, in one step.
+
+    The new text waits beside the file, in `.NAME.connlib-new`, and takes its place by a rename. A key file that comes
+    or goes is called `.NAME.connlib-key` as well (a hard link) until the file has changed: by that, the next change
+    finds what a killed one has left, and removes it unless the file needs it. Whoever changes a file locks its folder.
+
+    Raises `ConfigError` for a file that is a symbolic link or no ordinary file, and for what cannot be read or written.
+    """
+
+    def __init__(self, path: str, limit: int, key_files: KeyFiles, *, kind: str, new: bool = False) -> None:
+        """`limit` and `kind` are those of `read_file`; a `new` file must not be there yet."""
+        self.path = path
+        self._limit = limit
+        self._kind = kind
+        self._key_files = key_files
+        self._new = new
+        self.folder, name = os.path.split(path)
+        self.staged = os.path.join(self.folder, f".{name}.connlib-new")
+        """Where the new text waits."""
+        self._key = os.path.join(self.folder, f".{name}.connlib-key")
+        self._made: list[str] = []
+        self._obsolete: str | None = None
+        self._has_second_name = False
+        self._before: os.stat_result | None = None
+        self._stack = ExitStack()
+        self.data = b""
+        """What is in the file; nothing if it is new."""
+
+    def __enter__(self) -> FileChange:
+        with self._stack:
+            self._folder = self._locked()
+            self._before = self._stat()
+            if self._before is not None:
+                self.data = read_file(self.path, self._limit, kind=self._kind).data
+            self._clean()
+            self._stack.callback(self._undo)
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def add_key(self, name: str, text: str) -> str:
+        """A new file with a key beside the file, that its owner alone can read; its path."""
+        path = os.path.join(self.folder, name)
+        with _saying("write", path):
+            _write(self._key, text.encode())
+            self._has_second_name = True
+            try:
+                os.link(self._key, path)
+            except FileExistsError:
+                raise ConfigError(
+                    "it is there already, and nothing is written over a key",
+                    hint="remove it if no file needs it, or choose another name",
+                    path=display_path(path),
+                ) from None
+            self._made.append(path)
+            os.fsync(self._folder)
+        return path
+
+    def add_output(self, path: str, data: bytes) -> None:
+        """A new file anywhere, that its owner alone can read."""
+        with _saying("write", path):
+            try:
+                _write(path, data)
+            except FileExistsError:
+                hint = "choose another name, or remove it"
+                raise ConfigError("it is there already", hint=hint, path=display_path(path)) from None
+            self._made.append(path)
+            folder = os.open(os.path.dirname(path) or os.curdir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def drop_key(self, path: str) -> bool:
+        """Remove a key file when the change is made. False, and it stays, unless it is an ordinary file of one name."""
+        try:
+            found = os.lstat(path)
+        except OSError:
+            return False
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            return False
+        with _saying("remove", path):
+            os.link(path, self._key)
+        self._has_second_name = True
+        self._obsolete = path
+        return True
+
+    def stage(self, data: bytes) -> None:
+        """Write the new text, with the mode and the owner of the old one, to `staged`."""
+        with _saying("write", self.path):
+            if self._before is not None and not os.access(self.path, os.W_OK, effective_ids=True):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            _write(self.staged, data, like=self._before)
+
+    def commit(self) -> None:
+        """Put the staged text in the file's place. Raises `ConfigError` if somebody else has changed that meanwhile."""
+        if _identity(self._stat()) != _identity(self._before):
+            hint = "nothing is changed: do it again"
+            raise ConfigError(
+                "somebody else has changed it meanwhile", hint=hint, path=display_path(self.path)
+            )
+        with _saying("write", self.path):
+            os.rename(self.staged, self.path)
+            self._made.clear()
+            os.fsync(self._folder)
+            if self._obsolete is not None:
+                os.unlink(self._obsolete)
+            _remove(self._key)
+
+    def _locked(self) -> int:
+        """A descriptor of the folder, locked until the block ends. A lock file would stay."""
+        folder = self.folder or os.curdir
+        with _saying("lock the folder of", self.path):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._stack.callback(os.close, descriptor)
+            end = time.monotonic() + LOCK_PATIENCE
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return descriptor
+                except BlockingIOError:
+                    if time.monotonic() > end:
+                        raise TimeoutError(
+                            errno.ETIMEDOUT, "another process is changing a file there"
+                        ) from None
+                    time.sleep(_PAUSE)
+
+    def _stat(self) -> os.stat_result | None:
+        """What the file is; None for a new one that is not there."""
+        name = display_path(self.path)
+        try:
+            found = os.lstat(self.path)
+        except FileNotFoundError as error:
+            if self._new:
+                return None
+            raise failed("read", error, self.path, hint=f"name {self._kind}") from None
+        except (OSError, ValueError) as error:
+            known = error if isinstance(error, OSError) else OSError(errno.EINVAL, "this is not a path")
+            raise failed("read", known, self.path, hint=f"name {self._kind}") from None
+        if self._new:
+            raise ConfigError("it is there already", hint="choose another name, or remove it", path=name)
+        if stat.S_ISLNK(found.st_mode):
+            hint = "name the file that it leads to"
+            raise ConfigError("a symbolic link is not written through", hint=hint, path=name)
+        if not stat.S_ISREG(found.st_mode):
+            raise ConfigError("this is not an ordinary file", hint=f"name {self._kind}", path=name)
+        return found
+
+    def _clean(self) -> None:
+        """Remove what a change that was killed has left."""
+        with _saying("remove what was left of an earlier change of", self.path):
+            _remove(self.staged)
+            try:
+                left = os.lstat(self._key)
+            except FileNotFoundError:
+                return
+            try:
+                files = self._key_files(self.data) if self._before is not None else ()
+            except ConfigError:
+                return  # the file is to be corrected first
+            kept = {os.path.abspath(path) for path in (*files, self._key)}
+            with os.scandir(self.folder or os.curdir) as entries:
+                same = [each.path for each in entries if each.inode() == left.st_ino]
+            for path in same:
+                if os.path.abspath(path) not in kept:
+                    os.unlink(path)
+            _remove(self._key)
+
+    def _undo(self) -> None:
+        """Remove what is not needed, because the change was not made."""
+        for path in (self.staged, *self._made, *([self._key] if self._has_second_name else [])):
+            try:
+                os.unlink(path)
+            except OSError:
+                pass  # not there, or left for the next change
+
+
+def _identity(found: os.stat_result | None) -> tuple[int, ...] | None:
+    return None if found is None else (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _write(path: str, data: bytes, like: os.stat_result | None = None) -> None:
+    """Write a new file, down to the disk, with the mode and the owner of another one; if it fails, there is none."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            while data:
+                data = data[os.write(descriptor, data) :]
+            if like is not None:
+                own = os.fstat(descriptor)
+                if (own.st_uid, own.st_gid) != (like.st_uid, like.st_gid):
+                    os.fchown(descriptor, like.st_uid, like.st_gid)
+                os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except BaseException:
+        _remove(path)
+        raise
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+@contextmanager
+def _saying(what: str, path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise failed(what, error, path, hint="look at its folder") from None

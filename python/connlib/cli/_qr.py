@@ -1,0 +1,65 @@
+"""QR codes of configurations, to be scanned by a phone. Needs the extra `connlib[qr]`."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from typing import TYPE_CHECKING
+
+from connlib._errors import ConfigError, ConnlibError
+
+if TYPE_CHECKING:
+    from segno import QRCode
+
+QUIET = 4
+"""Modules of the margin that a scanner needs (ISO/IEC 18004, section 9.1)."""
+
+PICTURES = (".png", ".svg")
+
+# Bright white blocks on black, whatever the colours of the terminal are.
+_COLOURS, _RESET = "\x1b[97;40m", "\x1b[0m"
+
+
+def make_code(text: str) -> QRCode:
+    """The QR code of a text. Raises `ConfigError` if it is too long, `ConnlibError` if segno is not there."""
+    try:
+        import segno
+    except ImportError as error:
+        raise ConnlibError(f"{error}; QR codes need: pip install 'connlib[qr]'") from None
+    try:
+        return segno.make_qr(text, error="l", encoding="utf-8")
+    except segno.DataOverflowError:
+        size = len(text.encode())
+        hint = "route less to the peer, or write a file: -o NAME.conf"
+        raise ConfigError(f"{size:,} bytes are too many for a QR code", hint=hint) from None
+
+
+def terminal_code(code: QRCode) -> str:
+    """A QR code for standard output: two modules a character, light on dark.
+
+    Raises `ConfigError` if that is a terminal which is too narrow, or cannot show the characters.
+    """
+    out = io.StringIO()
+    code.terminal(out, border=QUIET, compact=True)
+    lines = out.getvalue().splitlines()
+    other = "make a picture: -o NAME.png"
+    if sys.stdout is not None:
+        try:
+            lines[0].encode(sys.stdout.encoding)
+        except UnicodeEncodeError:
+            raise ConfigError(f"no QR code can be written in {sys.stdout.encoding}", hint=other) from None
+        if sys.stdout.isatty():
+            columns = shutil.get_terminal_size().columns
+            if columns < len(lines[0]):
+                problem = f"the QR code is {len(lines[0])} columns wide, and the terminal {columns}"
+                raise ConfigError(problem, hint=f"widen it, or {other}")
+            lines = [f"{_COLOURS}{line}{_RESET}" for line in lines]
+    return "\n".join(lines)
+
+
+def picture(code: QRCode, ending: str) -> bytes:
+    """A QR code as a PNG or an SVG file."""
+    out = io.BytesIO()
+    code.save(out, kind=ending.removeprefix("."), scale=8, border=QUIET, dark="black", light="white")
+    return out.getvalue()

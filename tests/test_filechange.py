@@ -1,0 +1,250 @@
+"""A file changes as a whole or not at all: killed at every line, by two at once, on a disk that is full (fault 36)."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from connlib import ConfigError, load_gateway
+from connlib import _filechange as module
+from connlib._filechange import FileChange
+from connlib.cli.peer import add_peer
+from every_line import ALICE, BEFORE, OLD
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A gateway's files; the current folder."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in BEFORE.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o600)
+    return tmp_path
+
+
+def change_of(path: str = "office.toml", keys: tuple[str, ...] = (), new: bool = False) -> FileChange:
+    return FileChange(path, 4096, lambda data: keys, kind="a file", new=new)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(("action", "lines"), [("add", 200), ("remove", 100), ("init", 100), ("clean", 50)])
+def test_killed_at_any_line_it_leaves_the_old_or_the_new_and_no_secret(
+    tmp_path: Path, action: str, lines: int
+) -> None:
+    script = Path(__file__).with_name("every_line.py")
+    command = [sys.executable, "-W", "error", str(script), action, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    said = re.fullmatch(r"(?:.*\n)*killed at (\d+) lines, (\d+) times after the change\n", done.stdout)
+    assert said is not None, done.stdout
+    assert int(said[1]) >= lines and int(said[2]) >= 3
+
+
+def test_of_many_at_once_each_adds_its_peer(folder: Path) -> None:
+    def add(number: int) -> None:
+        peer = replace(ALICE, name=f"peer {number}")
+        add_peer(peer, "office.toml", qr=False, output=f"{number}.conf", allow_world_readable=False)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(16)))
+    peers = load_gateway("office.toml").peers
+    assert {peer.name for peer in peers} == {"bob", *(f"peer {number}" for number in range(16))}
+    assert {str(peer.allowed_ips[0]) for peer in peers} == {f"10.7.0.{number}/32" for number in range(2, 19)}
+    assert not [name for name in contents(folder) if name.startswith(".")]
+
+
+def test_one_that_is_locked_for_long_is_said_to_be(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOCK_PATIENCE", 0.0)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError) as raised, change_of():
+            pass
+    finally:
+        os.close(descriptor)
+    assert str(raised.value) == (
+        "office.toml: cannot lock the folder of it: another process is changing a file there; look at its folder"
+    )
+    with change_of():
+        pass
+
+
+def test_the_new_text_takes_over_mode_and_owner(folder: Path) -> None:
+    (folder / "office.toml").chmod(0o640)
+    owner = (12345, 23456) if os.geteuid() == 0 else (os.getuid(), os.getgid())
+    os.chown("office.toml", *owner)
+    with change_of() as change:
+        change.stage(b"new")
+        assert (folder / "office.toml").read_text() == OLD
+        change.commit()
+    found = os.stat("office.toml")
+    assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o640, *owner)
+    assert contents(folder) == {**BEFORE, "office.toml": "new"}
+
+
+def test_without_a_commit_nothing_changes_and_nothing_stays(folder: Path) -> None:
+    with change_of() as change:
+        change.stage(b"new")
+        change.add_key("alice.psk", "secret\n")
+        change.add_output("alice.conf", b"also secret\n")
+        for name in ("alice.psk", "alice.conf"):
+            assert stat.S_IMODE(os.stat(name).st_mode) == 0o600
+    assert contents(folder) == BEFORE
+    with change_of() as change:
+        assert change.drop_key("bob.psk")
+        change.stage(b"new")
+    assert contents(folder) == BEFORE
+
+
+def test_what_somebody_else_wrote_meanwhile_is_kept(folder: Path) -> None:
+    with change_of() as change:
+        change.stage(b"new")
+        (folder / "office.toml").write_text("theirs")
+        with pytest.raises(
+            ConfigError, match=r"^office\.toml: somebody else has changed it meanwhile; nothing is"
+        ):
+            change.commit()
+    assert contents(folder) == {**BEFORE, "office.toml": "theirs"}
+
+
+def test_a_new_file_that_somebody_else_made_meanwhile_is_kept(folder: Path) -> None:
+    with change_of("home.toml", new=True) as change:
+        change.stage(b"new")
+        (folder / "home.toml").write_text("theirs")
+        with pytest.raises(ConfigError, match=r"^home\.toml: it is there already; choose another name"):
+            change.commit()
+    assert contents(folder) == {**BEFORE, "home.toml": "theirs"}
+
+
+def test_no_key_is_written_over(folder: Path) -> None:
+    with change_of() as change:
+        with pytest.raises(
+            ConfigError, match=r"^bob\.psk: it is there already, and nothing is written over a key"
+        ):
+            change.add_key("bob.psk", "another\n")
+        with pytest.raises(ConfigError, match=r"^office\.key: it is there already; choose another name, or"):
+            change.add_output("office.key", b"another\n")
+    assert contents(folder) == BEFORE
+
+
+def test_only_an_ordinary_key_file_of_one_name_is_removed(folder: Path) -> None:
+    os.symlink("bob.psk", "link.psk")
+    os.link("office.key", "second.psk")
+    with change_of() as change:
+        assert not change.drop_key("link.psk")
+        assert not change.drop_key("second.psk")
+        assert not change.drop_key("missing.psk")
+        change.stage(b"new")
+        change.commit()
+    assert set(contents(folder)) == {*BEFORE, "link.psk", "second.psk"}
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda path: path.symlink_to("elsewhere.toml"), "a symbolic link is not written through"),
+        (lambda path: path.mkdir(), "this is not an ordinary file"),
+        (os.mkfifo, "this is not an ordinary file"),
+        (lambda path: None, "cannot read it: no such file or directory"),
+    ],
+    ids=["link", "folder", "pipe", "nothing"],
+)
+def test_what_is_no_ordinary_file_is_refused(
+    folder: Path, make: Callable[[Path], None], problem: str
+) -> None:
+    (folder / "elsewhere.toml").write_text(OLD)
+    make(folder / "odd.toml")
+    with pytest.raises(ConfigError, match=rf"^odd\.toml: {problem}; name "), change_of("odd.toml"):
+        pass
+    assert (folder / "elsewhere.toml").read_text() == OLD
+
+
+def test_a_path_without_a_folder_or_with_a_nul_byte_is_a_line() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^nowhere/office\.toml: cannot lock the folder of it: no such file"
+    ):
+        change_of("nowhere/office.toml").__enter__()
+    with pytest.raises(ConfigError, match=r"^'a\\x00b': cannot read it: this is not a path"):
+        change_of("a\0b").__enter__()
+
+
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "fchmod", "link", "rename"])
+def test_a_system_that_says_no_changes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """A full disk, a folder that is read-only: whichever call fails, the old files are there and no other."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def change() -> None:
+        with change_of() as begun:
+            monkeypatch.setattr(os, call, fail)
+            begun.add_key("alice.psk", "secret\n")
+            begun.stage(b"new")
+            begun.commit()
+
+    with pytest.raises(ConfigError) as raised:
+        change()
+    monkeypatch.undo()
+    assert raised.value.problem == "cannot write it: no space left on device"
+    assert contents(folder) == BEFORE
+
+
+def test_a_file_that_may_not_be_written_is_not_replaced(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rename needs the right to write to the folder only."""
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: (path, mode) != ("office.toml", os.W_OK))
+    with (
+        pytest.raises(
+            ConfigError, match=r"^office\.toml: cannot write it: permission denied; run as its owner"
+        ),
+        change_of() as change,
+    ):
+        change.stage(b"new")
+    assert contents(folder) == BEFORE
+
+
+# What a change that was killed has left
+
+
+def test_what_a_killed_change_left_is_removed_unless_the_file_needs_it(folder: Path) -> None:
+    (folder / ".office.toml.connlib-new").write_text("half")
+    os.link("bob.psk", ".office.toml.connlib-key")
+    with change_of(keys=("./bob.psk",)):
+        pass
+    assert contents(folder) == BEFORE
+    os.link("bob.psk", ".office.toml.connlib-key")
+    with change_of(keys=()):
+        pass
+    assert set(contents(folder)) == {"office.toml", "office.key"}
+
+
+def test_while_the_file_is_wrong_nobody_knows_what_it_needs_and_no_key_is_removed(folder: Path) -> None:
+    os.link("bob.psk", ".office.toml.connlib-key")
+
+    def unknown(_: bytes) -> tuple[str, ...]:
+        raise ConfigError("wrong")
+
+    with FileChange("office.toml", 4096, unknown, kind="a file"):
+        pass
+    assert (folder / "bob.psk").read_text() == BEFORE["bob.psk"]
+    assert (folder / ".office.toml.connlib-key").exists()
+    with change_of(keys=("bob.psk",)):
+        pass
+    assert contents(folder) == BEFORE
