@@ -13,7 +13,7 @@ from connlib import parse_gateway
 from connlib.cli import main
 from connlib.cli.check import run
 from connlib.diff import compute_diff, describe_diff
-from connlib.gateway import schema
+from connlib.gatewayschema import schema
 from helpers_config import OWN, SHARED
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "gateway.md").read_text()

@@ -24,14 +24,27 @@ needs_cargo = pytest.mark.skipif(shutil.which("cargo") is None, reason="needs ca
 
 LAYERS = {
     "base": {"_errors", "_explain", "_types", "_native", "_policy", "_text", "_threads"},
-    "config": {"_configfile", "_tomlplaces", "_wgvalues", "config", "gateway", "gatewayfile", "wgquick"},
+    "config": {
+        "_configfile",
+        "_tomlplaces",
+        "_wgvalues",
+        "config",
+        "gateway",
+        "gatewayfile",
+        "gatewayschema",
+        "wgquick",
+    },
     "upstream": {"upstream"},
     "driver": {
         "_clients",
+        "_nftables",
+        "_nodeconfig",
         "clock",
         "diff",
+        "dns",
         "driver",
         "events",
+        "firewall",
         "links",
         "memory",
         "metrics",

@@ -8,11 +8,11 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 from ._native import Node
+from ._nodeconfig import node_config, with_what_the_node_does_not_see
 from ._policy import Action, Policy, Rule
 from ._text import MOST_SHOWN, host_and_port, listed
 from ._types import ConfigDiff, PeerConfig
 from .config import InterfaceConfig, describe_peer
-from .driver import node_config, with_what_the_node_does_not_see
 from .links import DEFAULT_MTU
 
 
@@ -93,7 +93,7 @@ def _value(value: object) -> str:
 
 
 def _spelled(field: str) -> str:
-    return field.replace("_", " ").replace("mtu", "MTU").replace("ips", "IPs")
+    return field.replace("_", " ").replace("mtu", "MTU").replace("ips", "IPs").replace("dns", "DNS")
 
 
 def _members(field: str) -> Callable[[object, object], str]:
@@ -204,6 +204,8 @@ _INTERFACE: dict[str, Callable[[InterfaceConfig, InterfaceConfig], str]] = {
     "fwmark": _fwmark,
     "mtu": _mtu,
     "addresses": _members("addresses"),
+    "masquerade": _members("masquerade"),
+    "dns": _members("dns"),
     "timers": _constants("timers"),
     "limits": _constants("limits"),
 }

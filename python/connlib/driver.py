@@ -18,7 +18,7 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from weakref import WeakSet
 
 import anyio
@@ -28,13 +28,14 @@ from anyio.abc import TaskGroup
 from ._errors import ClosedError, ConfigError, DeviceError
 from ._explain import Explanation, explain
 from ._native import Node, PublicKey
-from ._types import ConfigDiff, NodeConfig, NodeInput, NodeStats, PeerChange, PeerConfig
+from ._nodeconfig import node_config, with_what_the_node_does_not_see
+from ._types import ConfigDiff, NodeConfig, NodeInput, NodeStats
 from .clock import Alarm, BootClock, Clock, LoopClock, alarm_for
 from .config import InterfaceConfig
 from .events import EventStream
-from .links import DEFAULT_MTU, LinkState, change_link, link_state, warn_of_default_routes
+from .links import Surroundings
 from .memory import MemoryHost, MemoryTun, MemoryUdp
-from .resolver import Endpoint, Resolver, is_literal
+from .resolver import Endpoint, Resolver, look_up_now
 from .tun import TunEnd, open_tun
 from .udp import Sockets, UdpEnd, open_udp
 
@@ -105,10 +106,10 @@ async def open_interface(
 ) -> AsyncIterator[Interface]:
     """Bring a WireGuard interface up, and take it down at the end of the block, whatever ends it.
 
-    tun: None makes a TUN device `config.name` with the MTU, the addresses and the routes of the configuration (default
-    routes excepted, see `connlib.links`), which needs CAP_NET_ADMIN. The descriptor of a device that the caller has
-    made (IFF_TUN | IFF_NO_PI), or a packet-preserving socket pair, is used as it is: its addresses and routes are the
-    caller's, and so is closing it. A `MemoryTun` needs no device.
+    tun: None makes a TUN device `config.name` with the MTU, the addresses, the routes (default routes excepted), the
+    firewall rules and the DNS of the configuration (see `connlib.links`), which needs CAP_NET_ADMIN. The descriptor of
+    a device that the caller has made (IFF_TUN | IFF_NO_PI), or a packet-preserving socket pair, is used as it is: what
+    is around it is the caller's, and so is closing it. A `MemoryTun` needs no device.
 
     udp: None binds `config.listen_port` on all IPv4 and IPv6 addresses. A bound UDP socket, or a pair of one for each
     family, is used as it is, made non-blocking, and left open. A `MemoryUdp`, or a host of one, needs no network.
@@ -128,22 +129,23 @@ async def open_interface(
     # First, because this finds out what is wrong with the configuration before anything outside is touched.
     now, unix_time = clock.now(), clock.unix_time()
     node = _node(node_config(config), now, unix_time)
-    with ExitStack() as stack:
+    async with AsyncExitStack() as stack:
+        surroundings = Surroundings(managed=tun is None)
+        stack.callback(surroundings.close)  # after the device is gone
         udp_end = open_udp(udp, config.listen_port, config.fwmark)
         stack.callback(udp_end.close)
         tun_end = open_tun(tun, config.name)
         stack.callback(tun_end.close)
         alarm = alarm_for(clock)
         stack.callback(alarm.close)
-        interface = Interface(
-            config, node, tun_end, udp_end, clock, alarm, unix_time - now, manages_link=tun is None
-        )
+        interface = Interface(config, node, tun_end, udp_end, clock, alarm, unix_time - now, surroundings)
         stack.callback(lambda: interface._udp.close())  # not always the one that it began with
         stack.callback(interface._closed)
-        await interface._set_link(config)
+        stack.push_async_callback(surroundings.leave, tun_end.name)
+        known = await interface._set_link(config)
         with _WithoutGroup():
             async with anyio.create_task_group() as tasks:
-                interface._start(tasks)
+                interface._start(tasks, known)
                 try:
                     yield interface
                 finally:
@@ -196,8 +198,7 @@ class Interface:
         clock: Clock,
         alarm: Alarm,
         unix_epoch: float,
-        *,
-        manages_link: bool,
+        surroundings: Surroundings,
     ) -> None:
         self._config = config
         self._node = node
@@ -205,8 +206,7 @@ class Interface:
         self._udp = udp
         self._clock = clock
         self._alarm = alarm
-        self._manages_link = manages_link
-        self._link = LinkState()
+        self._surroundings = surroundings
         # What the wall clock showed when the engine's clock was at zero, as the node knows it.
         self._unix_epoch = unix_epoch
         self._applying = anyio.Lock()
@@ -317,9 +317,9 @@ class Interface:
     ) -> ConfigDiff:
         """Change to another configuration: all of it, or, if this raises, nothing. Sessions go on where they can.
 
-        Addresses, routes and the MTU of a device that was made here change along. Another `listen_port` moves the
-        interface to new sockets, or is refused if the caller brought them; 0 leaves a port that the system chose, and
-        has it choose in place of another one. `name` cannot change while the interface is up; None leaves it as it is.
+        What is around a device that was made here changes along. Another `listen_port` moves the interface to new
+        sockets, or is refused if the caller brought them; 0 leaves a port that the system chose, and has it choose in
+        place of another one. `name` cannot change while the interface is up; None leaves it as it is.
 
         anew: peers that are removed and added although they stay: no session, counter or address of theirs is kept.
         relocate: peers whose `endpoint`, if it is an address, is where they are now, wherever they roamed to.
@@ -334,10 +334,10 @@ class Interface:
             if anew or self._touches_more_than_the_node(config):
                 # A rehearsal: what is wrong with it is known before anything is touched.
                 _node(new, self._clock.now(), self._clock.unix_time())
-            old_link = self._link
+            old_link = self._surroundings.state
             with ExitStack() as undo:
                 udp = self._changed_udp(config, undo)
-                await self._set_link(config)
+                known = await self._set_link(config)
                 # From here on there is no await, so that nothing can come between.
                 self._check_open()
                 try:
@@ -345,11 +345,11 @@ class Interface:
                         diff = self._apply_to_node(new, anew, relocate)
                 except BaseException:
                     with anyio.CancelScope(shield=True):
-                        await self._revert_link(old_link)
+                        await self._surroundings.revert(self.name, old_link)
                     raise
                 undo.pop_all()
             before, self._config = self._config, config
-            self._resolver.update(config.peers)
+            self._resolver.update(config.peers, known)
             self._replace_udp(udp)
             self._settle()
             return with_what_the_node_does_not_see(diff, before, config)
@@ -357,7 +357,7 @@ class Interface:
     def _touches_more_than_the_node(self, config: InterfaceConfig) -> bool:
         before = self._config
         sockets_change = (config.listen_port, config.fwmark) != (before.listen_port, before.fwmark)
-        return self._manages_link or sockets_change
+        return self._surroundings.managed or sockets_change
 
     def _changed_udp(self, config: InterfaceConfig, undo: ExitStack) -> UdpEnd:
         """The end that the configuration asks for: the one there is, or one on another port."""
@@ -402,18 +402,13 @@ class Interface:
                 self._node.set_endpoint(peer.public_key, peer.endpoint, now)
         return diff
 
-    async def _set_link(self, config: InterfaceConfig) -> None:
-        if self._manages_link:
-            want = link_state(config)
-            await change_link(self.name, self._link, want)
-            if want != self._link:
-                warn_of_default_routes(config, self.name)
-            self._link = want
-
-    async def _revert_link(self, to: LinkState) -> None:
-        if self._manages_link:
-            await change_link(self.name, self._link, to, keep=True)
-            self._link = to
+    async def _set_link(self, config: InterfaceConfig) -> Mapping[Endpoint, str]:
+        """Returns the addresses of host names that had to be looked up for it."""
+        known: Mapping[Endpoint, str] = {}
+        if self._surroundings.gets_dns(config):
+            known = await look_up_now(config.peers, self._udp.can_reach, self._lookups)
+        await self._surroundings.change(self.name, config)
+        return known
 
     def _check_name(self, config: InterfaceConfig) -> None:
         new, old = config.name or self.name, self._config.name or self.name
@@ -427,10 +422,10 @@ class Interface:
         if not self._open:
             raise ClosedError(f"the interface {self.name} is closed")
 
-    def _start(self, tasks: TaskGroup) -> None:
+    def _start(self, tasks: TaskGroup, known: Mapping[Endpoint, str]) -> None:
         self._tasks = tasks
         self._resolver = Resolver(self._found, self._udp.can_reach, tasks, self._lookups)
-        self._resolver.update(self._config.peers)
+        self._resolver.update(self._config.peers, known)
         tasks.start_soon(self._keep_time)
         tasks.start_soon(self._read_tun)
         tasks.start_soon(self._serve_udp, self._udp)
@@ -553,43 +548,3 @@ async def _serve(wait: Callable[[], Awaitable[None]], turn: Callable[[], int]) -
         futile = 0 if count else futile + 1
         if futile >= _FUTILE_WAKES:
             await anyio.sleep(_FUTILE_PAUSE)
-
-
-def node_config(config: InterfaceConfig) -> NodeConfig:
-    """What the node is told of a configuration: everything but the host names, which are looked up later."""
-    return NodeConfig(
-        private_key=config.private_key,
-        peers=tuple(
-            peer
-            if peer.endpoint is None or is_literal(peer.endpoint[0])
-            else dataclasses.replace(peer, endpoint=None)
-            for peer in config.peers
-        ),
-        mtu=config.mtu or DEFAULT_MTU,
-        timers=config.timers,
-        limits=config.limits,
-    )
-
-
-_PEER_FIELDS = tuple(field.name for field in dataclasses.fields(PeerConfig))
-
-
-def with_what_the_node_does_not_see(
-    diff: ConfigDiff, old: InterfaceConfig, new: InterfaceConfig
-) -> ConfigDiff:
-    """Add what changed of names, of host names that endpoints have, and of the device."""
-    before = {peer.public_key: peer for peer in old.peers}
-    fields = {change.public_key: set(change.fields) for change in diff.changed}
-    for peer in new.peers:
-        was = before.get(peer.public_key, peer)
-        for field in ("endpoint", "name"):
-            if getattr(was, field) != getattr(peer, field):
-                fields.setdefault(peer.public_key, set()).add(field)
-    changed = tuple(
-        PeerChange(peer.public_key, tuple(sorted(fields[peer.public_key], key=_PEER_FIELDS.index)))
-        for peer in new.peers
-        if peer.public_key in fields
-    )
-    fields_of_device = ("listen_port", "fwmark", "addresses", "routes")
-    device = tuple(field for field in fields_of_device if getattr(old, field) != getattr(new, field))
-    return dataclasses.replace(diff, changed=changed, node=diff.node + device)
