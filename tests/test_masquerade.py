@@ -135,14 +135,19 @@ def test_a_reload_changes_what_is_masqueraded_and_a_flow_of_another_source_goes_
     made, gateway = place
     server = servers[4]
     reload(gateway, tmp_path / "gw0.toml", GATEWAY.format('masquerade = ["10.9.0.0/24"]'))
-    with made.client.make_socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+    with (
+        made.client.make_socket(socket.AF_INET, socket.SOCK_DGRAM) as asking,
+        made.client.make_socket(socket.AF_INET, socket.SOCK_DGRAM) as other,
+    ):
         asking.bind((INSIDE[0], 0))
-        first = exchange(asking, server)
-        assert first[0] == "192.168.66.1"
+        other.bind((INSIDE[1], 0))
+        first, first_of_other = exchange(asking, server), exchange(other, server)
+        assert (first[0], first_of_other[0]) == ("192.168.66.1", "10.8.0.2")
         for number in range(6):
             others = ', "10.8.0.0/24"' if number % 2 == 0 else ""
             reload(gateway, tmp_path / "gw0.toml", GATEWAY.format(f'masquerade = ["10.9.0.0/24"{others}]'))
             assert exchange(asking, server, str(number).encode()) == first
+            assert exchange(other, server, str(number).encode()) == first_of_other, "it goes on as it began"
             assert ask(made.client, INSIDE[1], server) == ("192.168.66.1" if others else "10.8.0.2")
             assert tables(made.gateway) == ["connlib_gw0"]
     assert gateway.output().count("session established") == 1
