@@ -262,8 +262,16 @@ def test_nobody_else_can_change_the_table(alone: tuple[Namespace, Start]) -> Non
 
 def test_two_gateways_of_one_machine_have_a_table_each(alone: tuple[Namespace, Start]) -> None:
     host, start = alone
-    other = GATEWAY.format("masquerade = true").replace("51820", "51821").replace("10.9.0", "10.10.0")
-    gateways = [start(), start("gw-1", other.replace("fd09", "fd10"))]
+    other = GATEWAY.format("masquerade = true")
+    for one, another in (
+        ("51820", "51821"),
+        ("10.9.", "10.10."),
+        ("10.8.", "10.11."),
+        ("fd09", "fd10"),
+        ("fd08", "fd11"),
+    ):
+        other = other.replace(one, another)
+    gateways = [start(), start("gw-1", other)]
     assert sorted(tables(host)) == ["connlib_gw-1", "connlib_gw0"]
     assert gateways[0].stop(timeout=PATIENCE) == 0
     assert tables(host) == ["connlib_gw-1"]
