@@ -19,10 +19,14 @@ PATIENCE = 30.0
 
 TABLES = """
 import json
+from collections import Counter
 from pyroute2.nftables.main import NFTables
 with NFTables(nfgen_family=0) as tables:
-    print(json.dumps([table.get_attr("NFTA_TABLE_NAME") for table in tables.get_tables()]))
+    rules = Counter(rule.get_attr("NFTA_RULE_TABLE") for rule in tables.get_rules())
+    names = [table.get_attr("NFTA_TABLE_NAME") for table in tables.get_tables()]
+    print(json.dumps({name: rules[name] for name in names}))
 """
+"""Prints the tables of nftables, each with the number of its rules."""
 
 
 class Site(Wire):
@@ -63,9 +67,9 @@ def site() -> Iterator[Site]:
             made.behind.delete()
 
 
-def tables(host: Namespace) -> list[str]:
-    """The names of the tables of nftables that a namespace has."""
-    found: list[str] = json.loads(host.run(sys.executable, "-c", TABLES, timeout=PATIENCE))
+def tables(host: Namespace) -> dict[str, int]:
+    """The tables of nftables that a namespace has, each with the number of its rules."""
+    found: dict[str, int] = json.loads(host.run(sys.executable, "-c", TABLES, timeout=PATIENCE))
     return found
 
 
