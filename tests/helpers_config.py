@@ -14,6 +14,8 @@ FULL = f"""\
 # connlib: role = responder
 # connlib: rekey-timeout = 2.5
 # connlib: queue-packets = 16
+# connlib: masquerade = 10.7.0.0/24, fd07::/64
+# connlib: protect-addresses = false
 PrivateKey = {OWN.to_base64()}
 ListenPort = 51820
 Address = 10.7.0.1/24, fd07::1/64
@@ -21,6 +23,8 @@ address = 10.8.0.1
 MTU = 1380   # for the DSL line
 Table = off
 FwMark = 0xca6c
+DNS = 10.7.0.53, example.org
+DNS = fd07:0::53
 SaveConfig = false
 
 [Peer]

@@ -19,6 +19,9 @@ fwmark = 0xca6c
 routes = false
 endpoint = "office.example.org:51820"
 role = "responder"
+masquerade = true
+protect_addresses = false
+dns = ["10.7.0.53", "example.org", "fd07::53"]
 
 [interface.timers]
 rekey_timeout = 2.5
@@ -59,6 +62,9 @@ GATEWAY = Gateway(
         role=Role.RESPONDER,
         timers=Timers(rekey_timeout=2.5),
         limits=Limits(queue_packets=16),
+        masquerade=True,
+        protect_addresses=False,
+        dns=("10.7.0.53", "example.org", "fd07::53"),
     ),
     peers=(
         GatewayPeer(

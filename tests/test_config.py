@@ -40,6 +40,9 @@ def test_every_key_of_a_file_arrives() -> None:
         routes=False,
         timers=Timers(rekey_timeout=2.5),
         limits=Limits(queue_packets=16),
+        masquerade=(ip_network("10.7.0.0/24"), ip_network("fd07::/64")),
+        protect_addresses=False,
+        dns=("10.7.0.53", "example.org", "fd07::53"),
         peers=(
             PeerConfig(
                 public_key=ALICE,
@@ -102,6 +105,18 @@ BAD_LINES = [
     (MINIMAL + "FwMark = 0x100000000\n", 3, "FwMark: '0x100000000' is not a mark", "0xffffffff"),
     (MINIMAL + "FwMark = 4294967296\n", 3, "FwMark: '4294967296' is not a mark", "0xffffffff"),
     (MINIMAL + "FwMark = -1\n", 3, "FwMark: '-1' is not a mark", "0xffffffff"),
+    (MINIMAL + "DNS = 10.7.0.256\n", 3, "DNS: '10.7.0.256' is neither the address of a name", "example.org"),
+    (MINIMAL + "DNS = 10.7.0.1/24\n", 3, "DNS: '10.7.0.1/24' is neither", "example.org"),
+    (MINIMAL + "DNS = fe80::1%eth0\n", 3, "DNS: 'fe80::1%eth0' is neither", "example.org"),
+    (MINIMAL + "DNS = 10.7.0.1,,example.org\n", 3, "nothing between two commas", "comma"),
+    (MINIMAL + "DNS = -x\n", 3, "DNS: '-x' is neither", "example.org"),
+    (MINIMAL + "# connlib: masquerade = all\n", 3, "masquerade: 'all' is not an IP address", "10.0.0.1/24"),
+    (
+        MINIMAL + "# connlib: protect-addresses = no\n",
+        3,
+        "protect-addresses: 'no' is neither true nor",
+        "use",
+    ),
     (MINIMAL + "SaveConfig = maybe\n", 3, "neither true nor false", "use one"),
     (MINIMAL + "PostUp = rm -rf /\n", 3, "PostUp: connlib runs no hooks", "remove the line"),
     (MINIMAL + "# connlib: interface = a/b\n", 3, "'a/b' cannot name a network device", "1 to 15"),
@@ -276,17 +291,16 @@ def test_the_same_prefix_twice_for_one_peer_is_harmless() -> None:
 
 
 def test_what_is_not_done_but_does_no_harm_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
-    parse_config(MINIMAL + "DNS = 9.9.9.9\nSaveConfig = true\n", "wg0.conf")
+    parse_config(MINIMAL + "SaveConfig = true\n", "wg0.conf")
     parse_config(peer("# connlib: role = initiator"), "wg1.conf")
     parse_config(peer("# connlib role = responder\n# connlib runs role = x\n#Connlib ; Name=a"), "wg2.conf")
-    assert [record.levelname for record in caplog.records] == ["WARNING"] * 5
-    assert caplog.messages[0].startswith("wg0.conf:3: DNS is ignored")
-    assert caplog.messages[1].startswith("wg0.conf:4: SaveConfig is ignored")
-    assert caplog.messages[2].startswith("wg1.conf:3: this peer can never be reached")
-    assert caplog.messages[3] == (
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 4
+    assert caplog.messages[0].startswith("wg0.conf:3: SaveConfig is ignored")
+    assert caplog.messages[1].startswith("wg1.conf:3: this peer can never be reached")
+    assert caplog.messages[2] == (
         "wg2.conf:5: this is only a comment; if it is to be a setting, write # connlib: role = value"
     )
-    assert caplog.messages[4].startswith("wg2.conf:7: this is only a comment")
+    assert caplog.messages[3].startswith("wg2.conf:7: this is only a comment")
 
 
 # Files

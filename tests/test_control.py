@@ -197,6 +197,9 @@ EVERYTHING = InterfaceConfig(
     routes=False,
     timers=Timers(rekey_timeout=2.0, keepalive_timeout=5.0),
     limits=Limits(queue_packets=3),
+    masquerade=(ip_network("10.0.0.0/24"), ip_network("fd00::/64")),
+    protect_addresses=False,
+    dns=("10.0.0.53", "example.org"),
     peers=(
         PeerConfig(
             public_key=CLIENT_KEY.public_key(),

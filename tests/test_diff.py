@@ -74,6 +74,15 @@ def test_equal_configurations_have_no_difference() -> None:
             dataclasses.replace(OLD, private_key=OTHER),
             f"~ private key: the public one was and becomes {PUBLIC} -> {OTHER_PUBLIC}; all sessions start anew",
         ),
+        (
+            dataclasses.replace(OLD, masquerade=(*OLD.masquerade[1:], ip_network("10.9.0.0/24"))),
+            "~ masquerade: + 10.9.0.0/24; - 10.7.0.0/24",
+        ),
+        (dataclasses.replace(OLD, protect_addresses=True), "~ protect addresses: off -> on"),
+        (
+            dataclasses.replace(OLD, dns=("10.7.0.54", "example.org")),
+            "~ DNS: + 10.7.0.54; - 10.7.0.53, fd07::53",
+        ),
         (dataclasses.replace(OLD, listen_port=1), "~ UDP port: 51820 -> 1"),
         (dataclasses.replace(OLD, listen_port=0), "~ UDP port: 51820 -> any"),
         (dataclasses.replace(OLD, fwmark=0xCA6D), "~ mark: 0xca6c -> 0xca6d"),

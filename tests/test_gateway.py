@@ -26,7 +26,7 @@ from connlib import (
     Timers,
     parse_config,
 )
-from connlib.gateway import schema
+from connlib.gatewayschema import schema
 from helpers_config import ALICE, BOB, OWN, SHARED
 from helpers_gateway import FULL, GATEWAY, MINIMAL
 
@@ -216,6 +216,12 @@ BAD = [
     MINIMAL + 'addresses = "10.0.0.1/24"\n',
     MINIMAL + 'addresses = ["ten"]\n',
     MINIMAL + "routes = 1\n",
+    MINIMAL + "masquerade = 1\n",
+    MINIMAL + 'masquerade = "10.0.0.0/24"\n',
+    MINIMAL + "protect_addresses = 1\n",
+    MINIMAL + 'dns = "10.0.0.1"\n',
+    MINIMAL + 'dns = ["-x"]\n',
+    MINIMAL + 'dns = ["fe80::1%eth0"]\n',
     MINIMAL + 'role = "server"\n',
     MINIMAL + "timers.rekey_timeout = 0.01\n",
     MINIMAL + "timers.rekey_time = 1\n",

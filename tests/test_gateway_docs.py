@@ -14,7 +14,7 @@ from connlib import parse_config, parse_gateway
 from connlib.cli import main
 from connlib.cli.check import run
 from connlib.diff import compute_diff, describe_diff
-from connlib.gateway import schema
+from connlib.gatewayschema import schema
 from helpers_config import OWN, SHARED
 from interop.machine import missing_rights
 from interop.netns import Background, joined_namespaces, wait_for

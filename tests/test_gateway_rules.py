@@ -27,7 +27,7 @@ from connlib import (
     parse_gateway,
 )
 from connlib.driver import MemoryTun, MemoryUdp, open_interface
-from connlib.gateway import schema
+from connlib.gatewayschema import schema
 from helpers_config import ALICE, BOB, OWN
 from helpers_driver import (
     CLIENT,

@@ -78,6 +78,32 @@ BAD = [
     (MINIMAL + 'endpoint = "vpn"\n', 3, 12, "endpoint: 'vpn' has no host or no port", "write host:port"),
     (MINIMAL + 'role = "server"\n', 3, 8, "'server' is not a role", "initiator"),
     (MINIMAL + "routes = 1\n", 3, 10, "routes must be true or false, not a whole number", "true"),
+    (MINIMAL + "masquerade = 1\n", 3, 14, "masquerade must be an array, not a whole number", '["'),
+    (
+        MINIMAL + 'masquerade = ["10.0.0.0/8", "x"]\n',
+        3,
+        29,
+        "masquerade: 'x' is not an IP address",
+        "10.0.0.1",
+    ),
+    (MINIMAL + "masquerade = true\n", 3, 14, "no address has a network with others in it", '["10.0.0.0/24"]'),
+    (
+        MINIMAL + 'masquerade = true\naddresses = ["10.0.0.1/32"]\n',
+        3,
+        14,
+        "no address has a network",
+        "sources",
+    ),
+    (MINIMAL + "protect_addresses = 1\n", 3, 21, "protect_addresses must be true or false", "true"),
+    (MINIMAL + 'dns = "10.0.0.1"\n', 3, 7, "dns must be an array, not text", '["'),
+    (
+        MINIMAL + 'dns = ["10.0.0.1", "10.0.0"]\n',
+        3,
+        20,
+        "dns: '10.0.0' is neither the address of a",
+        "fd00::1",
+    ),
+    (MINIMAL + f'dns = ["{KEY}"]\n', 3, 8, "dns: the value of 44 characters (not shown", "fd00::1"),
     (MINIMAL + 'addresses = "10.0.0.1/24"\n', 3, 13, "addresses must be an array, not text", '["'),
     (MINIMAL + 'addresses = ["10.0.0.1/8",\n  "x"]\n', 4, 3, "'x' is not an IP address", "10.0.0.1/24"),
     (MINIMAL + 'addresses = ["10.0.0.1, 10.0.0.2"]\n', 3, 14, "not one address", "each in quotes"),
@@ -162,9 +188,10 @@ def test_every_error_is_said_in_the_order_of_the_lines() -> None:
     assert [str(problem).partition("; ")[0] for problem in caught.value.problems] == [
         "wg0.toml:5:15: listen_port: 131071 is out of range",
         "wg0.toml:7:1: mut is not a key of [interface]",
-        "wg0.toml:14:17: rekey_timeout must be a number of seconds, not text",
-        "wg0.toml:23:16: allowed_ips: '10.7.0.2/33' is not an IP address with a prefix length",
-        "wg0.toml:25:24: persistent_keepalive: -5 is out of range",
+        "wg0.toml:12:14: masquerade must be an array, not a whole number",
+        "wg0.toml:17:17: rekey_timeout must be a number of seconds, not text",
+        "wg0.toml:26:16: allowed_ips: '10.7.0.2/33' is not an IP address with a prefix length",
+        "wg0.toml:28:24: persistent_keepalive: -5 is out of range",
     ]
 
 

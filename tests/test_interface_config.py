@@ -65,6 +65,11 @@ def configs(draw: st.DrawFn) -> InterfaceConfig:
         role=draw(ROLE),
         routes=draw(st.booleans()),
         timers=dataclasses.replace(Timers(), rekey_timeout=draw(SECONDS), keepalive_timeout=draw(SECONDS)),
+        masquerade=tuple(draw(st.lists(PREFIX.map(lambda item: ip_network(item, strict=False)), max_size=3))),
+        protect_addresses=draw(st.booleans()),
+        dns=tuple(
+            draw(st.lists(st.ip_addresses().map(str) | st.sampled_from(["a.example", "b"]), max_size=3))
+        ),
         limits=draw(st.just(Limits()) | st.integers(0, 65_536).map(lambda size: Limits(queue_packets=size))),
     )
 

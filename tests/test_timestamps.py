@@ -31,7 +31,8 @@ from connlib import (
     TimestampStore,
     Transmit,
 )
-from connlib.driver import Interface, LoopClock, MemoryTun, MemoryUdp, node_config, open_interface
+from connlib._nodeconfig import node_config
+from connlib.driver import Interface, LoopClock, MemoryTun, MemoryUdp, open_interface
 from helpers_driver import (
     CLIENT,
     CLIENT_HOST,

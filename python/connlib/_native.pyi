@@ -385,11 +385,8 @@ class Node:
         """Move a peer to another address. Raises `KeyError` for an unknown peer."""
 
     def forget_sources(self) -> None:
-        """Let the system choose from which address each peer is sent to, until the peer is heard again.
-
-        A peer is answered from the address that it has reached. That one may be wrong after a change of what the node
-        does not see: the sockets, their mark, the machine's addresses and routes.
-        """
+        """Let the system choose from which address each peer is sent to, until the peer is heard again: the one that it
+        has reached may be wrong after a change of the sockets, their mark, or the machine's addresses and routes."""
 
     def handle_packets(self, packets: ReadableBuffer, lengths: Sequence[int], now: float) -> None:
         """Take IP packets of the TUN device that lie back to back; `lengths` must add up (else `ValueError`)."""
@@ -416,11 +413,9 @@ class Node:
         """Counters per peer and per drop reason; ages relative to `now`."""
 
     def timestamps(self) -> tuple[dict[PublicKey, bytes], dict[PublicKey, bytes]]:
-        """The greatest TAI64N timestamp (12 bytes) in a valid initiation of each peer, and in ours with each own key.
-
-        By public key, the peer's or our own. Those of 4,096 peers that are not configured any more are among them, the
-        one that was removed longest ago first, and of 8 keys that are not in use.
-        """
+        """The greatest TAI64N timestamp (12 bytes) in a valid initiation of each peer, and in ours with each own key,
+        by public key, the peer's or our own. Those of 4,096 peers that are not configured any more are among them, the
+        one that was removed longest ago first, and of 8 keys that are not in use."""
 
     def timestamps_version(self) -> int:
         """Rises when `timestamps()` has something to write down; for what is sent, at most once in a minute of it."""
@@ -440,25 +435,18 @@ class Node:
 
     def record(self, capacity: int) -> None:
         """Write down from now on what comes into the tunnels, until `capacity` (0 to 2^24) inputs wait; 0 ends it.
-
-        For `connlib crosscheck --record`: times, kinds and sizes, no payload, no address and no secret.
-        """
+        Times, kinds and sizes, for `connlib crosscheck --record`: no payload, no address and no secret."""
 
     def take_recorded(self) -> tuple[list[NodeInput], int]:
         """What was written down since the last call, in order, and how many more inputs found no room."""
 
     def log_flows(self, capacity: int) -> None:
         """Log from now on what policies allow and deny, until `capacity` (0 to 2^24) records wait; 0 ends it.
-
-        Flows that are known already are not logged, and peers without a policy have none.
-        """
+        Flows that are known already are not logged, and peers without a policy have none."""
 
     def take_flows(self, now: float) -> tuple[list[FlowRecord], int]:
-        """What was logged since the last call, and how many more records found no room.
-
-        Flows that are over by `now` have ended. The order is that of finding out: of flows of which nothing was seen,
-        the end was before that.
-        """
+        """What was logged since the last call, and how many more records found no room. Flows that are over by `now`
+        have ended. The order is that of finding out: of flows of which nothing was seen, the end was before that."""
 
     def capture(
         self, capacity: int, *, outer: bool = True, inner: bool = False, snaplen: int | None = None
@@ -480,9 +468,7 @@ class Node:
 
     def log_keys(self, on: bool) -> None:
         """Keep from now on the keys of every handshake that begins or is answered; off, they are erased.
-
-        Of more than 65,536 that wait to be taken, the oldest are forgotten.
-        """
+        Of more than 65,536 that wait to be taken, the oldest are forgotten."""
 
     def take_key_log(self) -> tuple[list[str], list[PublicKey]]:
         """What was kept since the last call, as lines of a key log (see `LabTunn.key_log`), and whom one can read now.
@@ -524,21 +510,21 @@ class TunIo:
     """Moves packets between a TUN file descriptor and a `Node`, without a Python object per packet.
 
     fd: a TUN device opened with IFF_TUN and IFF_NO_PI, or a socket that keeps packet boundaries. It is duplicated and
-    made non-blocking; `close` gives the duplicate back, which keeps a device alive. Raises `OSError`.
+    made non-blocking; `close` gives the duplicate back, which keeps a device alive. Raises `OSError`; its calls raise
+    `TypeError` for a `LabNode`.
     """
 
     def __new__(cls, fd: int) -> Self: ...
     def read(self, node: Node, now: float, budget: int) -> int:
         """Hand up to `budget` packets to the node and return how many; fewer than `budget`: no more for now.
 
-        Raises `TypeError` for a `LabNode`. Errors of the device are counted in `stats()`, not raised; see `state`.
+        Errors of the device are counted in `stats()`, not raised; see `state`.
         """
 
     def write(self, node: Node) -> int:
         """Take the packets that wait in the node, and return how many the device took.
 
-        What it does not take yet is kept, within bounds (`blocked`): call again when it is writable. Raises `TypeError`
-        for a `LabNode`.
+        What it does not take yet is kept, within bounds (`blocked`): call again when it is writable.
         """
 
     @property
@@ -550,10 +536,8 @@ class TunIo:
         """What the device said last: it works, is down and may come up (EIO), or was deleted for good."""
 
     def stats(self) -> dict[str, int]:
-        """Counters: packets_read, bytes_read, packets_written, bytes_written, short_writes, backlog_dropped.
-
-        Errors are counted under their errno names beside these.
-        """
+        """Counters: packets_read, bytes_read, packets_written, bytes_written, short_writes, backlog_dropped; errors
+        beside these, under their errno names."""
 
     def close(self) -> None:
         """Give the descriptor back. Later calls raise `ClosedError`; the counters and `close` still work."""
@@ -563,7 +547,8 @@ class UdpIo:
     """Moves datagrams between UDP sockets and a `Node`, in batches, without a Python object per datagram.
 
     fd4, fd6: sockets of AF_INET and AF_INET6; at least one, or `ValueError`. They are duplicated, made non-blocking,
-    and given large buffers; `close` gives the duplicates back. Raises `OSError`.
+    and given large buffers; `close` gives the duplicates back. Raises `OSError`; its calls raise `TypeError` for a
+    `LabNode`.
     """
 
     def __new__(cls, fd4: int | None, fd6: int | None) -> Self: ...
@@ -571,14 +556,13 @@ class UdpIo:
         """Hand about `budget` datagrams of each socket to the node and return how many; 0: none there.
 
         family: only the socket of `socket.AF_INET` or `AF_INET6`. What the kernel coalesced is not cut off at the
-        budget. Raises `TypeError` for a `LabNode`. Errors of the network are counted in `stats()`, not raised.
+        budget. Errors of the network are counted in `stats()`, not raised.
         """
 
     def send(self, node: Node) -> int:
         """Take the datagrams that wait in the node, and return how many the kernel took.
 
-        What a socket does not take yet is kept, within bounds (`blocked`): call again when it is writable. Raises
-        `TypeError` for a `LabNode`.
+        What a socket does not take yet is kept, within bounds (`blocked`): call again when it is writable.
         """
 
     def blocked(self, family: int) -> bool:
@@ -586,10 +570,7 @@ class UdpIo:
 
     def stats(self) -> dict[str, int]:
         """Counters: received, received_bytes, receive_calls, sent, sent_bytes, send_calls, segmentation_refused,
-        source_refused, backlog_dropped.
-
-        Errors are counted as receive_ERRNO and send_ERRNO beside these, such as send_ENOBUFS.
-        """
+        source_refused, backlog_dropped; errors as receive_ERRNO and send_ERRNO beside these, such as send_ENOBUFS."""
 
     def buffer_sizes(self, family: int) -> tuple[int, int] | None:
         """The bytes that the kernel granted for receiving and sending; None without such a socket."""

@@ -1,4 +1,4 @@
-"""What a node is told of an interface's configuration, and what of a difference it cannot know."""
+"""What a `Node` is told of an interface's configuration, and what changes of one it does not see."""
 
 from __future__ import annotations
 
@@ -27,6 +27,15 @@ def node_config(config: InterfaceConfig) -> NodeConfig:
 
 
 _PEER_FIELDS = tuple(field.name for field in dataclasses.fields(PeerConfig))
+_DEVICE_FIELDS = (
+    "listen_port",
+    "fwmark",
+    "addresses",
+    "routes",
+    "masquerade",
+    "protect_addresses",
+    "dns",
+)
 
 
 def with_what_the_node_does_not_see(
@@ -45,6 +54,5 @@ def with_what_the_node_does_not_see(
         for peer in new.peers
         if peer.public_key in fields
     )
-    fields_of_device = ("listen_port", "fwmark", "addresses", "routes")
-    device = tuple(field for field in fields_of_device if getattr(old, field) != getattr(new, field))
+    device = tuple(field for field in _DEVICE_FIELDS if getattr(old, field) != getattr(new, field))
     return dataclasses.replace(diff, changed=changed, node=diff.node + device)

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import TypeVar
 
-from ._errors import KeyFormatError
+from ._errors import ConfigError, KeyFormatError
 from ._native import PresharedKey, PrivateKey, PublicKey
 from ._types import LONGEST_TIMER, SHORTEST_TIMER, Limits, Role
-from .config import MAX_FWMARK, ZONE_HINT, ZONE_PROBLEM, shown
+from .config import MAX_FWMARK, ZONE_HINT, ZONE_PROBLEM, check_dns_entry, shown
 
 Interface = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
@@ -140,22 +140,37 @@ def prefixes(name: str, value: str) -> Iterator[Network]:
             raise _not_an_address(name, item) from None
 
 
+def dns(name: str, value: str) -> Iterator[str]:
+    """Name servers and domains, separated by commas or blanks."""
+    for item in _words(name, value):
+        yield dns_entry(name, item)
+
+
+def dns_entry(name: str, value: str) -> str:
+    """The address of a name server, or a domain to search."""
+    try:
+        return check_dns_entry(value)
+    except ConfigError as error:
+        raise BadValue(f"{name}: {error.problem}", error.hint or "correct it") from None
+
+
 def _items(name: str, value: str) -> Iterator[str]:
-    if not value:
-        return
     # `wg` ignores blanks wherever they are. Here they also separate, except around a slash.
-    value = "/".join(part.strip() for part in value.split("/"))
-    for part in value.split(","):
+    for item in _words(name, "/".join(part.strip() for part in value.split("/"))):
+        # A netmask after the slash, or a zone after a percent sign, is Python's syntax, not WireGuard's.
+        if not _PREFIXED.fullmatch(item):
+            raise _not_an_address(name, item)
+        yield item
+
+
+def _words(name: str, value: str) -> Iterator[str]:
+    for part in value.split(",") if value else ():
         words = part.split()
         if not words:
             raise BadValue(
                 f"{name}: nothing between two commas, or at an end", "remove the comma that is too many"
             )
-        for item in words:
-            # A netmask after the slash, or a zone after a percent sign, is Python's syntax, not WireGuard's.
-            if not _PREFIXED.fullmatch(item):
-                raise _not_an_address(name, item)
-            yield item
+        yield from words
 
 
 def _not_an_address(name: str, item: str) -> BadValue:

@@ -8,8 +8,10 @@ give it to `Interface.apply`.
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 from ._errors import ConfigError
@@ -29,6 +31,10 @@ _INTERFACE_NAME = re.compile(r"[A-Za-z0-9_=+.-]{1,15}", re.ASCII)
 # Linux keeps the settings of each device in a directory of its name, beside these two (/proc/sys/net/ipv4/conf).
 _RESERVED_NAMES = (".", "..", "all", "default")
 
+# Labels as host names have them, and the underscore of services; the last one is no number, so that 10.0.0 is none.
+_LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_DOMAIN = re.compile(rf"(?:{_LABEL}\.)*(?![0-9]+$){_LABEL}", re.ASCII)
+
 
 def check_interface_name(name: str) -> str:
     """Return `name` if it can name a network device.
@@ -42,6 +48,23 @@ def check_interface_name(name: str) -> str:
             hint="use 1 to 15 letters, digits or _=+.-, and none of all and default",
         )
     return name
+
+
+def check_dns_entry(entry: str) -> str:
+    """Return `entry`, as it is usually written, if it is the address of a name server or a domain to search.
+
+    Raises `ConfigError` otherwise, also for an address with a zone and for a domain that is only a dot.
+    """
+    if "%" not in entry:
+        with suppress(ValueError):
+            return str(ipaddress.ip_address(entry))
+    # Programs and a file are given it, which must not take it for an option or for a line of their own.
+    if len(entry) > 253 or not _DOMAIN.fullmatch(entry):
+        raise ConfigError(
+            f"{shown(entry)} is neither the address of a name server nor a domain",
+            hint="write 10.0.0.1, fd00::1 or example.org",
+        )
+    return entry
 
 
 def shown(value: str) -> str:
@@ -67,9 +90,9 @@ class InterfaceConfig:
     `peers` says for each what it is.
 
     Raises `ConfigError` (without file and line) if a number is out of range, a name cannot name a device, an
-    address is there twice or does not go with the MTU, two peers have the same public key, a peer has the interface's
-    own public key, or two peers claim the same prefix. A prefix within another peer's prefix is fine: the longest
-    match owns the packet.
+    address is there twice or does not go with the MTU, `dns` has what is neither an address nor a domain, two peers
+    have the same public key, a peer has the interface's own public key, or two peers claim the same prefix. A prefix
+    within another peer's prefix is fine: the longest match owns the packet.
     """
 
     private_key: PrivateKey
@@ -89,6 +112,12 @@ class InterfaceConfig:
     """Whether the peers' allowed IPs become routes into the device, as wg-quick does; `Table = off` is False."""
     timers: Timers = dataclasses.field(default_factory=Timers)
     limits: Limits = dataclasses.field(default_factory=Limits)
+    masquerade: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Sources whose packets get this machine's address where they leave by another device than this one."""
+    protect_addresses: bool = True
+    """Whether `addresses` answer only what comes through the tunnel, and this machine."""
+    dns: tuple[str, ...] = ()
+    """Name servers, as addresses, and domains to search: what this machine resolves names with meanwhile."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.listen_port <= 65535:
@@ -99,6 +128,7 @@ class InterfaceConfig:
         if self.name is not None:
             check_interface_name(self.name)
         self._check_addresses()
+        object.__setattr__(self, "dns", tuple(map(check_dns_entry, self.dns)))
         for peer in self.peers:
             _check_peer(peer)
         if self.role is not Role.EITHER:

@@ -123,7 +123,7 @@ def _value(value: object) -> str:
 
 
 def _spelled(field: str) -> str:
-    return field.replace("_", " ").replace("mtu", "MTU").replace("ips", "IPs")
+    return field.replace("_", " ").replace("mtu", "MTU").replace("ips", "IPs").replace("dns", "DNS")
 
 
 def _members(field: str) -> Callable[[object, object], str]:
@@ -234,6 +234,8 @@ _INTERFACE: dict[str, Callable[[InterfaceConfig, InterfaceConfig], str]] = {
     "fwmark": _fwmark,
     "mtu": _mtu,
     "addresses": _members("addresses"),
+    "masquerade": _members("masquerade"),
+    "dns": _members("dns"),
     "timers": _constants("timers"),
     "limits": _constants("limits"),
 }

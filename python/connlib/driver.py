@@ -18,7 +18,7 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from weakref import WeakSet
 
 import anyio
@@ -43,9 +43,9 @@ from ._types import (
 from .clock import Alarm, BootClock, Clock, LoopClock, alarm_for
 from .config import InterfaceConfig
 from .events import EventStream
-from .links import LinkState, change_link, link_state, warn_of_default_routes
+from .links import Surroundings
 from .memory import MemoryHost, MemoryTun, MemoryUdp
-from .resolver import Endpoint, Resolver
+from .resolver import Endpoint, Resolver, look_up_now
 from .timestamps import Keeper, TimestampStore
 from .tun import TunEnd, open_tun
 from .udp import Sockets, UdpEnd, open_udp
@@ -120,10 +120,10 @@ async def open_interface(
 ) -> AsyncIterator[Interface]:
     """Bring a WireGuard interface up, and take it down at the end of the block, whatever ends it.
 
-    tun: None makes a TUN device `config.name` with the MTU, the addresses and the routes of the configuration (default
-    routes excepted, see `connlib.links`), which needs CAP_NET_ADMIN. The descriptor of a device that the caller has
-    made (IFF_TUN | IFF_NO_PI), or a packet-preserving socket pair, is used as it is: its addresses and routes are the
-    caller's, and so is closing it. A `MemoryTun` needs no device.
+    tun: None makes a TUN device `config.name` with the MTU, the addresses, the routes (default routes excepted), the
+    firewall rules and the DNS of the configuration (see `connlib.links`), which needs CAP_NET_ADMIN. The descriptor of
+    a device that the caller has made (IFF_TUN | IFF_NO_PI), or a packet-preserving socket pair, is used as it is: what
+    is around it is the caller's, and so is closing it. A `MemoryTun` needs no device.
 
     udp: None binds `config.listen_port` on all IPv4 and IPv6 addresses. A bound UDP socket, or a pair of one for each
     family, is used as it is, made non-blocking, and left open. A `MemoryUdp`, or a host of one, needs no network.
@@ -146,23 +146,24 @@ async def open_interface(
     # First, because this finds out what is wrong with the configuration before anything outside is touched.
     now, unix_time = clock.now(), clock.unix_time()
     node = _node(node_config(config), now, unix_time)
-    with ExitStack() as stack:
+    async with AsyncExitStack() as stack:
+        surroundings = Surroundings(managed=tun is None)
+        stack.callback(surroundings.close)  # after the device is gone
         udp_end = open_udp(udp, config.listen_port, config.fwmark)
         stack.callback(udp_end.close)
         tun_end = open_tun(tun, config.name)
         stack.callback(tun_end.close)
         alarm = alarm_for(clock)
         stack.callback(alarm.close)
-        interface = Interface(
-            config, node, tun_end, udp_end, clock, alarm, unix_time - now, manages_link=tun is None
-        )
+        interface = Interface(config, node, tun_end, udp_end, clock, alarm, unix_time - now, surroundings)
         stack.callback(lambda: interface._udp.close())  # not always the one that it began with
         stack.callback(interface._closed)
-        await interface._set_link(config)
+        stack.push_async_callback(surroundings.leave, tun_end.name)
+        known = await interface._set_link(config)
         keeper = Keeper(timestamps, node, clock.now)
         with WithoutGroup():
             async with keeper, anyio.create_task_group() as tasks:
-                interface._start(tasks, keeper)
+                interface._start(tasks, keeper, known)
                 try:
                     yield interface
                 finally:
@@ -197,8 +198,7 @@ class Interface:
         clock: Clock,
         alarm: Alarm,
         unix_epoch: float,
-        *,
-        manages_link: bool,
+        surroundings: Surroundings,
     ) -> None:
         self._config = config
         self._node = node
@@ -206,8 +206,7 @@ class Interface:
         self._udp = udp
         self._clock = clock
         self._alarm = alarm
-        self._manages_link = manages_link
-        self._link = LinkState()
+        self._surroundings = surroundings
         # What the wall clock showed when the engine's clock was at zero, as the node knows it.
         self._unix_epoch = unix_epoch
         self._applying = anyio.Lock()
@@ -346,9 +345,9 @@ class Interface:
     ) -> ConfigDiff:
         """Change to another configuration: all of it, or, if this raises, nothing. Sessions go on where they can.
 
-        Addresses, routes and the MTU of a device that was made here change along. Another `listen_port` moves the
-        interface to new sockets, or is refused if the caller brought them; 0 leaves a port that the system chose, and
-        has it choose in place of another one. `name` cannot change while the interface is up; None leaves it as it is.
+        What is around a device that was made here changes along. Another `listen_port` moves the interface to new
+        sockets, or is refused if the caller brought them; 0 leaves a port that the system chose, and has it choose in
+        place of another one. `name` cannot change while the interface is up; None leaves it as it is.
 
         anew: peers that are removed and added although they stay: no session, counter or address of theirs is kept.
         relocate: peers whose `endpoint`, if it is an address, is where they are now, wherever they roamed to.
@@ -363,10 +362,10 @@ class Interface:
             if anew or self._touches_more_than_the_node(config):
                 # A rehearsal: what is wrong with it is known before anything is touched.
                 _node(new, self._clock.now(), self._clock.unix_time())
-            old_link = self._link
+            old_link = self._surroundings.state
             with ExitStack() as undo:
                 udp = self._changed_udp(config, undo)
-                await self._set_link(config)
+                known = await self._set_link(config)
                 # From here on there is no await, so that nothing can come between.
                 self._check_open()
                 try:
@@ -374,11 +373,11 @@ class Interface:
                         diff = self._apply_to_node(new, anew, relocate)
                 except BaseException:
                     with anyio.CancelScope(shield=True):
-                        await self._revert_link(old_link)
+                        await self._surroundings.revert(self.name, old_link)
                     raise
                 undo.pop_all()
             before, self._config = self._config, config
-            self._resolver.update(config.peers)
+            self._resolver.update(config.peers, known)
             if udp is not self._udp or config.fwmark != before.fwmark:
                 self._node.forget_sources()
             self._replace_udp(udp)
@@ -391,7 +390,7 @@ class Interface:
     def _touches_more_than_the_node(self, config: InterfaceConfig) -> bool:
         before = self._config
         sockets_change = (config.listen_port, config.fwmark) != (before.listen_port, before.fwmark)
-        return self._manages_link or sockets_change
+        return self._surroundings.managed or sockets_change
 
     def _changed_udp(self, config: InterfaceConfig, undo: ExitStack) -> UdpEnd:
         """The end that the configuration asks for: the one there is, or one on another port."""
@@ -436,18 +435,13 @@ class Interface:
                 self._node.set_endpoint(peer.public_key, peer.endpoint, now)
         return diff
 
-    async def _set_link(self, config: InterfaceConfig) -> None:
-        if self._manages_link:
-            want = link_state(config)
-            await change_link(self.name, self._link, want)
-            if want != self._link:
-                warn_of_default_routes(config, self.name)
-            self._link = want
-
-    async def _revert_link(self, to: LinkState) -> None:
-        if self._manages_link:
-            await change_link(self.name, self._link, to, keep=True)
-            self._link = to
+    async def _set_link(self, config: InterfaceConfig) -> Mapping[Endpoint, str]:
+        """Returns the addresses of host names that had to be looked up for it."""
+        known: Mapping[Endpoint, str] = {}
+        if self._surroundings.gets_dns(config):
+            known = await look_up_now(config.peers, self._udp.can_reach, self._lookups)
+        await self._surroundings.change(self.name, config)
+        return known
 
     def _check_name(self, config: InterfaceConfig) -> None:
         new, old = config.name or self.name, self._config.name or self.name
@@ -461,10 +455,10 @@ class Interface:
         if not self._open:
             raise ClosedError(f"the interface {self.name} is closed")
 
-    def _start(self, tasks: TaskGroup, keeper: Keeper) -> None:
+    def _start(self, tasks: TaskGroup, keeper: Keeper, known: Mapping[Endpoint, str]) -> None:
         self._tasks, self._keeper = tasks, keeper
         self._resolver = Resolver(self._found, self._udp.can_reach, tasks, self._lookups)
-        self._resolver.update(self._config.peers)
+        self._resolver.update(self._config.peers, known)
         tasks.start_soon(self._keep_time)
         tasks.start_soon(keeper.run)
         tasks.start_soon(self._read_tun)

@@ -1,4 +1,4 @@
-"""What a gateway is specified with: the objects that a TOML file says and that scripts build, and their JSON Schema.
+"""What a gateway is specified with: the objects that a TOML file says and that scripts build.
 
     connlib.Gateway(
         interface=connlib.GatewayInterface(private_key_file="gateway.key", listen_port=51820),
@@ -16,7 +16,7 @@ from abc import ABC
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -26,7 +26,7 @@ from ._configfile import EXPOSED_HINT, read_file
 from ._errors import ConfigError
 from ._native import PresharedKey, PrivateKey, PublicKey
 from ._policy import ICMP, ICMPV6, MOST_RANGES, MOST_RULES, TCP, UDP, Action, Policy, Protocol, Rule
-from ._types import LIMIT_RANGES, LONGEST_TIMER, SHORTEST_TIMER, Limits, PeerConfig, Role, Timers
+from ._types import Limits, PeerConfig, Role, Timers
 from ._wgvalues import BadValue
 from .config import (
     IPV6_MTU_HINT,
@@ -60,11 +60,9 @@ Secret = TypeVar("Secret", PrivateKey, PresharedKey)
 
 _KEY_FILE_BYTES = 4096
 
-
-_KEY_PATTERN = "^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$"
-_ADDRESS_PATTERN = "^[0-9a-fA-F:.]{2,45}(/[0-9]{1,3})?$"
 _ENDPOINT_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+):[0-9]{1,5}$"
 _RANGE_PATTERN = "^[0-9]{1,5}(-[0-9]{1,5})?$"
+_DNS_PATTERN = "^[0-9A-Za-z_:][0-9A-Za-z_.:-]{0,252}$"
 _NAME_PATTERN = "^[A-Za-z0-9_=+.-]{1,15}$"
 
 
@@ -280,10 +278,32 @@ class GatewayInterface(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     ] = Role.EITHER
     timers: Annotated[Timers, Meta(description="Seconds of the protocol's timers.")] = Timers()
     limits: Annotated[Limits, Meta(description="Counts of messages and packets.")] = Limits()
+    masquerade: Annotated[
+        bool | tuple[Prefix, ...],
+        Meta(
+            description="Sources that get this machine's address where they leave by another device than this one: "
+            "prefixes, or true for those of the addresses."
+        ),
+    ] = False
+    protect_addresses: Annotated[
+        bool,
+        Meta(
+            description="Whether the addresses answer only what comes through the tunnel, and this machine."
+        ),
+    ] = True
+    dns: Annotated[
+        tuple[Annotated[str, Meta(pattern=_DNS_PATTERN)], ...],
+        Meta(
+            description="What this machine resolves names with meanwhile: addresses of name servers, and domains to "
+            "search."
+        ),
+    ] = ()
 
     def __post_init__(self) -> None:
         with _as_config_error():
             check_private_key(self.private_key is not None, self.private_key_file is not None)
+            for entry in self.dns:
+                values.dns_entry("dns", entry)
             values.whole("listen_port", str(self.listen_port), 0, 65535)
             values.whole("fwmark", str(self.fwmark), 0, MAX_FWMARK)
             if self.endpoint is not None:
@@ -291,6 +311,14 @@ class GatewayInterface(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         if self.name is not None:
             check_interface_name(self.name)
         check_mtu(self.mtu)
+
+    def masqueraded(self) -> tuple[Prefix, ...]:
+        """The prefixes that `masquerade` stands for."""
+        if not isinstance(self.masquerade, bool):
+            return tuple(dict.fromkeys(self.masquerade))
+        networks = (address.network for address in self.addresses if self.masquerade)
+        # What has no others in it is the gateway itself, which has an address of its own wherever it sends.
+        return tuple(dict.fromkeys(network for network in networks if network.num_addresses > 1))
 
 
 class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -346,6 +374,9 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             routes=interface.routes,
             timers=interface.timers,
             limits=interface.limits,
+            masquerade=interface.masqueraded(),
+            protect_addresses=interface.protect_addresses,
+            dns=interface.dns,
         )
 
 
@@ -431,6 +462,12 @@ def _link_contradictions(
             place = ("interface", "addresses", element)
             yield Contradiction(place, f"addresses: {address} is there twice", "remove one of the two")
         seen.add(identity)
+    if interface.masquerade is True and not interface.masqueraded():
+        yield Contradiction(
+            ("interface", "masquerade"),
+            "masquerade: no address has a network with others in it",
+            'name the sources instead: ["10.0.0.0/24"]',
+        )
     routed = [prefix for _, peer in peers for prefix in peer.allowed_ips if interface.routes]
     if too_small_for := mtu_is_too_small(interface.mtu, interface.addresses, routed):
         problem = f"mtu: {interface.mtu} is too small for {too_small_for}"
@@ -514,74 +551,3 @@ def _as_config_error() -> Iterator[None]:
         yield
     except BadValue as bad:
         raise ConfigError(bad.problem, hint=bad.hint) from None
-
-
-def schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of a gateway's file.
-
-    It says what single values may be. What contradicts another value is for `connlib check` to say.
-    """
-    made = _without_null(msgspec.json.schema(Gateway, schema_hook=_custom_type))
-    definitions = made["$defs"]
-    one_key: dict[str, Any] = {"oneOf": [{"required": [f]} for f in ("private_key", "private_key_file")]}
-    definitions["GatewayInterface"].update(one_key)
-    definitions["GatewayPeer"]["not"] = {"required": ["preshared_key", "preshared_key_file"]}
-    for definition in definitions.values():
-        # The first paragraph; the others are for those who write Python.
-        definition["description"] = " ".join(definition["description"].partition("\n\n")[0].split())
-    for kind, properties in (("Timers", _timer_schema), ("Limits", _limit_schema)):
-        definitions[kind]["additionalProperties"] = False
-        for name, property_ in definitions[kind]["properties"].items():
-            property_.update(properties(name))
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "connlib gateway", **made}
-
-
-def _custom_type(kind: type) -> dict[str, Any]:
-    if kind in (PrivateKey, PresharedKey, PublicKey):
-        return {"type": "string", "pattern": _KEY_PATTERN}
-    return {"type": "string", "pattern": _ADDRESS_PATTERN}
-
-
-def _without_null(part: Any) -> Any:
-    """A part of a schema without null, which TOML does not have."""
-    if isinstance(part, list):
-        return [_without_null(element) for element in part]
-    if not isinstance(part, dict):
-        return part
-    part = {key: _without_null(value) for key, value in part.items() if value is not None}
-    kinds = part.get("anyOf", [])
-    if {"type": "null"} in kinds:
-        kinds.remove({"type": "null"})
-        if len(kinds) == 1:
-            del part["anyOf"]
-            part = {**kinds[0], **part}
-    if isinstance(part.get("enum"), list):
-        part["enum"] = [word for word in part["enum"] if word is not None]
-    return part
-
-
-_TIMER_DESCRIPTIONS = {
-    "rekey_after_time": "A session of this age is renewed by its initiator when it sends.",
-    "reject_after_time": "A session of this age is not used any more.",
-    "rekey_attempt_time": "For how long an unanswered initiation is repeated.",
-    "rekey_timeout": "After how long an unanswered initiation is repeated.",
-    "keepalive_timeout": "After how long received data is acknowledged if nothing else was sent.",
-}
-_LIMIT_DESCRIPTIONS = {
-    "rekey_after_messages": "After how many messages a session is renewed.",
-    "reject_after_messages": "How many messages a session carries at most.",
-    "queue_packets": "How many packets wait for a session at most.",
-}
-
-
-def _timer_schema(name: str) -> dict[str, Any]:
-    return {
-        "description": _TIMER_DESCRIPTIONS[name],
-        "minimum": SHORTEST_TIMER,
-        "maximum": LONGEST_TIMER,
-    }
-
-
-def _limit_schema(name: str) -> dict[str, Any]:
-    low, high = LIMIT_RANGES[name]
-    return {"description": _LIMIT_DESCRIPTIONS[name], "minimum": low, "maximum": high}

@@ -326,7 +326,7 @@ def _interface(reader: _Reader, path: Path, value: object) -> GatewayInterface |
     def check(given: dict[str, Any]) -> None:
         check_private_key("private_key" in given, "private_key_file" in given)
 
-    compared = ("private_key", "private_key_file", "addresses", "mtu", "routes", "role")
+    compared = ("private_key", "private_key_file", "addresses", "mtu", "routes", "role", "masquerade")
     return reader.build(path, value, _INTERFACE, GatewayInterface, check, compared=compared)
 
 
@@ -483,12 +483,11 @@ def _one_of(*words: str) -> Read:
     return _text(read)
 
 
-def _number_or(text: Read, low: int, high: int) -> Read:
-    """A reader of a whole number in range, or of a text."""
-    number = _whole(low, high)
+def _either(kind: type, one: Read, other: Read) -> Read:
+    """A reader of a value of one kind, or of any other."""
 
     def read(reader: _Reader, path: Path, value: object) -> Any:
-        return (number if type(value) is int else text)(reader, path, value)
+        return (one if type(value) is kind else other)(reader, path, value)
 
     return read
 
@@ -500,7 +499,7 @@ def _ranges(field: str) -> Read:
 
     low, high = RANGES[field]
     text = _text(read, f'write a number, or a range in quotes: "{low}-{high}"')
-    return _each(_number_or(text, low, high), some=True)
+    return _each(_either(int, _whole(low, high), text), some=True)
 
 
 def _action(reader: _Reader, path: Path, value: object) -> Action:
@@ -525,11 +524,14 @@ _INTERFACE: dict[str, Read] = {
     "role": _text(lambda _name, text: values.role(text)),
     "timers": _timers,
     "limits": _limits,
+    "masquerade": _either(bool, _boolean, _each(_text(_prefix))),
+    "protect_addresses": _boolean,
+    "dns": _each(_text(values.dns_entry)),
 }
 _RULE: dict[str, Read] = {
     "allow": _boolean,
     "name": _text(lambda _name, text: values.display_name(text)),
-    "protocol": _number_or(_one_of("tcp", "udp", "icmp"), 0, 255),
+    "protocol": _either(int, _whole(0, 255), _one_of("tcp", "udp", "icmp")),
     "to": _each(_text(_prefix), some=True),
     "ports": _ranges("ports"),
     "icmp_types": _ranges("icmp_types"),

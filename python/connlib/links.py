@@ -1,4 +1,4 @@
-"""The network around a device: MTU, addresses, and routes, by netlink.
+"""The network around a device: MTU, addresses and routes by netlink, firewall rules, and DNS.
 
 What `wg-quick` does, except for default routes: to send everything through a tunnel, its own datagrams have to find
 another way, which takes policy routing and a firewall mark. Those are not made here, so 0.0.0.0/0 and ::/0 get no
@@ -12,8 +12,8 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import Any, TypeVar
 
@@ -22,6 +22,8 @@ import anyio
 from ._errors import DeviceError
 from ._threads import ThreadCall
 from .config import InterfaceConfig
+from .dns import Dns
+from .firewall import Firewall, FirewallRules, firewall_rules, warn_of_forwarding
 
 _log = logging.getLogger("connlib")
 
@@ -42,6 +44,45 @@ class LinkState:
     """Bytes. None: as the kernel made it, and the device is down."""
     addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
     routes: tuple[IPv4Network | IPv6Network, ...] = ()
+    firewall: FirewallRules = field(default_factory=FirewallRules)
+    dns: tuple[str, ...] = ()
+
+
+class Surroundings:
+    """What is set up around one device, if it is `managed`: made here."""
+
+    def __init__(self, *, managed: bool) -> None:
+        self.managed = managed
+        self.state = LinkState()
+        self.firewall = Firewall()
+        self.dns = Dns()
+
+    def gets_dns(self, config: InterfaceConfig) -> bool:
+        """Whether there are name servers in this configuration, and none as yet."""
+        return self.managed and bool(config.dns) and not self.state.dns
+
+    async def change(self, name: str, config: InterfaceConfig) -> None:
+        """Set up all that a configuration asks for, or, if it raises `DeviceError`, nothing."""
+        want = link_state(config)
+        if self.managed and want != self.state:
+            await change_link(name, self.state, want, self)
+            warn_of_default_routes(config, name)
+            self.state = want
+
+    async def revert(self, name: str, to: LinkState) -> None:
+        """Go back to an earlier state, whatever cancels it."""
+        await change_link(name, self.state, to, self, keep=True)
+        self.state = to
+
+    async def leave(self, name: str) -> None:
+        """Give back the DNS, while there is a device. Not to be cancelled."""
+        if self.dns.is_set:
+            with anyio.CancelScope(shield=True):
+                await _wait_for(ThreadCall(lambda: self.dns.unset(name), _THREAD))
+
+    def close(self) -> None:
+        """Remove the firewall rules, when there are no addresses any more that they protect."""
+        self.firewall.close()
 
 
 def link_state(config: InterfaceConfig) -> LinkState:
@@ -55,6 +96,8 @@ def link_state(config: InterfaceConfig) -> LinkState:
             for prefix in routes
             if prefix.prefixlen > 0 and not any(_covers(address, prefix) for address in config.addresses)
         ),
+        firewall=firewall_rules(config),
+        dns=config.dns,
     )
 
 
@@ -78,11 +121,13 @@ def warn_of_default_routes(config: InterfaceConfig, name: str) -> None:
                 )
 
 
-async def change_link(name: str, have: LinkState, want: LinkState, *, keep: bool = False) -> None:
+async def change_link(
+    name: str, have: LinkState, want: LinkState, surroundings: Surroundings, *, keep: bool = False
+) -> None:
     """Set a device up, or change how it is set up: everything, or, if it raises `DeviceError`, nothing.
 
-    Takes a few milliseconds. Whoever is cancelled meanwhile waits for its end, and then it is undone, so that nobody
-    sees half of it; unless `keep`.
+    Takes a few milliseconds, and as long as the programs take where DNS changes. Whoever is cancelled meanwhile waits
+    for its end, and then it is undone, so that nobody sees half of it; unless `keep`.
     """
     if have == want:
         return
@@ -101,9 +146,18 @@ async def change_link(name: str, have: LinkState, want: LinkState, *, keep: bool
             raise DeviceError.from_os(f"cannot configure {name}", error, hint=hint) from error
         with route_socket:
             try:
+                # First, so that no address is ever without protection.
+                if want.firewall != have.firewall:
+                    surroundings.firewall.change(name, index, want.firewall)
+                    warn_of_forwarding(name, want.firewall)
                 _Link(route_socket, index, name).change(have, want)
+                # Last, because it takes the tunnel to ask a name server in it.
+                if want.dns != have.dns:
+                    surroundings.dns.change(name, want.dns)
             except BaseException:
                 _Link(route_socket, index, name, best_effort=True).change(want, have)
+                with suppress(DeviceError):
+                    surroundings.firewall.change(name, index, have.firewall)
                 raise
 
     # pyroute2 wants an event loop of its own, so it cannot be called from this thread.

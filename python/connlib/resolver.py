@@ -12,13 +12,14 @@ from __future__ import annotations
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 
 import anyio
 from anyio.abc import TaskGroup
 
+from ._errors import DeviceError
 from ._native import PublicKey
 from ._types import GaveUp, HandshakeStarted, NodeEvent, PeerConfig, SessionEstablished
 from .config import describe_peer
@@ -41,6 +42,48 @@ def is_literal(host: str) -> bool:
         return ip_address(host) is not None and "%" not in host
     except ValueError:
         return False
+
+
+async def look_up_now(
+    peers: Collection[PeerConfig], can_reach: Callable[[str], bool], counts: Counter[str]
+) -> dict[Endpoint, str]:
+    """The addresses of all endpoints that are host names, as long as they can be had.
+
+    For those whom a change of the name servers would keep from being looked up at all: the new ones are asked through
+    the tunnel. Raises `DeviceError` if one of them has none.
+    """
+    answers: dict[Endpoint, str] = {}
+    errors: list[str] = []
+
+    async def look_up(endpoint: Endpoint) -> None:
+        counts["asked"] += 1
+        try:
+            answers[endpoint] = (await _usable_addresses(endpoint, can_reach))[0]
+        except (OSError, UnicodeError) as error:
+            counts["failed"] += 1
+            errors.append(f"cannot look up {endpoint[0]} before its own DNS is set: {_reason(error)}")
+
+    async with anyio.create_task_group() as tasks:
+        for endpoint in {peer.endpoint for peer in peers}:
+            if endpoint is not None and not is_literal(endpoint[0]):
+                tasks.start_soon(look_up, endpoint)
+    if errors:
+        raise DeviceError(min(errors), hint="give the peer an address as its endpoint, or leave DNS out")
+    return answers
+
+
+async def _usable_addresses(endpoint: Endpoint, can_reach: Callable[[str], bool]) -> list[str]:
+    """Those that there is a socket for, at least one. Raises `OSError`."""
+    answers = await anyio.getaddrinfo(*endpoint, type=socket.SOCK_DGRAM)
+    found = dict.fromkeys(str(address[0]) for *_, address in answers)
+    usable = [address for address in found if is_literal(address) and can_reach(address)]
+    if not usable:
+        raise OSError("it has no address of a family that this system has")
+    return usable
+
+
+def _reason(error: OSError | UnicodeError) -> object:
+    return (error.strerror if isinstance(error, OSError) else None) or error
 
 
 @dataclass(eq=False)
@@ -84,8 +127,8 @@ class Resolver:
         self._names: dict[PublicKey, _Name] = {}
         self._seen: set[PublicKey] = set()
 
-    def update(self, peers: Collection[PeerConfig]) -> None:
-        """Look up the names that are new, and forget those that are gone."""
+    def update(self, peers: Collection[PeerConfig], known: Mapping[Endpoint, str] | None = None) -> None:
+        """Look up the names that are new, unless they are `known`, and forget those that are gone."""
         wanted = {
             peer.public_key: peer
             for peer in peers
@@ -102,7 +145,7 @@ class Resolver:
             elif peer.endpoint is not None:
                 name = _Name(peer, peer.endpoint, anyio.CancelScope(), replace=key in self._seen)
                 self._names[key] = name
-                self._tasks.start_soon(self._look_up, name)
+                self._tasks.start_soon(self._look_up, name, (known or {}).get(peer.endpoint))
         self._seen = {peer.public_key for peer in peers}
 
     def notice(self, peer: PublicKey, event: NodeEvent) -> None:
@@ -127,12 +170,12 @@ class Resolver:
             name.waiting.cancel()
             name.waiting = None
 
-    async def _look_up(self, name: _Name) -> None:
+    async def _look_up(self, name: _Name, known: str | None) -> None:
         with name.scope:
             pause = FIRST_PAUSE
             while True:
                 try:
-                    address = await self._address(name)
+                    address = known or await self._address(name)
                 except (OSError, UnicodeError) as error:
                     self._complain(name, error, f"; next attempt in {pause:g} s")
                     await anyio.sleep(pause)
@@ -182,22 +225,13 @@ class Resolver:
             "%s: cannot look up %s: %s%s",
             describe_peer(name.peer),
             name.endpoint[0],
-            (error.strerror if isinstance(error, OSError) else None) or error,
+            _reason(error),
             then,
         )
 
     async def _address(self, name: _Name) -> str:
         """The first address that there is a socket for, or the one after the last answer. Raises `OSError`."""
         self._counts["asked"] += 1
-        answers = await anyio.getaddrinfo(*name.endpoint, type=socket.SOCK_DGRAM)
-        usable = list(
-            dict.fromkeys(
-                str(address[0])
-                for *_, address in answers
-                if is_literal(str(address[0])) and self._can_reach(str(address[0]))
-            )
-        )
-        if not usable:
-            raise OSError("it has no address of a family that this system has")
+        usable = await _usable_addresses(name.endpoint, self._can_reach)
         following = usable.index(name.answer) + 1 if name.answer in usable else 0
         return usable[following % len(usable)]

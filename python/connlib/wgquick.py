@@ -9,7 +9,7 @@ What connlib does with each key (names are case-insensitive, as in wg-quick; `#`
     MTU                  576 to 65472, with an IPv6 Address 1280 or more; default 1420
     Table                auto: the allowed IPs become routes; off: they do not. A number is an error
     FwMark               off, or a number, 0x... in hexadecimal: the mark of what is sent by UDP
-    DNS                  a warning: the resolver is left alone
+    DNS                  addresses of name servers and domains to search, separated by commas or repeated
     SaveConfig           false; true is a warning, because the file is never written
     PreUp, PostUp,       an error: a configuration file never makes connlib run a command
     PreDown, PostDown
@@ -33,6 +33,8 @@ Settings that wg-quick has no word for are comments to it, `# connlib: key = val
     rekey-after-messages, reject-after-messages
                          counts, from 2 and from 1, to 2^64 - 2^13 - 1
     queue-packets        0 to 65536
+    masquerade           prefixes: sources that get this machine's address where they leave it elsewhere
+    protect-addresses    true or false: whether Address answers only what comes through the tunnel; default true
     [Peer]
     role                 initiator or responder (either only if the interface does not say otherwise)
     name                 what logs call the peer
@@ -88,7 +90,9 @@ _PEER_KEYS = {
 _REPEATABLE = {"address", "dns", "allowedips", "preup", "postup", "predown", "postdown"}
 _TIMERS = {field.name.replace("_", "-"): field.name for field in dataclasses.fields(Timers)}
 _LIMITS = {field.name.replace("_", "-"): field.name for field in dataclasses.fields(Limits)}
-_INTERFACE_EXTENSIONS = {key: key for key in ("role", "interface", *_TIMERS, *_LIMITS)}
+_INTERFACE_EXTENSIONS = {
+    key: key for key in ("role", "interface", "masquerade", "protect-addresses", *_TIMERS, *_LIMITS)
+}
 _PEER_EXTENSIONS = {key: key for key in ("role", "name")}
 _EXTENSION = re.compile(r"\s*connlib\s*:(.*)", re.IGNORECASE | re.DOTALL)
 # Without its colon, it is a comment like any other: that must not go unseen.
@@ -129,12 +133,15 @@ def format_config(config: InterfaceConfig) -> str:
         lines += _extension(name, seconds)
     for name, count in _changed(config.limits, Limits(), _LIMITS):
         lines += _extension(name, count)
+    lines += _extension("masquerade", ", ".join(map(str, config.masquerade)) or None)
+    lines += _extension("protect-addresses", None if config.protect_addresses else "false")
     lines.append(f"PrivateKey = {config.private_key.to_base64()}")
     if config.listen_port:
         lines.append(f"ListenPort = {config.listen_port}")
     if config.fwmark:
         lines.append(f"FwMark = {config.fwmark:#x}")
     lines += [f"Address = {address}" for address in config.addresses]
+    lines += [f"DNS = {entry}" for entry in config.dns]
     if config.mtu is not None:
         lines.append(f"MTU = {config.mtu}")
     if not config.routes:
@@ -203,6 +210,9 @@ class _InterfaceDraft:
     role: Role = Role.EITHER
     timers: dict[str, float] = dataclasses.field(default_factory=dict)
     limits: dict[str, int] = dataclasses.field(default_factory=dict)
+    masquerade: tuple[IPv4Network | IPv6Network, ...] = ()
+    protect_addresses: bool = True
+    dns: list[str] = dataclasses.field(default_factory=list)
 
     keys = _INTERFACE_KEYS
     extensions = _INTERFACE_EXTENSIONS
@@ -230,7 +240,7 @@ class _InterfaceDraft:
             case "fwmark":
                 self.fwmark = values.fwmark(value)
             case "dns":
-                return "DNS is ignored: connlib leaves the resolver alone"
+                self.dns += values.dns("DNS", value)
             case "saveconfig":
                 if values.flag("SaveConfig", value):
                     return "SaveConfig is ignored: connlib never writes to this file"
@@ -248,6 +258,10 @@ class _InterfaceDraft:
                 self.name = check_interface_name(value)
             except ConfigError as error:
                 raise BadValue(error.problem, error.hint or "use another name") from None
+        elif key == "masquerade":
+            self.masquerade = tuple(values.prefixes(key, value))
+        elif key == "protect-addresses":
+            self.protect_addresses = values.flag(key, value)
         elif key in _TIMERS:
             self.timers[_TIMERS[key]] = values.seconds(key, value)
         else:
@@ -489,6 +503,9 @@ class _Parser:
                 routes=interface.routes,
                 timers=Timers(**interface.timers),
                 limits=Limits(**interface.limits),
+                masquerade=interface.masquerade,
+                protect_addresses=interface.protect_addresses,
+                dns=tuple(interface.dns),
             )
         except ConfigError as error:
             hint = error.hint

@@ -11,7 +11,7 @@ from ._peer_app import init, peer
 
 HELP = """WireGuard tunnels from Python.
 
-`init` makes a gateway's TOML file, and `peer add` adds a phone or a laptop to it; `up` runs a tunnel from such a file or
+`init` makes a gateway's TOML file, and `peer add` adds a phone or a laptop to it; `up` runs a tunnel from that or
 from a wg-quick file in the foreground; `show`, `explain` and `events` tell how it is, and `apply` changes it; `check`,
 `diff`, `schema` and `policy test` help to write files; `demo` shows the engine at work without root and without a
 network; `crosscheck` compares it with pristine boringtun; `genkey`, `pubkey` and `genpsk` make keys, byte for byte as

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from connlib.gateway import schema
+from connlib.gatewayschema import schema
 
 
 def run() -> None:

@@ -47,6 +47,9 @@ def as_gateway(config: InterfaceConfig) -> Gateway:
             role=config.role,
             timers=config.timers,
             limits=config.limits,
+            masquerade=config.masquerade,
+            protect_addresses=config.protect_addresses,
+            dns=config.dns,
         ),
         peers=tuple(_peer(peer) for peer in config.peers),
     )

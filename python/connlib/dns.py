@@ -1,0 +1,167 @@
+"""The name servers of an interface: told to systemd-resolved (`resolvectl`), or to `resolvconf`, whichever works.
+
+As wg-quick has it, all names are asked of them while the interface is up. Where they cannot be set, that is an error:
+the names would be asked of others, and nobody would notice.
+
+systemd-resolved forgets what it was told of a device as soon as that is gone, also where the process was killed. What
+`resolvconf` was told then stays until an interface of the same name starts or ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Sequence
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Protocol
+
+from ._errors import DeviceError
+from ._text import listed
+
+_log = logging.getLogger("connlib")
+
+PATIENCE = 10.0
+"""Seconds for a program, which may have to wait for a service."""
+
+_INTERFACE_ORDER = Path("/etc/resolvconf/interface-order")
+"""Which names Debian's resolvconf knows: tun.wg0 among them, but not wg0."""
+
+
+class _Program(Protocol):
+    """What sets name servers. Raises `DeviceError`."""
+
+    name: str
+
+    def set(self, device: str, servers: Sequence[str], domains: Sequence[str]) -> None:
+        """In place of those that the device has."""
+
+    def unset(self, device: str) -> None:
+        """Remove those that the device has, if there are any."""
+
+
+class Dns:
+    """The name servers of one device. Not for two threads at once; each call takes as long as a program does."""
+
+    def __init__(self) -> None:
+        self._program: _Program | None = None
+        self._entries: tuple[str, ...] = ()
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is anything to give back."""
+        return self._program is not None
+
+    def change(self, device: str, entries: tuple[str, ...]) -> None:
+        """Have these name servers and domains, or none, or, if it raises `DeviceError`, those that there were."""
+        if not entries:
+            self.unset(device)
+            return
+        errors = []
+        for program in (self._program,) if self._program is not None else _programs():
+            try:
+                _set(program, device, entries)
+            except DeviceError as error:
+                errors.append(error.problem)
+                self._restore(program, device)
+            else:
+                self._program, self._entries = program, entries
+                _log.info("%s: names are looked up by %s (%s)", device, listed(entries), program.name)
+                return
+        raise DeviceError(
+            f"{device}: cannot set its DNS: {'; '.join(errors) or 'there is neither resolvectl nor resolvconf'}",
+            hint="have systemd-resolved run, install openresolv, or leave DNS out: names would be asked elsewhere",
+        )
+
+    def _restore(self, program: _Program, device: str) -> None:
+        try:
+            if self._entries:
+                _set(program, device, self._entries)
+            else:
+                program.unset(device)
+        except DeviceError as error:
+            _log.debug("%s: its DNS could not be restored: %s", device, error)
+
+    def unset(self, device: str) -> None:
+        """Give back what was set. Never raises: what cannot be given back is logged."""
+        program, self._program, self._entries = self._program, None, ()
+        if program is not None:
+            try:
+                program.unset(device)
+            except DeviceError as error:
+                _log.warning("%s: its DNS could not be given back: %s", device, error)
+
+
+def _set(program: _Program, device: str, entries: Sequence[str]) -> None:
+    entries = tuple(dict.fromkeys(entries))
+    servers = [entry for entry in entries if _is_address(entry)]
+    program.set(device, servers, [entry for entry in entries if entry not in servers])
+
+
+def _is_address(entry: str) -> bool:
+    try:
+        return bool(ip_address(entry).packed)
+    except ValueError:
+        return False
+
+
+def _programs() -> list[_Program]:
+    """Those that there are, the better one first."""
+    kinds: tuple[type[_Program], ...] = (_Resolvectl, _Resolvconf)
+    return [kind() for kind in kinds if shutil.which(kind.name) is not None]
+
+
+class _Resolvectl:
+    name = "resolvectl"
+
+    def set(self, device: str, servers: Sequence[str], domains: Sequence[str]) -> None:
+        # An empty argument stands for none. The dot is the domain of all names, which the tilde keeps from the search.
+        _run(self.name, "dns", device, *(servers or [""]))
+        _run(self.name, "domain", device, *domains, *(["~."] if servers else []))
+
+    def unset(self, device: str) -> None:
+        try:
+            socket.if_nametoindex(device)
+        except OSError:
+            return  # it has forgotten it
+        _run(self.name, "revert", device)
+
+
+class _Resolvconf:
+    name = "resolvconf"
+
+    def set(self, device: str, servers: Sequence[str], domains: Sequence[str]) -> None:
+        lines = [f"nameserver {server}\n" for server in servers]
+        if domains:
+            lines.append(f"search {' '.join(domains)}\n")
+        # The first of all, and the only ones, where the program knows that.
+        _run(self.name, "-a", self._record(device), "-m", "0", "-x", said="".join(lines))
+
+    def unset(self, device: str) -> None:
+        _run(self.name, "-d", self._record(device))
+
+    def _record(self, device: str) -> str:
+        return f"tun.{device}" if _INTERFACE_ORDER.exists() else device
+
+
+def _run(program: str, *arguments: str, said: str = "") -> None:
+    try:
+        done = subprocess.run(
+            [program, *arguments],
+            input=said,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PATIENCE,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except subprocess.TimeoutExpired:
+        raise DeviceError(f"{program} {arguments[0]} took longer than {PATIENCE:g} s") from None
+    except OSError as error:
+        raise DeviceError(f"{program}: {error.strerror}") from None
+    if done.returncode != 0:
+        words = " ".join((done.stderr or done.stdout).split())[:200]
+        raise DeviceError(f"{program} {arguments[0]}: {words or f'exit code {done.returncode}'}")
