@@ -39,6 +39,7 @@ from connlib.resolver import is_literal
 from ._dumps import forbid_dumps
 from ._files import load, name_after
 from ._recorder import Recorder
+from ._service import Service
 from ._stop import StopSignals
 
 log = logging.getLogger("connlib.up")
@@ -55,12 +56,13 @@ def run(
     level: str,
     allow_world_readable: bool,
     metrics: str | None = None,
+    user: str | None = None,
     record: str | None = None,
 ) -> None:
     """Run the tunnel of `file`, of either kind, until a signal stops it.
 
-    metrics: where Prometheus may ask, as `[ADDRESS:]PORT`. record: a new file for what comes into the tunnels (`connlib
-    crosscheck --record`).
+    metrics: where Prometheus may ask, as `[ADDRESS:]PORT`. user: the name of whom to become when everything is there.
+    record: a new file for what comes into the tunnels (`connlib crosscheck --record`).
 
     Raises `ConfigError` for a bad file, name or place, and `DeviceError` if the device or the sockets cannot be had.
     """
@@ -76,9 +78,10 @@ def run(
 
     config = load_file()
     stop.tell(None)
-    with Recorder(record, config) as recorder:
+    with Recorder(record, config) as recorder, Service(user) as service:
+        service.narrow()
         try:
-            trio.run(_serve, config, file, load_file, stop, recorder, serves)
+            trio.run(_serve, config, file, load_file, stop, recorder, serves, service)
         finally:
             stop.tell(None)
 
@@ -122,10 +125,11 @@ async def _serve(
     stop: StopSignals,
     recorder: Recorder,
     metrics: tuple[str, int] | None,
+    service: Service,
 ) -> None:
     with trio.CancelScope() as scope:
         stop_by_signal(stop, scope)
-        async with _opened(config, file) as interface, trio.open_nursery() as nursery:
+        async with _opened(config, file, service) as interface, trio.open_nursery() as nursery:
             recorder.start(interface)
             names = _Names(config)
             log.info(
@@ -138,14 +142,17 @@ async def _serve(
             )
             if metrics is not None:
                 await nursery.start(_serve_metrics, interface, *metrics)
+            service.is_up(interface)
             try:
+                nursery.start_soon(service.follow, interface, file, load_file)
                 nursery.start_soon(_watch_network, interface)
                 nursery.start_soon(recorder.follow, interface)
-                nursery.start_soon(_reload, interface, load_file, stop, names)
+                nursery.start_soon(_reload, interface, load_file, stop, names, service)
                 async for peer, event in interface.events():
                     level, text = describe_event(event)
                     log.log(level, "%-*s  %s", names.width, names[peer], text)
             finally:
+                service.is_stopping()
                 recorder.write(interface)
                 for line in summarize(interface.stats(), names, names.width):
                     log.info("%s", line)
@@ -183,7 +190,11 @@ class _Names(dict[PublicKey, str]):
 
 
 async def _reload(
-    interface: Interface, load_file: Callable[[], InterfaceConfig], stop: StopSignals, names: _Names
+    interface: Interface,
+    load_file: Callable[[], InterfaceConfig],
+    stop: StopSignals,
+    names: _Names,
+    service: Service,
 ) -> None:
     """Whenever SIGHUP asks for it, change to what the file says now: to all of it, or to nothing."""
     token = trio.lowlevel.current_trio_token()
@@ -200,6 +211,7 @@ async def _reload(
     while True:
         await wish.wait()
         wish = trio.Event()
+        service.is_reloading()
         try:
             # In a thread, because the packets of the tunnel do not wait. A file may be a pipe that nobody writes to.
             config = await trio.to_thread.run_sync(load_file, abandon_on_cancel=True)
@@ -210,6 +222,8 @@ async def _reload(
                 log.error("%s", problem)
             log.error("%s: not reloaded; nothing has changed", interface.name)
             continue
+        finally:
+            service.has_reloaded(interface)
         # Nothing has run since it was applied, so that no event of a new peer was read yet.
         names.learn(config)
         changes = [str(change) for change in describe_diff(diff, before, config)]
@@ -241,11 +255,13 @@ def _stop(stop: StopSignals, scope: trio.CancelScope) -> None:
 
 
 @asynccontextmanager
-async def _opened(config: InterfaceConfig, file: str) -> AsyncIterator[Interface]:
+async def _opened(config: InterfaceConfig, file: str, service: Service) -> AsyncIterator[Interface]:
     """The interface; what is wrong with its configuration comes from this file."""
     async with AsyncExitStack() as stack:
         try:
-            interface = await stack.enter_async_context(open_interface(config))
+            interface = await stack.enter_async_context(
+                open_interface(config, tun=service.given.tun, udp=service.given.udp)
+            )
         except ConfigError as error:
             error.path = error.path or display_path(file)
             raise
