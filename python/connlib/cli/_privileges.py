@@ -1,18 +1,19 @@
 """What `connlib up` may do: to begin with no more than it needs to begin, and then no more than it needs to go on.
 
 Capabilities belong to threads, and a thread starts with those of the one that starts it. So the first step is taken
-while there is one thread. The second finds idle threads of the event loop: where it changes the user, libc does so in
-all threads, and those that have not asked to keep capabilities lose them.
+while there is one thread. The second may find idle threads of the event loop, which end after seconds without work:
+where it changes the user, libc does so in all threads, and those that have not asked to keep capabilities lose them.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import grp
 import os
 import pwd
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from connlib._errors import ConfigError, DeviceError
@@ -60,24 +61,21 @@ def find_user(name: str) -> User:
     return User(entry.pw_name, entry.pw_uid, entry.pw_gid, tuple(sorted(groups)))
 
 
-def needed_later(*, manages_link: bool, port: int) -> frozenset[int]:
-    """What an interface that is up still needs in order to change: addresses and routes, its port, its mark.
-
-    manages_link: whether the device was made here. port: the one that it listens on, 0 if it opens none.
-    """
-    if not manages_link:
-        return frozenset()
-    low = 0 < port < FIRST_FREE_PORT
+def needed(ports: Iterable[int]) -> frozenset[int]:
+    """What it takes to make a device and change it, and to open such UDP and TCP ports."""
+    low = any(0 < port < FIRST_FREE_PORT for port in ports)
     return frozenset({CAP_NET_ADMIN, CAP_NET_BIND_SERVICE} if low else {CAP_NET_ADMIN})
 
 
-def narrow(user: User | None) -> None:
-    """Keep what it takes to bring an interface up and to become `user`; no program that is executed gets any of it.
+def narrow(user: User | None, keep: Collection[int]) -> None:
+    """Keep the capabilities `keep`, and what it takes to become `user`; no program that is executed gets any of them.
 
-    To be called while there is one thread.
+    To be called while there is one thread. Raises `DeviceError` if the user cannot be changed later.
     """
-    needed = {CAP_NET_ADMIN, CAP_NET_BIND_SERVICE}
-    _restrict(needed if user is None else needed | {CAP_SETUID, CAP_SETGID}, _libc())
+    changing = {CAP_SETUID, CAP_SETGID} if user is not None and not _is(user) else set()
+    missing = changing - _restrict({*keep, *changing}, _libc())
+    if user is not None and missing:
+        raise _cannot_become(user, PermissionError(errno.EPERM, os.strerror(errno.EPERM)))
 
 
 def drop(user: User | None, keep: Collection[int]) -> None:
@@ -86,27 +84,36 @@ def drop(user: User | None, keep: Collection[int]) -> None:
     Raises `DeviceError` if the user cannot be changed; the process should end then.
     """
     libc = _libc()
-    if user is not None and (os.getuid(), os.geteuid()) != (user.uid, user.uid):
+    if user is not None and not _is(user):
         _prctl(libc, _PR_SET_KEEPCAPS, 1)
         try:
             os.setgroups(user.groups)
             os.setresgid(user.gid, user.gid, user.gid)
             os.setresuid(user.uid, user.uid, user.uid)
         except OSError as error:
-            raise DeviceError.from_os(
-                f"cannot become the user {user.name}", error, hint="start it as root, or without --user"
-            ) from error
+            raise _cannot_become(user, error) from error
         finally:
             _prctl(libc, _PR_SET_KEEPCAPS, 0)
     _restrict(keep, libc)
 
 
-def _restrict(keep: Collection[int], libc: ctypes.CDLL) -> None:
+def _is(user: User) -> bool:
+    return os.getresuid() == (user.uid,) * 3
+
+
+def _cannot_become(user: User, error: OSError) -> DeviceError:
+    hint = "start it as root, or without --user"
+    return DeviceError.from_os(f"cannot become the user {user.name}", error, hint=hint)
+
+
+def _restrict(keep: Collection[int], libc: ctypes.CDLL) -> set[int]:
+    """Keep of the thread's capabilities what is in `keep`; which they are."""
     _prctl(libc, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     number = 0
-    while _prctl(libc, _PR_CAPBSET_READ, number) >= 0:
-        # Not everybody may. What is lost by that is little, as nothing that is executed gets privileges.
-        _prctl(libc, _PR_CAPBSET_DROP, number)
+    while (bound := _prctl(libc, _PR_CAPBSET_READ, number)) >= 0:
+        if bound:
+            # Not everybody may. What is lost by that is little, as nothing that is executed gets privileges.
+            _prctl(libc, _PR_CAPBSET_DROP, number)
         number += 1
     _prctl(libc, _PR_SET_NO_NEW_PRIVS, 1)
     header = ctypes.create_string_buffer(_HEADER.pack(_VERSION_3, 0), _HEADER.size)
@@ -120,6 +127,7 @@ def _restrict(keep: Collection[int], libc: ctypes.CDLL) -> None:
     data = ctypes.create_string_buffer(_DATA.pack(low, low, 0, high, high, 0), _DATA.size)
     if libc.capset(header, data) != 0:
         raise _failed()
+    return {number for number in keep if left >> number & 1}
 
 
 def _failed() -> DeviceError:

@@ -19,7 +19,7 @@ from connlib.config import InterfaceConfig
 from connlib.driver import Interface, InterfaceStats
 
 from ._dumps import forbid_dumps
-from ._privileges import User, drop, find_user, narrow, needed_later
+from ._privileges import User, drop, find_user, narrow, needed
 from ._systemd import Given, Notifier, take_descriptors
 
 log = logging.getLogger("connlib.up")
@@ -54,19 +54,26 @@ class Service:
         self._notifier.close()
         self.given.close()
 
-    def narrow(self) -> None:
-        """Give up the rights that nothing here needs. To be called while there is one thread."""
+    def narrow(self, config: InterfaceConfig, metrics_port: int) -> None:
+        """Give up the rights that nothing here needs. To be called while there is one thread.
+
+        metrics_port: a TCP port that is to be opened, 0 if it is none or any.
+        """
         if sys.platform == "linux":
-            narrow(self._user)
+            narrow(self._user, needed((self._port(config), metrics_port)))
 
     def is_up(self, interface: Interface) -> None:
         """Give up the rights that were needed to get here, and say that the interface is up."""
         if sys.platform == "linux":
-            port = 0 if self.given.udp is not None else interface.config.listen_port
-            drop(self._user, needed_later(manages_link=self.given.tun is None, port=port))
+            # Where the device is somebody else's, so are its addresses and routes.
+            later = needed((self._port(interface.config),)) if self.given.tun is None else ()
+            drop(self._user, later)
             # The kernel forgets it when somebody changes who they are.
             forbid_dumps(log)
         self._say(interface, "READY=1")
+
+    def _port(self, config: InterfaceConfig) -> int:
+        return config.listen_port if self.given.udp is None else 0
 
     def is_reloading(self) -> None:
         """Say that a file is read again."""

@@ -79,7 +79,7 @@ def run(
     config = load_file()
     stop.tell(None)
     with Recorder(record, config) as recorder, Service(user) as service:
-        service.narrow()
+        service.narrow(config, serves[1] if serves else 0)
         try:
             trio.run(_serve, config, file, load_file, stop, recorder, serves, service)
         finally:
