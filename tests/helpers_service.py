@@ -147,10 +147,13 @@ def start_up(
 ) -> Background:
     """`connlib up FILE` in the namespace, once it is up; its log is beside the file."""
     command = namespace.command(sys.executable, "-m", "connlib", "up", str(file), *options)
-    process = Background(command, file.with_suffix(".log"), dict(environment or {}))
+    log = file.with_suffix(".log")
+    before = len(log.read_text()) if log.exists() else 0
+    process = Background(command, log, dict(environment or {}))
     try:
         wait_for(
-            lambda: " is up: " in process.output() or process.returncode is not None, "the tunnel to be up"
+            lambda: " is up: " in process.output()[before:] or process.returncode is not None,
+            "the tunnel to be up",
         )
         process.require_running()
     except BaseException:
