@@ -194,12 +194,28 @@ def test_a_file_that_the_user_cannot_read_is_warned_about_at_once(
     try:
         wait_for(lambda: "a reload would fail" in process.output(), "the warning")
         (line,) = (line for line in process.output().splitlines() if "warning: " in line)
+        place = f"{file}:2:20: private_key_file: {open_folder}/own.key"
         assert (
-            f"wg0: a reload would fail: {file}:2:20: private_key_file: {open_folder}/own.key: cannot read it: "
+            f"wg0: a reload would fail, as rights were given up: {place}: cannot read it: permission denied; "
             in line
         )
         process.send(signal.SIGHUP)
         wait_for(lambda: "wg0: not reloaded; nothing has changed" in process.output(), "the refusal")
+        assert process.stop() == 0
+    finally:
+        if process.returncode is None:
+            process.stop()
+
+
+def test_root_is_warned_of_a_file_that_is_somebody_elses(namespace: Namespace, tmp_path: Path) -> None:
+    """Without CAP_DAC_OVERRIDE, root reads what others may read."""
+    file = private_file(tmp_path / "wg0.toml", UP)
+    os.chown(file, *pwd.getpwnam(NOBODY)[2:4])
+    process = start_up(namespace, file)
+    try:
+        problem = f"{file}: cannot read it: permission denied; "
+        said = f"warning: wg0: a reload would fail, as rights were given up: {problem}"
+        wait_for(lambda: said in process.output(), "the warning")
         assert process.stop() == 0
     finally:
         if process.returncode is None:

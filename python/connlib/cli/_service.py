@@ -30,6 +30,8 @@ STATUS_PAUSE = 1.0
 LATE = 1.0
 """Seconds by which a deadline of the engine may have passed while the interface counts as alive."""
 
+_WOULD_FAIL = "a reload would fail, as rights were given up"
+
 
 class Service:
     """The process around an interface. Its methods come in this order: `narrow`, `is_up`, `follow`, `is_stopping`.
@@ -110,9 +112,9 @@ class Service:
             if stat.S_ISREG(known.st_mode) and (self._user is not None or known.st_uid != os.geteuid()):
                 await trio.to_thread.run_sync(load_file, abandon_on_cancel=True)
         except ConfigError as error:
-            log.warning("%s: a reload would fail: %s", name, error)
+            log.warning("%s: %s: %s", name, _WOULD_FAIL, error)
         except OSError as error:
-            log.warning("%s: a reload would fail: %s: %s", name, display_path(file), error.strerror)
+            log.warning("%s: %s: %s: %s", name, _WOULD_FAIL, display_path(file), error.strerror)
 
     async def _tell_status(self, interface: Interface) -> None:
         """Say how many peers are up when that has changed, but not more often than a person can read."""
