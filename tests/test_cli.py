@@ -38,6 +38,9 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
     for attribute in ("handlers", "propagate", "level"):
         monkeypatch.setattr(log, attribute, getattr(log, attribute))
+    # So are rights given up, without which other tests could do nothing.
+    monkeypatch.setattr("connlib.cli._service.narrow", lambda *_: None)
+    monkeypatch.setattr("connlib.cli._service.drop", lambda *_: None)
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         return main()
@@ -446,7 +449,7 @@ def test_errors_of_the_network_are_reported_and_counted_at_the_end(
 def test_a_configuration_that_open_interface_refuses_is_said_to_be_of_the_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def refuse(_config: InterfaceConfig) -> None:
+    def refuse(_config: InterfaceConfig, **_: object) -> None:
         raise ConfigError("this cannot be", hint="change it")
 
     monkeypatch.setattr("connlib.cli.up.open_interface", refuse)
