@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from connlib.cli._service import feed_watchdog
+from connlib.cli._service import feed_watchdog, lateness
 from connlib.cli._systemd import Given, Notifier, take_descriptors
-from helpers_driver import in_virtual_time
+from connlib.clock import BootClock
+from connlib.driver import MemoryTun, open_interface
+from helpers_driver import GATEWAY_KEY, client_config, in_real_time, in_virtual_time, loopback_socket
 from helpers_netns import in_namespace, run_body
 from helpers_service import Manager
 
@@ -244,6 +246,22 @@ async def test_the_watchdog_is_fed_twice_an_interval_and_not_while_the_interface
             assert manager.heard() == [{"WATCHDOG": "1"}]
             nursery.cancel_scope.cancel()
         notifier.close()
+
+
+@in_real_time
+async def test_an_interface_is_late_by_the_time_since_its_next_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with loopback_socket() as udp, loopback_socket() as silent:
+        async with open_interface(client_config(silent.getsockname()), tun=MemoryTun(), udp=udp) as interface:
+            assert lateness(interface) == 0, "nothing is to be done"
+            interface.initiate_handshake(GATEWAY_KEY.public_key())
+            deadline = interface.stats().peers[0].next_timeout
+            assert deadline is not None and -5.4 < lateness(interface) < 0, "the next initiation (paper, 6.4)"
+            for late in (-1.0, 3.0):
+                now = deadline.at + late
+                monkeypatch.setattr(BootClock, "now", lambda _, now=now: now)
+                assert lateness(interface) == late
 
 
 run_body(globals())

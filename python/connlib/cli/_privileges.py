@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import grp
 import os
 import pwd
 import struct
@@ -57,8 +56,8 @@ def find_user(name: str) -> User:
         raise ConfigError(
             "--user: there is no such user", hint="name one that `getent passwd` lists"
         ) from None
-    groups = {entry.pw_gid, *(group.gr_gid for group in grp.getgrall() if name in group.gr_mem)}
-    return User(entry.pw_name, entry.pw_uid, entry.pw_gid, tuple(sorted(groups)))
+    groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
+    return User(entry.pw_name, entry.pw_uid, entry.pw_gid, groups)
 
 
 def needed(ports: Iterable[int]) -> frozenset[int]:
