@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from interop.machine import missing_rights
 from interop.netns import Background, Namespace, Wire, joined_namespaces, wait_for
 
 PATIENCE = 20.0
-"""Seconds for one message."""
+"""Seconds for a message."""
 
 
 class Manager:
@@ -58,11 +59,13 @@ class Manager:
 
     def hear_until(self, **assignments: str) -> list[dict[str, str]]:
         """The messages up to the first one that holds all of that."""
-        heard = []
-        while True:
+        heard: list[dict[str, str]] = []
+        end = time.monotonic() + PATIENCE
+        while not heard or not assignments.items() <= heard[-1].items():
+            # Others may come for ever.
+            assert time.monotonic() < end, f"waited {PATIENCE:g} s for {assignments}"
             heard.append(self.hear())
-            if assignments.items() <= heard[-1].items():
-                return heard
+        return heard
 
     def __enter__(self) -> Manager:
         return self
