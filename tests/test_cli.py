@@ -38,6 +38,9 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
     for attribute in ("handlers", "propagate", "level"):
         monkeypatch.setattr(log, attribute, getattr(log, attribute))
+    # So are rights given up, without which other tests could do nothing.
+    monkeypatch.setattr("connlib.cli._service.narrow", lambda *_: None)
+    monkeypatch.setattr("connlib.cli._service.drop", lambda *_: None)
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         return main()

@@ -14,7 +14,7 @@ import stat
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import anyio
 
@@ -86,7 +86,9 @@ class SocketFile:
         try:
             with _locked(self._folder, self._directory):
                 if not self.removed:
-                    os.unlink(self._file, dir_fd=self._folder)
+                    # Who has given up root's rights meanwhile leaves it in root's folder; the next one replaces it.
+                    with suppress(PermissionError):
+                        os.unlink(self._file, dir_fd=self._folder)
         finally:
             self.socket.close()
             os.close(self._folder)

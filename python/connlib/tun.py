@@ -87,7 +87,7 @@ def open_tun(tun: int | MemoryTun | None, name: str | None) -> TunEnd:
     if tun is not None:
         if type(tun) is not int:  # True is an int, too, and no descriptor that anybody means
             raise TypeError(f"tun must be a file descriptor, a MemoryTun or None, not {type(tun).__name__}")
-        return _DeviceEnd(tun, _name_of(tun) or name or f"descriptor {tun}", owned=False)
+        return _DeviceEnd(tun, name_of(tun) or name or f"descriptor {tun}", owned=False)
     fd, made = make_device(name)
     return _DeviceEnd(fd, made, owned=True)
 
@@ -160,7 +160,7 @@ def _make_error(name: str | None, error: OSError) -> DeviceError:
     return DeviceError.from_os(f"cannot make {device}", error, hint="see what the kernel logged: dmesg")
 
 
-def _name_of(fd: int) -> str | None:
+def name_of(fd: int) -> str | None:
     """The name of the device behind a descriptor, or None if it is something else that keeps packet boundaries.
 
     Raises `DeviceError` if the device is set up in a way that packets would not come as they are.

@@ -65,6 +65,11 @@ class Background:
             )
 
     @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    @property
     def returncode(self) -> int | None:
         """The exit code, None while the process runs."""
         return self._process.poll()

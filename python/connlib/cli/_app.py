@@ -119,6 +119,13 @@ def up(
         ),
     ] = None,
     no_state: Annotated[bool, typer.Option("--no-state", help="Keep nothing when the tunnel ends.")] = False,
+    user: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Become this user once the tunnel is up, and keep only what it takes to change it.  [default: stay]",
+        ),
+    ] = None,
     allow_world_readable: AllowWorldReadable = False,
 ) -> None:
     """Run the tunnel of FILE in the foreground, until SIGINT or SIGTERM.
@@ -126,7 +133,8 @@ def up(
     SIGHUP makes it read FILE again and change to what it says; a FILE with errors changes nothing. If SIGHUP comes
     because the terminal was closed, it stops.
 
-    Needs the right to create a TUN device: root, or CAP_NET_ADMIN.
+    Needs the right to create a TUN device: root, or CAP_NET_ADMIN. All other rights are given up. As a service of
+    systemd, it uses the sockets and the TUN device that it is given, and says how it is: docs/service.md.
     """
     from ._stop import stop_signals
 
@@ -144,6 +152,7 @@ def up(
         flow_log=flow_log,
         state=state_dir,
         keeps_state=not no_state,
+        user=user,
     )
 
 

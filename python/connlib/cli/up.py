@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import NamedTuple
 
 import trio
 
@@ -32,6 +33,7 @@ from ._dumps import forbid_dumps
 from ._files import load, name_after
 from ._flowlog import FlowLog
 from ._recorder import Recorder
+from ._service import Service
 from ._state import timestamp_store
 from ._stop import StopSignals
 
@@ -50,6 +52,7 @@ def run(
     allow_world_readable: bool,
     run_dir: str | None = None,
     metrics: str | None = None,
+    user: str | None = None,
     record: str | None = None,
     flow_log: str | None = None,
     state: str | None = None,
@@ -58,9 +61,9 @@ def run(
     """Run the tunnel of `file`, of either kind, until a signal stops it.
 
     run_dir: where the control socket is made; None for none. metrics: where Prometheus may ask, as `[ADDRESS:]PORT`.
-    record: a new file for what comes into the tunnels (`connlib crosscheck --record`). flow_log: a file for what
-    policies allow and deny, or `-` for standard output. state: the directory for timestamps of handshakes, in place of
-    the usual one; without `keeps_state` there is none.
+    user: the name of whom to become when everything is there. record: a new file for what comes into the tunnels
+    (`connlib crosscheck --record`). flow_log: a file for what policies allow and deny, or `-` for standard output.
+    state: the directory for timestamps of handshakes, in place of the usual one; without `keeps_state` there is none.
 
     Raises `ConfigError` for a bad file, name or place, and `DeviceError` if the device or the sockets cannot be had.
     """
@@ -77,9 +80,21 @@ def run(
     config = load_file()
     store = timestamp_store(str(config.name), state) if keeps_state else None
     stop.tell(None)
-    with Recorder(record, config) as recorder, FlowLog(flow_log) as flows:
+    with (
+        Recorder(record, config) as recorder,
+        FlowLog(flow_log) as flows,
+        Service(user) as service,
+    ):
+        service.narrow(config, serves[1] if serves else 0)
         try:
-            trio.run(_serve, config, file, load_file, stop, recorder, flows, run_dir, serves, store)
+            trio.run(
+                _serve,
+                config,
+                file,
+                load_file,
+                stop,
+                _Parts(recorder, flows, service, store, run_dir, serves),
+            )
         finally:
             stop.tell(None)
 
@@ -116,20 +131,28 @@ class _Formatter(logging.Formatter):
         return f"{now}.{record.msecs:03.0f}  {level}{message}"
 
 
+class _Parts(NamedTuple):
+    """What else belongs to a run, beside the tunnel."""
+
+    recorder: Recorder
+    flows: FlowLog
+    service: Service
+    store: TimestampStore | None
+    run_dir: str | None
+    metrics: tuple[str, int] | None
+
+
 async def _serve(
     config: InterfaceConfig,
     file: str,
     load_file: Callable[[], InterfaceConfig],
     stop: StopSignals,
-    recorder: Recorder,
-    flows: FlowLog,
-    run_dir: str | None,
-    metrics: tuple[str, int] | None,
-    store: TimestampStore | None,
+    parts: _Parts,
 ) -> None:
+    recorder, flows, service = parts.recorder, parts.flows, parts.service
     with trio.CancelScope() as scope:
         stop_by_signal(stop, scope)
-        async with _opened(config, file, store) as interface, trio.open_nursery() as nursery:
+        async with _opened(config, file, parts) as interface, trio.open_nursery() as nursery:
             recorder.start(interface)
             names = _Names(config)
             log.info(
@@ -141,22 +164,25 @@ async def _serve(
                 "" if len(config.peers) == 1 else "s",
             )
             applier = Applier(interface, names.learn)
-            if run_dir is not None:
-                await nursery.start(_serve_control, interface, run_dir, applier)
-            if metrics is not None:
-                await nursery.start(_serve_metrics, interface, *metrics)
+            if parts.run_dir is not None:
+                await nursery.start(_serve_control, interface, parts.run_dir, applier)
+            if parts.metrics is not None:
+                await nursery.start(_serve_metrics, interface, *parts.metrics)
+            service.is_up(interface)
             try:
+                nursery.start_soon(service.follow, interface, file, load_file)
                 nursery.start_soon(_watch_network, interface)
                 nursery.start_soon(recorder.follow, interface)
                 flows.start(interface)
                 nursery.start_soon(flows.follow, interface)
-                nursery.start_soon(_reload, interface, load_file, stop, applier, flows)
+                nursery.start_soon(_reload, interface, load_file, stop, applier, parts)
                 async for happened in interface.events():
                     # Of a changed configuration, who changed it tells.
                     if isinstance(happened, PeerEvent):
                         level, text = describe_event(happened.event)
                         log.log(level, "%-*s  %s", names.width, names[happened.peer], text)
             finally:
+                service.is_stopping()
                 recorder.write(interface)
                 await flows.finish(interface)
                 for line in summarize(interface.stats(), names, names.width):
@@ -217,7 +243,7 @@ async def _reload(
     load_file: Callable[[], InterfaceConfig],
     stop: StopSignals,
     applier: Applier,
-    flows: FlowLog,
+    parts: _Parts,
 ) -> None:
     """Whenever SIGHUP asks for it, change to what the file says now: to all of it, or to nothing."""
     token = trio.lowlevel.current_trio_token()
@@ -234,7 +260,8 @@ async def _reload(
     while True:
         await wish.wait()
         wish = trio.Event()
-        flows.reopen()
+        parts.flows.reopen()
+        parts.service.is_reloading()
         try:
             # In a thread, because the packets of the tunnel do not wait. A file may be a pipe that nobody writes to.
             config = await trio.to_thread.run_sync(load_file, abandon_on_cancel=True)
@@ -244,6 +271,8 @@ async def _reload(
                 log.error("%s", problem)
             log.error("%s: not reloaded; nothing has changed", interface.name)
             continue
+        finally:
+            parts.service.has_reloaded(interface)
         log.info("%s: reloaded: %s", interface.name, count_changes(changes))
         for change in changes:
             log.info("  %s", change)
@@ -268,13 +297,14 @@ def _stop(stop: StopSignals, scope: trio.CancelScope) -> None:
 
 
 @asynccontextmanager
-async def _opened(
-    config: InterfaceConfig, file: str, store: TimestampStore | None
-) -> AsyncIterator[Interface]:
+async def _opened(config: InterfaceConfig, file: str, parts: _Parts) -> AsyncIterator[Interface]:
     """The interface; what is wrong with its configuration comes from this file."""
+    given = parts.service.given
     async with AsyncExitStack() as stack:
         try:
-            interface = await stack.enter_async_context(open_interface(config, timestamps=store))
+            interface = await stack.enter_async_context(
+                open_interface(config, tun=given.tun, udp=given.udp, timestamps=parts.store)
+            )
         except ConfigError as error:
             error.path = error.path or display_path(file)
             raise
