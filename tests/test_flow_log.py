@@ -272,6 +272,9 @@ def test_a_full_disk_costs_lines_and_the_log_goes_on_when_there_is_room(
         monkeypatch.setattr(os, "write", disk)
         for _ in range(3):
             finish(flows, source, 30)
+        # Room for the end of the line that was cut off, and for a few bytes of the next one.
+        disk.room = 5
+        finish(flows, source, 1)
         disk.room = 1_000_000
         finish(flows, source, 2)
     whole, torn = [], []
@@ -280,10 +283,10 @@ def test_a_full_disk_costs_lines_and_the_log_goes_on_when_there_is_room(
             whole.append(json.loads(line))
         except ValueError:
             torn.append(line)
-    # The first one, two that had room, and what came when there was room again. One was cut off.
+    # The first one, two that had room, and what came when there was room again. Two were cut off.
     assert [line["event"] for line in whole] == ["began"] * 3 + ["dropped"] + ["began"] * 2
-    assert whole[3]["lines"] == 90 - 2
-    assert [len(line) for line in torn] == [10]
+    assert whole[3]["lines"] == 91 - 2
+    assert [len(line) for line in torn] == [10, 4]
     assert (
         caplog.messages.count(
             f"cannot write to the flow log {file}: No space left on device; what it lacks is counted (each kind is "
@@ -291,7 +294,7 @@ def test_a_full_disk_costs_lines_and_the_log_goes_on_when_there_is_room(
         )
         == 1
     )
-    assert caplog.messages[-1] == "wg0: the flow log lacks 88 lines"
+    assert caplog.messages[-1] == "wg0: the flow log lacks 89 lines"
 
 
 def test_a_pipe_whose_reader_is_slow_costs_lines_and_each_is_whole(

@@ -217,7 +217,7 @@ fn a_packet_that_a_policy_takes_back_is_not_delivered_and_its_answer_is_captured
         panic!("the answer alone")
     };
     assert_eq!(*whose, Some(public_key(1)));
-    assert_eq!(net.host(1).received, [answer.clone()]);
+    assert_eq!(net.host(1).received, std::slice::from_ref(answer));
 
     // The other way round the answer goes to the TUN device.
     net.send(2, &between(2, 1, b"8 bytes.and more"));
@@ -225,7 +225,7 @@ fn a_packet_that_a_policy_takes_back_is_not_delivered_and_its_answer_is_captured
         panic!("a packet and an answer")
     };
     assert_eq!(*packet, between(2, 1, b"8 bytes.and more"));
-    assert_eq!(net.host(2).received, [answer.clone()]);
+    assert_eq!(net.host(2).received, std::slice::from_ref(answer));
 }
 
 #[test]
@@ -292,8 +292,8 @@ fn the_keys_of_handshakes_are_kept_while_somebody_wants_them_and_until_they_are_
     net.send(1, &between(1, 2, b"hello"));
     net.run_for(1.0);
     let sent = |net: &Net, kind: u8, range: std::ops::Range<usize>| {
-        let found = net.log.iter().filter(|sent| sent.kind() == kind);
-        let last = found.last().unwrap();
+        let mut found = net.log.iter().filter(|sent| sent.kind() == kind);
+        let last = found.next_back().unwrap();
         <[u8; 32]>::try_from(&last.bytes[range]).unwrap()
     };
     let initiation = sent(&net, INITIATION, 8..40);
