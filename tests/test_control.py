@@ -305,6 +305,27 @@ async def test_events_end_with_the_interface_and_its_socket_goes_with_it(tmp_pat
     assert not path.exists()
 
 
+@control_test
+async def test_who_goes_away_while_much_happens_is_in_nobodys_way(
+    pair: Pair, client: ControlClient, path: Path
+) -> None:
+    peers = pair.gateway.config.peers
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        with socket.socket(socket.AF_UNIX) as rude:
+            rude.connect(str(path))
+            rude.sendall(b'{"version":1,"method":"events"}\n')
+            await trio.lowlevel.wait_readable(rude)
+            # Something is on its way when it closes, without having read what came.
+            await pair.gateway.apply(dataclasses.replace(pair.gateway.config, peers=()))
+        for wanted in (peers, (), peers):
+            await pair.gateway.apply(dataclasses.replace(pair.gateway.config, peers=wanted))
+    while len(os.listdir("/proc/self/fd")) > before:
+        await trio.sleep(0.01)
+    await exchange(pair)
+    assert (await client.show()).peers[0].state == "up"
+
+
 @in_real_time
 async def test_twenty_who_listen_and_leave_are_forgotten(tmp_path: Path) -> None:
     async with served(tmp_path) as (_, client, _):

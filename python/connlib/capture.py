@@ -87,7 +87,7 @@ def capture_interface(
     if interface._node.is_captured:
         raise CaptureError(f"{interface.name} is being captured already; end that capture first")
     kinds = tuple(kind for kind, wanted in zip(_KINDS, (outer, inner), strict=True) if wanted)
-    with _opened(file) as target:
+    with opened_target(file) as target:
         capture = Capture(interface, target, kinds, keys=keys, snaplen=snaplen)
         capture._begin()
         try:
@@ -100,7 +100,7 @@ class Capture:
     """A capture that goes on, as `capture_interface` gives it."""
 
     def __init__(
-        self, interface: Interface, target: _Target, kinds: tuple[str, ...], *, keys: bool, snaplen: int
+        self, interface: Interface, target: Target, kinds: tuple[str, ...], *, keys: bool, snaplen: int
     ) -> None:
         self._interface = interface
         self._node = interface._node
@@ -222,15 +222,16 @@ class Capture:
 
 
 @contextmanager
-def _opened(file: str | os.PathLike[str] | BinaryFile) -> Iterator[_Target]:
+def opened_target(file: str | os.PathLike[str] | BinaryFile) -> Iterator[Target]:
+    """Where blocks of pcapng go. Raises `CaptureError` if the file cannot be made."""
     if isinstance(file, str | os.PathLike):
         with _OwnTarget(os.fspath(file)) as target:
             yield target
     else:
-        yield _Target(file, "its file")
+        yield Target(file, "its file")
 
 
-class _Target:
+class Target:
     """Where the blocks of a capture go, for as long as that works."""
 
     def __init__(self, file: BinaryFile, name: str) -> None:
@@ -258,7 +259,7 @@ class _Target:
         """Nothing can be done about a file of somebody else's."""
 
 
-class _OwnTarget(_Target):
+class _OwnTarget(Target):
     """A file that is made here."""
 
     def __init__(self, path: str) -> None:

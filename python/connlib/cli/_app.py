@@ -12,10 +12,10 @@ from ._peer_app import init, peer
 HELP = """WireGuard tunnels from Python.
 
 `init` makes a gateway's TOML file, and `peer add` adds a phone or a laptop to it; `up` runs a tunnel from that or
-from a wg-quick file in the foreground; `show`, `explain` and `events` tell how it is, and `apply` changes it; `check`,
-`diff`, `schema` and `policy test` help to write files; `demo` shows the engine at work without root and without a
-network; `crosscheck` compares it with pristine boringtun; `genkey`, `pubkey` and `genpsk` make keys, byte for byte as
-`wg` does.
+from a wg-quick file in the foreground; `show`, `explain`, `events` and `capture` tell how it is, and `apply` changes
+it; `check`, `diff`, `schema` and `policy test` help to write files; `demo` shows the engine at work without root and
+without a network; `crosscheck` compares it with pristine boringtun; `genkey`, `pubkey` and `genpsk` make keys, byte for
+byte as `wg` does.
 """
 
 app = typer.Typer(
@@ -227,6 +227,43 @@ def events(
     from .events import run
 
     run(name, run_dir=run_dir, as_json=as_json)
+
+
+@app.command()
+def capture(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An interface that runs.")],
+    output: Annotated[
+        str,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="A new file (mode 0600); - is standard output, for wireshark -ki -.",
+        ),
+    ],
+    outer: Annotated[
+        bool, typer.Option("--outer", help="The datagrams; this is the default without --inner.")
+    ] = False,
+    inner: Annotated[bool, typer.Option("--inner", help="The packets within the tunnels, in clear.")] = False,
+    keys: Annotated[
+        bool,
+        typer.Option(
+            "--keys",
+            help="Put in the keys with which Wireshark decrypts the datagrams: FILE then holds the private key of "
+            "NAME. For root.",
+        ),
+    ] = False,
+    snaplen: Annotated[
+        int, typer.Option(min=1, max=65_535, metavar="BYTES", help="How much of each packet is kept.")
+    ] = 65_535,
+    run_dir: RunDir = RUN_DIR,
+) -> None:
+    """Write the packets of a running interface into a pcapng file, until Ctrl-C or until it goes down."""
+    if keys and inner and not outer:
+        raise typer.BadParameter("--keys are for what is encrypted: add --outer")
+    from .capture import run
+
+    run(name, output, run_dir=run_dir, outer=outer or not inner, inner=inner, keys=keys, snaplen=snaplen)
 
 
 @app.command()

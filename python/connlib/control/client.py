@@ -5,24 +5,25 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections import deque
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
 from anyio.abc import SocketStream
+from anyio.streams.buffered import BufferedByteReceiveStream
 
 from connlib.config import InterfaceConfig, check_interface_name
 from connlib.gateway import Gateway
 
 from .protocol import (
     Apply,
+    Capture,
+    CaptureNews,
     ControlError,
     Difference,
     Events,
     Explain,
-    Lines,
     Request,
     Show,
     dump_request,
@@ -76,6 +77,21 @@ class ControlClient:
             await incoming.answer(None)
             yield ReportedEvents(incoming)
 
+    @asynccontextmanager
+    async def capture(
+        self, *, outer: bool = True, inner: bool = False, keys: bool = False, snaplen: int = 65_535
+    ) -> AsyncIterator[CapturedFile]:
+        """Capture its packets from now on, for as long as the block runs, as `connlib.capture_interface` does.
+
+        keys: for root only; the file then holds the interface's private key.
+        """
+        async with self._connection() as connection:
+            request = Capture(outer=outer, inner=inner, keys=keys, snaplen=snaplen)
+            await connection.send(dump_request(request))
+            incoming = _Incoming(connection)
+            await incoming.answer(None)
+            yield CapturedFile(connection, incoming)
+
     async def _ask(self, request: Request, kind: Any) -> Any:
         async with self._connection() as connection:
             await connection.send(dump_request(request))
@@ -104,22 +120,25 @@ class ControlClient:
 
 
 class _Incoming:
-    """The lines that come over a connection."""
+    """What comes over a connection, in lines and in counted bytes."""
 
     def __init__(self, connection: SocketStream) -> None:
-        self._connection = connection
-        # Answers come from a process that may do more than this one: no bound on their length.
-        self._lines = Lines(most=sys.maxsize)
-        self._complete: deque[bytes] = deque()
+        self._stream = BufferedByteReceiveStream(connection)
 
     async def line(self) -> bytes | None:
         """The next one; None at the end."""
-        while not self._complete:
-            try:
-                self._complete.extend(self._lines.feed(await self._connection.receive()))
-            except anyio.EndOfStream:
-                return None
-        return self._complete.popleft()
+        try:
+            # Answers come from a process that may do more than this one: no bound on their length.
+            return await self._stream.receive_until(b"\n", sys.maxsize)
+        except anyio.IncompleteRead:
+            return None
+
+    async def exactly(self, size: int) -> bytes:
+        """So many bytes. Raises `ControlError` at the end."""
+        try:
+            return await self._stream.receive_exactly(size)
+        except anyio.IncompleteRead:
+            raise ControlError("connection", ["the interface went away in the middle of an answer"]) from None
 
     async def answer(self, kind: Any) -> Any:
         """The answer to a request. Raises `ControlError`."""
@@ -144,6 +163,31 @@ class ReportedEvents:
             raise StopAsyncIteration
         event: ReportedEvent = parse_line(line, ReportedEvent)
         return event
+
+
+class CapturedFile:
+    """A pcapng file on its way: an asynchronous iterator of `CaptureNews` with the bytes that belong to each.
+
+    It ends with the interface, or some time after `stop`.
+    """
+
+    def __init__(self, connection: SocketStream, incoming: _Incoming) -> None:
+        self._connection = connection
+        self._incoming = incoming
+
+    async def stop(self) -> None:
+        """End the capture. The rest of the file comes, and without it there is no end to it."""
+        await self._connection.send_eof()
+
+    def __aiter__(self) -> CapturedFile:
+        return self
+
+    async def __anext__(self) -> tuple[CaptureNews, bytes]:
+        line = await self._incoming.line()
+        if line is None:
+            raise StopAsyncIteration
+        news: CaptureNews = parse_line(line, CaptureNews)
+        return news, await self._incoming.exactly(news.size)
 
 
 def running(directory: str = DIRECTORY) -> list[str]:

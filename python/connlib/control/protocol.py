@@ -4,16 +4,19 @@
     < {"result": [{"peer": "...", "name": "alice", "state": "up", ...}]}
 
 An answer is a line with `result` or with `error`. After the one to `events`, a line follows for each event, until
-either side closes. Whatever has no `version`, or another one, is refused, and the answer says which one is spoken.
+either side closes. After the one to `capture` come lines that say how many bytes of a pcapng file follow each of
+them; when the client has closed its side, the rest of the file comes. Whatever has no `version`, or another one, is
+refused, and the answer says which one is spoken.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from connlib._errors import ConnlibError
 from connlib.gateway import Gateway
@@ -52,7 +55,33 @@ class Events(_Request, frozen=True, kw_only=True, tag="events"):
     """What happens from now on: lines of `status.ReportedEvent`."""
 
 
-Request: TypeAlias = Show | Explain | Apply | Events
+class Capture(_Request, frozen=True, kw_only=True, tag="capture"):
+    """Packets from now on, as a pcapng file: `CaptureNews`, each before its bytes."""
+
+    outer: bool = True
+    """The datagrams, as they are on the network."""
+    inner: bool = False
+    """The packets within the tunnels."""
+    keys: bool = False
+    """The secrets that decrypt it, the static private key among them. For root only."""
+    snaplen: Annotated[int, Meta(ge=1, le=65_535)] = 65_535
+    """Bytes of each packet that are kept."""
+
+
+Request: TypeAlias = Show | Explain | Apply | Events | Capture
+
+
+class CaptureNews(msgspec.Struct, frozen=True, kw_only=True):
+    """What a capture has brought since the last news."""
+
+    size: int
+    """How many bytes of the file follow the line that says this."""
+    packets: int
+    """How many there are in the file so far."""
+    missed: int
+    """How many came faster than they were taken."""
+    readable: tuple[str, ...]
+    """Peers, by name or public key, that can be decrypted from now on."""
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -70,7 +99,7 @@ class Refusal(msgspec.Struct, frozen=True):
     """Why a request was not done."""
 
     kind: str
-    """`version`, `request`, `permission`, `config`, `device`, `busy` or `internal`."""
+    """`version`, `request`, `permission`, `config`, `device`, `capture`, `closed` or `internal`."""
     problems: tuple[str, ...]
     """A line for each."""
 

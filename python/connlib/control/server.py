@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import anyio.to_thread
 
 from connlib._clients import Client, Clients
-from connlib._errors import ClosedError, ConfigError, ConnlibError, DeviceError
+from connlib._errors import CaptureError, ClosedError, ConfigError, ConnlibError, DeviceError
+from connlib._groups import WithoutGroup
+from connlib.capture import Capture as RunningCapture
+from connlib.capture import capture_interface
 from connlib.config import InterfaceConfig
 from connlib.diff import Applier, Change, compute_diff, count_changes, describe_diff
 from connlib.driver import Interface
@@ -19,6 +22,8 @@ from connlib.socketfile import SocketFile
 
 from .protocol import (
     Apply,
+    Capture,
+    CaptureNews,
     ControlError,
     Difference,
     Events,
@@ -38,6 +43,8 @@ DIRECTORY = "/run/connlib"
 MOST_CLIENTS = 64
 PATIENCE = 60.0
 """Seconds for a request and its answer, other than a stream."""
+_CAPTURE_PAUSE = 0.1
+"""Seconds between two times at which a capture is sent."""
 
 
 class ControlServer:
@@ -74,6 +81,9 @@ class ControlServer:
             request = await anyio.to_thread.run_sync(parse_request, line)
             if isinstance(request, Events):
                 await self._stream_events(client)
+                return True
+            if isinstance(request, Capture):
+                await self._stream_capture(client, request, user)
                 return True
             result = await self._done(request, user)
         except ControlError as error:
@@ -112,18 +122,104 @@ class ControlServer:
             events = self._interface.events()
         except ClosedError as error:
             raise _refused(error) from None
-        client.stays()
-        await client.send([dump_result(None)])
+        async with _streaming(client) as left:
+            with WithoutGroup():
+                async with anyio.create_task_group() as tasks:
+
+                    async def leave() -> None:
+                        await left.wait()
+                        tasks.cancel_scope.cancel()
+
+                    tasks.start_soon(leave)
+                    async for peer, event in events:
+                        await client.send([dump_line(report_event(self._interface, peer, event))])
+                    tasks.cancel_scope.cancel()
+
+    async def _stream_capture(self, client: Client, request: Capture, user: int) -> None:
+        interface = self._interface
+        if request.keys and user != 0:
+            raise ControlError(
+                "permission",
+                [f"keys are for root: they are those of {interface.name}, its private key among them"],
+            )
+        file = _CaptureFile(interface)
+        try:
+            with capture_interface(
+                interface,
+                file,
+                outer=request.outer,
+                inner=request.inner,
+                keys=request.keys,
+                snaplen=request.snaplen,
+            ) as capture:
+                _log.info(
+                    "%s: captured by user %d%s", interface.name, user, ", with keys" if request.keys else ""
+                )
+                async with _streaming(client) as left:
+                    # Not cancelled when the client leaves: what is being sent then would lack its end.
+                    while interface.is_open and not left.is_set():
+                        # What is not taken by the client in time is missed, and never held here.
+                        with anyio.move_on_after(_CAPTURE_PAUSE):
+                            await capture.follow()
+                        await client.send(file.news(capture))
+        except (CaptureError, ClosedError) as error:
+            raise _refused(error) from None
+        except ValueError as error:
+            raise ControlError("request", [str(error)]) from None
+        # It has said that it wants no more, and may not read the rest.
+        client.answered()
+        await client.send(file.news(capture))
+        _log.info("%s: the capture has ended", interface.name)
+
+
+class _CaptureFile:
+    """What a capture writes, until it is sent."""
+
+    def __init__(self, interface: Interface) -> None:
+        self._interface = interface
+        self._pieces: list[bytes] = []
+        self._told = 0
+
+    def write(self, data: bytes) -> int:
+        self._pieces.append(data)
+        return len(data)
+
+    def news(self, capture: RunningCapture) -> list[bytes]:
+        """What has come since the last call; empty if there is nothing new."""
+        pieces, self._pieces = self._pieces, []
+        new = capture.readable[self._told :]
+        self._told += len(new)
+        if not pieces and not new:
+            return []
+        names = {peer.public_key: peer.name for peer in self._interface.config.peers}
+        news = CaptureNews(
+            size=sum(map(len, pieces)),
+            packets=capture.packets,
+            missed=capture.missed,
+            readable=tuple(names.get(peer) or peer.to_base64() for peer in new),
+        )
+        return [dump_line(news), *pieces]
+
+
+@asynccontextmanager
+async def _streaming(client: Client) -> AsyncIterator[anyio.Event]:
+    """A client that is told things from now on; set once it closes its side."""
+    left = anyio.Event()
+
+    async def watch() -> None:
+        with suppress(OSError):
+            while await client.receive():
+                pass
+        left.set()
+        client.answered()
+
+    client.stays()
+    await client.send([dump_result(None)])
+    # What goes wrong with one client is caught where its task began, by its kind.
+    with WithoutGroup():
         async with anyio.create_task_group() as tasks:
-
-            async def until_it_leaves() -> None:
-                while await client.receive():
-                    pass
-                tasks.cancel_scope.cancel()
-
-            tasks.start_soon(until_it_leaves)
-            async for peer, event in events:
-                await client.send([dump_line(report_event(self._interface, peer, event))])
+            tasks.start_soon(watch)
+            yield left
             tasks.cancel_scope.cancel()
 
 
@@ -132,7 +228,7 @@ def _difference(before: InterfaceConfig, after: InterfaceConfig) -> list[Change]
 
 
 def _refused(error: ConnlibError) -> ControlError:
-    kind = {ConfigError: "config", DeviceError: "device", ClosedError: "closed"}
+    kind = {ConfigError: "config", DeviceError: "device", ClosedError: "closed", CaptureError: "capture"}
     problems = [str(problem) for problem in getattr(error, "problems", (error,))]
     return ControlError(
         next((name for each, name in kind.items() if isinstance(error, each)), "internal"), problems
