@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import stat
+import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -98,13 +99,35 @@ def read_file(path: str, limit: int, *, kind: str) -> ConfigFile:
     try:
         with open(path, "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
-            data = file.read(limit + 1)
+            data = file.read(limit + 1) if stat.S_ISREG(mode) else _read_slowly(file.fileno(), limit + 1)
     except OSError as error:
         raise failed("read", error, path, hint=f"name {kind}") from None
     if len(data) > limit:
         size = f"{limit // 1024 // 1024} MiB" if limit >= 1024 * 1024 else f"{limit} bytes"
         raise ConfigError(f"this file is larger than {size}", hint=f"is it {kind}?", path=name)
     return ConfigFile(name, data, mode)
+
+
+def _read_slowly(descriptor: int, most: int) -> bytes:
+    """Read from what may have nothing yet, a pipe say.
+
+    Not by waiting in a call: a signal that comes just before it would be handled only when something can be read.
+    """
+    os.set_blocking(descriptor, False)
+    data = b""
+    while len(data) < most:
+        try:
+            piece = os.read(descriptor, most - len(data))
+        except BlockingIOError:
+            time.sleep(_PAUSE)
+            continue
+        if not piece:
+            break
+        data += piece
+    return data
+
+
+_PAUSE = 0.02
 
 
 def failed(what: str, error: OSError, path: str, *, hint: str) -> ConfigError:
