@@ -47,7 +47,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-RELOAD = "If `connlib up office.toml` runs, send it SIGHUP: it reads the file again.\n"
+RELOAD = "If `connlib up office.toml` runs: connlib apply office.toml\n"
 
 # peer add
 

@@ -290,4 +290,4 @@ def _hand_out(text: str, change: FileChange, *, qr: bool, output: str | None) ->
 
 
 def _remark_on_reload(file: str) -> None:
-    remark(f"If `connlib up {display_path(file)}` runs, send it SIGHUP: it reads the file again.")
+    remark(f"If `connlib up {display_path(file)}` runs: connlib apply {display_path(file)}")

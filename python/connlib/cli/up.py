@@ -154,6 +154,8 @@ async def _serve(
         stop_by_signal(stop, scope)
         async with _opened(config, file, parts) as interface, trio.open_nursery() as nursery:
             recorder.start(interface)
+            # Before anything else runs: a keepalive may start a handshake at once.
+            events = interface.events()
             names = _Names(config)
             log.info(
                 "%s is up: UDP port %d, public key %s, %d peer%s; stop with Ctrl-C",
@@ -176,7 +178,7 @@ async def _serve(
                 flows.start(interface)
                 nursery.start_soon(flows.follow, interface)
                 nursery.start_soon(_reload, interface, load_file, stop, applier, parts)
-                async for happened in interface.events():
+                async for happened in events:
                     # Of a changed configuration, who changed it tells.
                     if isinstance(happened, PeerEvent):
                         level, text = describe_event(happened.event)
