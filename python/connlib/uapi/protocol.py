@@ -196,14 +196,9 @@ def _operation(name: bytes, value: bytes) -> GetRequest | SetRequest:
 # --- Settings, each with what it does to a request --------------------------------------------------------------------
 
 
-def _clamped(key: bytes) -> bytes:
-    """The private key as it is used, and so is shown: five of its bits are the same in each (RFC 7748, section 5)."""
-    return bytes([key[0] & 248, *key[1:31], key[31] & 127 | 64])
-
-
 def _private_key(request: SetRequest, value: bytes) -> None:
     key = _key(b"private_key", value)
-    request.private_key = PrivateKey.from_bytes(_clamped(key)) if any(key) else None
+    request.private_key = PrivateKey.from_bytes(key) if any(key) else None
 
 
 def _listen_port(request: SetRequest, value: bytes) -> None:
