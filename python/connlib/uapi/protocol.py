@@ -251,7 +251,9 @@ def _persistent_keepalive(peer: PeerSection, value: bytes) -> None:
 
 def _replace_allowed_ips(peer: PeerSection, value: bytes) -> None:
     peer.replace_allowed_ips = _true(b"replace_allowed_ips", value)
-    peer.allowed_ips.clear()
+    # What was said to be added goes again, and does not go back to whoever had it.
+    added = dict.fromkeys(network for network, is_added in peer.allowed_ips if is_added)
+    peer.allowed_ips[:] = [(network, is_added) for is_added in (True, False) for network in added]
 
 
 # Without a netmask, a zone or a bare address, which `ipaddress` would take.
