@@ -101,11 +101,12 @@ def test_requests_follow_one_another_and_empty_lines_between_them_say_nothing() 
     assert [type(request) for request in requests] == [GetRequest, SetRequest, GetRequest]
 
 
-def test_prefixes_before_replace_allowed_ips_are_replaced_too() -> None:
-    request = parse_set(
-        f"public_key={KEY}", "allowed_ip=10.0.0.0/8", "replace_allowed_ips=true", "allowed_ip=::/0"
-    )
-    assert request.peers[0].allowed_ips == [(ip_network("::/0"), True)]
+def test_prefixes_before_replace_allowed_ips_are_taken_from_whoever_had_them_and_replaced_too() -> None:
+    before, after = ip_network("10.0.0.0/8"), ip_network("::/0")
+    replaced = [f"allowed_ip={before}", "allowed_ip=-172.16.0.0/12", "replace_allowed_ips=true"]
+    request = parse_set(f"public_key={KEY}", *replaced, replaced[-1], f"allowed_ip={after}")
+    assert request.peers[0].replace_allowed_ips
+    assert request.peers[0].allowed_ips == [(before, True), (before, False), (after, True)]
 
 
 @pytest.mark.parametrize(
@@ -244,6 +245,10 @@ NETWORK = st.ip_addresses().flatmap(
     )
 )
 SECRET = st.binary(min_size=32, max_size=32).filter(any)
+# As they are used (RFC 7748, section 5), and so are shown.
+PRIVATE = SECRET.map(
+    lambda key: PrivateKey.from_bytes(bytes([key[0] & 0xF8, *key[1:31], key[31] & 0x3F | 0x40]))
+)
 
 
 @st.composite
@@ -268,7 +273,7 @@ def peer_states(draw: st.DrawFn) -> list[PeerState]:
 
 
 @given(
-    st.none() | SECRET.map(PrivateKey.from_bytes),
+    st.none() | PRIVATE,
     st.integers(0, 65535),
     st.integers(0, 2**32 - 1),
     peer_states(),

@@ -123,6 +123,14 @@ def test_the_own_public_key_is_no_peer_before_and_after_the_key_is_known() -> No
     assert both.peers == {}
 
 
+def test_a_private_key_is_kept_as_it_is_used() -> None:
+    """RFC 7748, section 5: three bits of the first byte and one of the last are cleared, and one of the last is set."""
+    for given_key, used in (("ff" * 32, "f8" + "ff" * 30 + "7f"), ("01" + "00" * 31, "00" * 31 + "40")):
+        made = after(settings(), f"private_key={given_key}").settings.private_key
+        assert made is not None and made.to_bytes().hex() == used
+        assert made.public_key() == PrivateKey.from_bytes(bytes.fromhex(given_key)).public_key()
+
+
 def test_without_a_private_key_the_peers_stay() -> None:
     old = settings(PeerConfig(public_key=ALICE, persistent_keepalive=25.0))
     new = after(old, f"private_key={'00' * 32}").settings

@@ -73,7 +73,9 @@ def test_a_hundred_and_thirty_thousand_allowed_ips_are_set_in_one_call(
 ) -> None:
     one, other = ends
     numbers = itertools.product(range(256), range(255))
-    allowed = [prefix for i, j in numbers for prefix in (f"10.{i}.{j}.0/24", f"fd00:{i:x}:{j:x}::/64")]
+    allowed = [
+        prefix for i, j in numbers for prefix in (f"10.{i}.{j}.0/24", f"fd00:{i + 1:x}:{j + 1:x}::/64")
+    ]
     assert len(allowed) == 130_560
     lines = "".join(
         f"AllowedIPs = {','.join(allowed[at : at + 1000])}\n" for at in range(0, len(allowed), 1000)
@@ -83,7 +85,7 @@ def test_a_hundred_and_thirty_thousand_allowed_ips_are_set_in_one_call(
     )
     shell("wg", "addconf", one.name, conf, timeout=60)
     ((peer, *shown),) = one.show("allowed-ips")
-    assert peer == other.public and sorted(shown) == sorted(allowed)
+    assert peer == other.public and len(shown) == len(allowed) and not set(shown) ^ set(allowed)
     ping(one.host, INNER[1])
 
 

@@ -50,7 +50,7 @@ def test_pings_and_transfers_of_both_families_arrive_whole(
         too_large = one.host.run(
             "ping", "-n", "-c", "1", "-M", "do", "-s", str(full + 1), inner[1], check=False
         )
-        assert f"mtu={mtu}" in too_large or f"mtu: {mtu}" in too_large, too_large
+        assert " 0 received, +1 errors" in too_large, "larger than the MTU, and so refused by the host itself"
         transfer(one.host, other.host, inner[1], size=4_000_000)
         transfer(other.host, one.host, inner[0], size=4_000_000)
         exchange_datagrams(one.host, other.host, inner[1], full)

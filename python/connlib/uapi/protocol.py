@@ -196,14 +196,9 @@ def _operation(name: bytes, value: bytes) -> GetRequest | SetRequest:
 # --- Settings, each with what it does to a request --------------------------------------------------------------------
 
 
-def _clamped(key: bytes) -> bytes:
-    """The private key as it is used, and so is shown: five of its bits are the same in each (RFC 7748, section 5)."""
-    return bytes([key[0] & 248, *key[1:31], key[31] & 127 | 64])
-
-
 def _private_key(request: SetRequest, value: bytes) -> None:
     key = _key(b"private_key", value)
-    request.private_key = PrivateKey.from_bytes(_clamped(key)) if any(key) else None
+    request.private_key = PrivateKey.from_bytes(key) if any(key) else None
 
 
 def _listen_port(request: SetRequest, value: bytes) -> None:
@@ -256,7 +251,9 @@ def _persistent_keepalive(peer: PeerSection, value: bytes) -> None:
 
 def _replace_allowed_ips(peer: PeerSection, value: bytes) -> None:
     peer.replace_allowed_ips = _true(b"replace_allowed_ips", value)
-    peer.allowed_ips.clear()
+    # What was said to be added goes again, and does not go back to whoever had it.
+    added = dict.fromkeys(network for network, is_added in peer.allowed_ips if is_added)
+    peer.allowed_ips[:] = [(network, is_added) for is_added in (True, False) for network in added]
 
 
 # Without a netmask, a zone or a bare address, which `ipaddress` would take.

@@ -1,6 +1,7 @@
 """What a `set` request makes of the settings of an interface: pure, in the order and with the meaning of the kernel's.
 
 - A peer with the interface's own public key is not made, and goes when the interface gets that key.
+- A private key is shown as it is used.
 - A prefix belongs to one peer: where it is added, it is taken from whoever had it.
 - `replace_peers`, and `remove` followed by the same peer again, make a peer anew: without session, counters, address.
 - A peer without a session to be had (no private key, a public key of low order) is a setting like others.
@@ -40,7 +41,7 @@ class Change:
 
 def change(old: Settings, request: SetRequest) -> Change:
     """What a request makes of `old`, which stays as it is."""
-    private_key = old.private_key if request.private_key is UNCHANGED else request.private_key
+    private_key = old.private_key if request.private_key is UNCHANGED else _as_used(request.private_key)
     peers = _Peers(old.peers, None if private_key is None else private_key.public_key())
     if request.replace_peers:
         peers.remove(list(old.peers))
@@ -58,6 +59,14 @@ def change(old: Settings, request: SetRequest) -> Change:
         frozenset(key for key in peers.removed if key in peers.peers),
         frozenset(key for key in peers.relocated if key in peers.peers and key not in peers.removed),
     )
+
+
+def _as_used(key: PrivateKey | None) -> PrivateKey | None:
+    """A private key without the bits that have no say: five of them are the same in each (RFC 7748, section 5)."""
+    if key is None:
+        return None
+    first, *middle, last = key.to_bytes()
+    return PrivateKey.from_bytes(bytes([first & 248, *middle, last & 127 | 64]))
 
 
 class _Peers:
