@@ -30,7 +30,7 @@ from ._explain import Explanation, explain
 from ._native import Node, PublicKey
 from ._types import ConfigDiff, NodeConfig, NodeInput, NodeStats, PeerChange, PeerConfig
 from .clock import Alarm, BootClock, Clock, LoopClock, alarm_for
-from .config import InterfaceConfig
+from .config import InterfaceConfig, what_is_new
 from .events import EventStream
 from .links import DEFAULT_MTU, LinkState, change_link, link_state, warn_of_default_routes
 from .memory import MemoryHost, MemoryTun, MemoryUdp
@@ -333,7 +333,7 @@ class Interface:
             new = node_config(config)
             if anew or self._touches_more_than_the_node(config):
                 # A rehearsal: what is wrong with it is known before anything is touched.
-                _node(new, self._clock.now(), self._clock.unix_time())
+                _node(what_is_new(node_config(self._config), new), self._clock.now(), self._clock.unix_time())
             old_link = self._link
             with ExitStack() as undo:
                 udp = self._changed_udp(config, undo)
