@@ -163,7 +163,7 @@ async def test_slow_clients_hold_nobody_up_and_the_oldest_make_room() -> None:
 @in_real_time
 async def test_a_page_that_takes_long_serves_many_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault 39: of a hundred clients at once, one has the interface wait."""
-    made = []
+    made: list[int] = []
     clock = [1000.0]
     seconds = 0.1
 
@@ -174,8 +174,8 @@ async def test_a_page_that_takes_long_serves_many_clients(monkeypatch: pytest.Mo
 
     async with served() as (_, server):
         monkeypatch.setattr(module, "generate_latest", page)
-        monkeypatch.setattr(module.time, "thread_time", lambda: clock[0])
-        monkeypatch.setattr(module.anyio, "current_time", lambda: clock[0])
+        monkeypatch.setattr("connlib.metrics.time.thread_time", lambda: clock[0])
+        monkeypatch.setattr("connlib.metrics.anyio.current_time", lambda: clock[0])
         assert [server._latest_metrics() for _ in range(100)] == [b"page"] * 100
         assert made == [0]
         clock[0] += 0.99

@@ -14,7 +14,7 @@ from reliability.faults import Check, Fault, Run
 ROOT = Path(__file__).resolve().parent.parent
 
 MEASURED = [fault for fault in FAULTS if fault.measure is not None]
-IN_MEMORY = {"4", "14", "33", "37"}
+IN_MEMORY = {"4", "6", "14", "33", "37"}
 
 
 @pytest.mark.parametrize("fault", MEASURED, ids=lambda fault: fault.number)

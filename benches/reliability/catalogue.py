@@ -44,7 +44,13 @@ FAULTS = (
         floods.one_network,
     ),
     Fault("5", "a cookie used from another port", "refused", ["tests/spec/test_cookies.py"]),
-    Fault("6", "an initiation replayed 1,000 times", "0 replies, endpoint unmoved", ["tests/test_node.py"]),
+    Fault(
+        "6",
+        "an initiation replayed 1,000 times",
+        "0 replies, endpoint unmoved",
+        ["tests/spec/test_replay.py"],
+        peers.replayed_initiation,
+    ),
     Fault(
         "7",
         "initiations replayed after a restart",
@@ -185,5 +191,7 @@ FAULTS = (
         ["tests/test_uapi_server.py", "tests/test_metrics.py"],
         surface.dawdlers,
     ),
-    Fault("40", "one byte changed in the pristine source", "the build fails", ["rust/patched/tests"]),
+    Fault(
+        "40", "one byte changed in the pristine source", "the build fails", ["rust/patched/src/pristine.rs"]
+    ),
 )

@@ -1,4 +1,4 @@
-"""Faults 14 and 33: in memory and in virtual time, so that the figures are the same on every machine."""
+"""Faults 6, 14 and 33: in memory and in virtual time, so that the figures are the same on every machine."""
 
 from __future__ import annotations
 
@@ -66,6 +66,36 @@ def foreign_sources(run: Run) -> list[Check]:
         count("genuine packets delivered", genuine, 3),
         count(f"of {packets:,} forged ones delivered", delivered, 0),
         count("refused and counted", refused, packets),
+    ]
+
+
+def replayed_initiation(run: Run) -> list[Check]:
+    """Fault 6: somebody else sends what the client has sent."""
+    copies = run.count(1000, 100)
+    number, here, elsewhere = parties.GATEWAY + 1, ("192.0.2.2", 2), ("203.0.113.7", 7)
+    gateway = Node(node_config(parties.gateway_config([number])), now=0.0, unix_time=1.7e9)
+    client = Node(parties.client_config(number, ("192.0.2.1", 1)), now=0.0, unix_time=1.7e9)
+    own = _packet(parties.address(number))
+    client.handle_packets(own, [len(own)], 0.0)
+    ((_, initiation),) = client.drain().transmits
+    gateway.handle_datagrams(initiation, [len(initiation)], [here], 0.0)
+    ((_, response),) = gateway.drain().transmits
+    client.handle_datagrams(response, [len(response)], [("192.0.2.1", 1)], 0.0)
+    ((_, data),) = client.drain().transmits
+    gateway.handle_datagrams(data, [len(data)], [here], 0.0)
+    delivered = gateway.drain().packets == [own]
+    replies = 0
+    for copy in range(copies):
+        # Slow enough not to be refused for that.
+        now = 1.0 + copy / 10
+        gateway.handle_datagrams(initiation, [len(initiation)], [elsewhere], now)
+        replies += len(gateway.drain().transmits)
+    (peer,) = gateway.stats(1.0).peers
+    return [
+        count("the genuine one led to a session", int(delivered), 1),
+        count(f"replies to {copies:,} copies", replies, 0),
+        count("endpoints moved", int(peer.endpoint != here), 0),
+        count("refused as replayed", peer.tunnel.drops.get(DropReason.REPLAYED_INITIATION, 0), copies),
     ]
 
 
