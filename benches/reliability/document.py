@@ -12,10 +12,10 @@ Found = list[Check] | str
 """What was measured, or why nothing was."""
 
 
-def verdict(found: Found | None) -> str:
+def verdict(fault: Fault, found: Found | None) -> str:
     """In one word."""
     if found is None:
-        return "by its tests"
+        return "by its tests" if fault.tests else "does not apply"
     if isinstance(found, str):
         return "not measured"
     missed = [check for check in found if not check.held]
@@ -42,16 +42,19 @@ def render(faults: Sequence[Fault], found: Mapping[str, Found], minutes: float) 
     ]
     for fault in faults:
         tests = ", ".join(f"`{test}`" for test in fault.tests)
-        lines.append(
-            f"| {fault.number} | {fault.what} | {fault.expected} | {verdict(found.get(fault.number))} | {tests} |"
-        )
-    lines += ["", "## Measured"]
+        word = verdict(fault, found.get(fault.number))
+        lines.append(f"| {fault.number} | {fault.what} | {fault.expected} | {word} | {tests} |")
+    lines += ["", "## Measured, and remarks"]
     for fault in faults:
-        if (what := found.get(fault.number)) is None:
+        what = found.get(fault.number)
+        if what is None and not fault.remark:
             continue
-        lines += ["", f"### {_title(fault)}", ""]
+        lines += ["", f"### {_title(fault)}"]
         if fault.remark:
-            lines += [fault.remark, ""]
+            lines += ["", fault.remark]
+        if what is None:
+            continue
+        lines.append("")
         if isinstance(what, str):
             lines.append(f"Not measured: {what}.")
             continue

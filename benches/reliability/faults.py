@@ -41,7 +41,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Fault:
-    """A line of the list. Without `measure`, its tests say all there is to say."""
+    """A line of the list. Without `measure`, its tests say all there is to say; without those too, the remark does."""
 
     number: str
     what: str
