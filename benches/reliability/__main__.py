@@ -32,7 +32,7 @@ def main() -> int:
     import run as benchmarks
 
     with tempfile.TemporaryDirectory() as name:
-        benchmarks.build(Path(name))
+        benchmarks.build_package(Path(name))
         path = os.pathsep.join([name, str(ROOT / "benches"), str(ROOT / "tests")])
         command = [sys.executable, "-m", "reliability", "--built", *options.faults]
         return subprocess.call(command, env={**os.environ, "PYTHONPATH": path})

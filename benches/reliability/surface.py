@@ -78,23 +78,25 @@ def dawdlers(run: Run) -> list[Check]:
                 # Nothing, half a request, or one whose answer is not read.
                 caller.sendall((b"", b"GET /metr", b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")[number % 3])
             crowd.stream(0.5, 200)
-            ready = max(
-                _took(call, b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n", b"ready") for _ in range(requests)
-            )
+            request = b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"
+            first, *ready = [_took(call, request, b"ready") for _ in range(1 + requests)]
             crowd.stream(0.5, 200)
             crowd.settle()
             delivered = crowd.answered / crowd.sent
-        quick_get = _control_socket(hosts.middle, requests)
+        first_settings, *settings = _control_socket(hosts.middle, requests)
     return [
-        at_most("another client of /readyz", ready * 1000, 100, "ms", timed=True),
-        at_most("another client of the control socket", quick_get * 1000, 100, "ms", timed=True),
+        count("requests of others answered", len(ready) + len(settings), 2 * requests),
+        at_most("another client of /readyz", max(ready) * 1000, 100, "ms", timed=True),
+        at_most("another client of the control socket", max(settings) * 1000, 100, "ms", timed=True),
         at_least("the tunnel's requests answered", delivered * 100, 90, "%", timed=True),
         note("slow clients of each", CALLERS),
+        note("/readyz while they all come at once", first * 1000, "ms"),
+        note("the control socket while they all come at once", first_settings * 1000, "ms"),
     ]
 
 
-def _control_socket(place: Namespace, requests: int) -> float:
-    """The longest that a client waits for an answer of `connlib-wg`."""
+def _control_socket(place: Namespace, requests: int) -> list[float]:
+    """How long a client waits for the settings of a `connlib-wg` with a thousand peers."""
     name = unique_name("rl")
     path = CONTROL_SOCKETS / f"{name}.sock"
     with TemporaryDirectory() as folder, ExitStack() as slow:
@@ -109,9 +111,18 @@ def _control_socket(place: Namespace, requests: int) -> float:
             caller.connect(str(path))
             return caller
 
+        _took(call, _thousand_peers(), b"errno=0")
         for number in range(CALLERS):
             slow.enter_context(call()).sendall((b"", b"set=1\nlisten_po", b"get=1\n\n" * 50)[number % 3])
-        return max(_took(call, b"get=1\n\n", b"errno=0") for _ in range(requests))
+        return [_took(call, b"get=1\n\n", b"errno=0") for _ in range(1 + requests)]
+
+
+def _thousand_peers() -> bytes:
+    lines = ["set=1"]
+    for number in range(parties.GATEWAY + 1, parties.GATEWAY + 1001):
+        lines.append(f"public_key={parties.key(number).public_key().to_bytes().hex()}")
+        lines.append(f"allowed_ip={parties.address(number)}/32")
+    return "\n".join([*lines, "", ""]).encode()
 
 
 def _took(call: Callable[[], socket.socket], request: bytes, ending: bytes) -> float:
