@@ -47,7 +47,7 @@ def killed(run: Run) -> list[Check]:
                 folder,
                 *(f"{name}={value}" for name, value in environment.items()),
                 *command,
-                timeout=600,
+                timeout=3600,
             )
             files = list(Path(folder).rglob("*"))
         found = json.loads(said.splitlines()[-1])
