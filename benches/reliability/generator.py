@@ -54,6 +54,9 @@ class Cannon:
     def __init__(self, made: socket.socket, destination: tuple[str, int], pool: list[bytes]) -> None:
         self._socket = made
         self._libc = ctypes.CDLL(None, use_errno=True)
+        # A batch may begin at any datagram of the pool and never wraps around.
+        pool = pool * -(-BATCH // len(pool))
+        self._size = len(pool)
         self._pool = pool + pool[:BATCH]
         name = struct.pack("=H", socket.AF_INET) + struct.pack("!H", destination[1])
         self._name = ctypes.create_string_buffer(name + socket.inet_aton(destination[0]) + bytes(8), 16)
@@ -83,7 +86,7 @@ class Cannon:
                 number = ctypes.get_errno()
                 raise OSError(number, os.strerror(number))
             sent += taken
-            self._next = (self._next + taken) % (len(self._pool) - BATCH)
+            self._next = (self._next + taken) % self._size
         return sent
 
 

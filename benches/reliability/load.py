@@ -51,6 +51,7 @@ def churn(run: Run) -> list[Check]:
             again = sum(client.established for client in clients) - handshakes
             received = gateway.ask("stats")
     took = [each * 1000 for each in churned["took"]]
+    used = [each * 1000 for each in churned["used"]]
     built = [each * 1000 for each in churned["built"]]
     return [
         count(f"of {crowd.sent - sent:,} requests of {live} untouched peers lost", lost, 0),
@@ -61,5 +62,6 @@ def churn(run: Run) -> list[Check]:
         at_most("memory, compared with before", abs(after - before) / before * 100, 5, "%", timed=True),
         at_most("`apply` of one change, median", statistics.median(took), 50, "ms", timed=True),
         at_most("`apply`, longest", max(took), 50, "ms", timed=True),
+        note("`apply`, median of the processor time", statistics.median(used), "ms"),
         note("making the new configuration, median", statistics.median(built), "ms"),
     ]
