@@ -20,9 +20,16 @@ SIZES = (64, 576, 1420, 8920)
 
 def build(folder: Path) -> Path:
     """Build both; the package goes to `folder`. Returns the path of the Rust program."""
-    print("building with the release profile", flush=True)
+    build_package(folder)
     cargo = ["cargo", "build", "--quiet", "--release", "--locked", "-p", "connlib-benches"]
     subprocess.run(cargo, cwd=ROOT, check=True)
+    target = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
+    return target / "release" / "connlib-benches"
+
+
+def build_package(folder: Path) -> None:
+    """Build the package with the release profile, into `folder`."""
+    print("building with the release profile", flush=True)
     maturin = [
         sys.executable,
         "-m",
@@ -38,8 +45,6 @@ def build(folder: Path) -> Path:
     (wheel,) = folder.glob("*.whl")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
     subprocess.run([*pip, "--target", str(folder), str(wheel)], check=True)
-    target = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
-    return target / "release" / "connlib-benches"
 
 
 def measure(

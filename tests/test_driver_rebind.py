@@ -13,8 +13,8 @@ from typing import Any
 import anyio
 import pytest
 
-from connlib import ConfigError, DeviceError
-from connlib.driver import LoopClock, MemoryTun, open_interface
+from connlib import ConfigError, DeviceError, Node, NodeConfig, PeerConfig, PrivateKey
+from connlib.driver import LoopClock, MemoryTun, MemoryUdp, open_interface
 from helpers_driver import (
     CLIENT,
     CLIENT_HOST,
@@ -90,6 +90,29 @@ async def test_a_port_that_was_had_is_given_back_when_the_configuration_is_refus
             await pair.gateway.apply(gateway_config(listen_port=OTHER_PORT, peers=(low_order,)))
         assert (GATEWAY_HOST, OTHER_PORT) not in pair.network._sockets
         await pair.exchange()
+
+
+@in_virtual_time
+async def test_a_rehearsal_is_of_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With each key a node makes a computation: of a thousand peers that stay, none is made again."""
+    rehearsed = []
+
+    def node(config: NodeConfig, now: float, unix_time: float) -> Node:
+        rehearsed.append([peer.public_key for peer in config.peers])
+        return Node(config, now=now, unix_time=unix_time)
+
+    old, changed, new = (PrivateKey.generate().public_key() for _ in range(3))
+    first = gateway_config(peers=(PeerConfig(public_key=old), PeerConfig(public_key=changed)))
+    async with open_interface(first, tun=MemoryTun(), udp=MemoryUdp()) as interface:
+        monkeypatch.setattr("connlib.driver._node", node)
+        peers = (first.peers[0], PeerConfig(public_key=changed, name="other"), PeerConfig(public_key=new))
+        await interface.apply(dataclasses.replace(first, listen_port=OTHER_PORT, peers=peers))
+        assert rehearsed == [[changed, new]]
+        other_key = dataclasses.replace(
+            interface.config, listen_port=OTHER_PORT + 1, private_key=PrivateKey.generate()
+        )
+        await interface.apply(other_key)
+        assert rehearsed[1:] == [[old, changed, new]]
 
 
 def on_both_loops(body: Callable[[], Any]) -> None:

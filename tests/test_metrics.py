@@ -161,6 +161,35 @@ async def test_slow_clients_hold_nobody_up_and_the_oldest_make_room() -> None:
 
 
 @in_real_time
+async def test_a_page_that_takes_long_serves_many_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 39: of a hundred clients at once, one has the interface wait."""
+    made: list[int] = []
+    clock = [1000.0]
+    seconds = 0.1
+
+    def page(_: object) -> bytes:
+        made.append(len(made))
+        clock[0] += seconds
+        return b"page"
+
+    async with served() as (_, server):
+        monkeypatch.setattr(module, "generate_latest", page)
+        monkeypatch.setattr("connlib.metrics.time.thread_time", lambda: clock[0])
+        monkeypatch.setattr("connlib.metrics.anyio.current_time", lambda: clock[0])
+        assert [server._latest_metrics() for _ in range(100)] == [b"page"] * 100
+        assert made == [0]
+        clock[0] += 0.99
+        server._latest_metrics()
+        assert made == [0]
+        clock[0] += 0.02
+        seconds = 0.019
+        server._latest_metrics()
+        server._latest_metrics()
+        assert made == [0, 1, 2], "what is soon made is made for everybody"
+        monkeypatch.undo()
+
+
+@in_real_time
 async def test_a_client_that_goes_away_in_the_middle_is_no_error() -> None:
     async with served() as (_, server):
         for request in (b"", b"GET", b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"):

@@ -78,7 +78,8 @@ class DropReason(enum.Enum):
     NO_SESSION = "no session"
     """There is no session, or it has expired."""
     UNDER_LOAD = "under load"
-    """Too many handshakes, and no source address to send a cookie to (paper section 5.3)."""
+    """Too many handshakes: more than 20 a second of one source that a cookie proves (an IPv4 address, an IPv6 /64), or
+    too many of all, and no source address to send a cookie to (paper section 5.3)."""
     ROLE = "role"
     """The role forbids it: an initiation that reaches an INITIATOR, or `initiate_handshake` on a RESPONDER."""
     INITIATION_TOO_SOON = "initiation too soon"

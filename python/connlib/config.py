@@ -16,7 +16,7 @@ from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IP
 
 from ._errors import ConfigError
 from ._native import PrivateKey
-from ._types import Limits, PeerConfig, Role, Timers
+from ._types import Limits, NodeConfig, PeerConfig, Role, Timers
 
 # RFC 791 and RFC 8200 put the floor at 68 and 1280; 576 is what every IPv4 host accepts. The ceiling is the largest
 # UDP payload over IPv4 less WireGuard's 32 bytes, on a padding boundary.
@@ -240,6 +240,17 @@ ZONE_HINT = "use a host name, or an address that needs no zone"
 def describe_peer(peer: PeerConfig) -> str:
     """How messages call a peer: by its name, else by the start of its public key."""
     return peer.name if peer.name is not None else f"peer {peer.public_key.to_base64()[:8]}"
+
+
+def what_is_new(old: NodeConfig, new: NodeConfig) -> NodeConfig:
+    """`new` without the peers that `old` has just so: with the keys of those a node has made its computations, which
+    take a twentieth of a second for a thousand."""
+    if old.private_key != new.private_key:
+        return new
+    had = {peer.public_key: peer for peer in old.peers}
+    return dataclasses.replace(
+        new, peers=tuple(peer for peer in new.peers if had.get(peer.public_key) != peer)
+    )
 
 
 def without_policies(peers: tuple[PeerConfig, ...]) -> tuple[PeerConfig, ...]:

@@ -41,7 +41,7 @@ from ._types import (
     PeerEvent,
 )
 from .clock import Alarm, BootClock, Clock, LoopClock, alarm_for
-from .config import InterfaceConfig
+from .config import InterfaceConfig, what_is_new
 from .events import EventStream
 from .links import Surroundings
 from .memory import MemoryHost, MemoryTun, MemoryUdp
@@ -361,7 +361,7 @@ class Interface:
             new = node_config(config)
             if anew or self._touches_more_than_the_node(config):
                 # A rehearsal: what is wrong with it is known before anything is touched.
-                _node(new, self._clock.now(), self._clock.unix_time())
+                _node(what_is_new(node_config(self._config), new), self._clock.now(), self._clock.unix_time())
             old_link = self._surroundings.state
             with ExitStack() as undo:
                 udp = self._changed_udp(config, undo)

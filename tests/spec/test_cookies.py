@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from connlib import DropReason, RateLimiter, Role
-from connlib._native import LabTunn
+from connlib import DropReason, NodeConfig, PeerConfig, PrivateKey, RateLimiter, Role
+from connlib._native import LabNode, LabTunn
 from spec.node_end import NodeEnd
 from spec.pair import (
     BOTH_ROLES,
@@ -162,3 +162,99 @@ def test_a_cookie_reply_that_nobody_asked_for_is_unexpected_or_for_another_index
     assert fresh.a.tunn.decapsulate(cookie, fresh.clock()).error is DropReason.UNEXPECTED
     fresh.a.tunn.initiate_handshake(fresh.clock())
     assert fresh.a.tunn.decapsulate(cookie, fresh.clock()).error is DropReason.WRONG_INDEX
+
+
+class Limited:
+    """A node that asks for cookies above `limit` handshakes a second, and knows SMALLER's key only."""
+
+    def __init__(self, limit: int) -> None:
+        peer = PeerConfig(public_key=SMALLER.public_key())
+        config = NodeConfig(private_key=LARGER, peers=(peer,), handshake_limit=limit)
+        self.node = LabNode(config, now=0.0, unix_time=UNIX_ORIGIN, seed=1)
+
+    def hear(self, datagram: bytes, source: tuple[str, int], now: float) -> list[bytes]:
+        """Receive a datagram; what is sent back to its source."""
+        self.node.handle_datagrams(datagram, [len(datagram)], [source], now)
+        transmits = self.node.drain().transmits
+        assert {transmit.destination for transmit in transmits} <= {source}
+        return [transmit.datagram for transmit in transmits]
+
+    def drops(self, reason: DropReason) -> int:
+        return self.node.stats(0.0).drops.get(reason, 0)
+
+    def with_cookie(self, source: tuple[str, int], seed: int = 0) -> bytes:
+        """The second initiation of somebody whose first one, at 0, was answered with a cookie."""
+        stranger = LabTunn(STRANGER, LARGER.public_key(), now=0.0, unix_time=UNIX_ORIGIN, seed=seed)
+        (first,) = stranger.initiate_handshake(0.0).datagrams
+        (cookie,) = self.hear(first, source, 0.0)
+        assert cookie[0] == 3 and stranger.decapsulate(cookie, 0.0).error is None
+        (second,) = stranger.handle_timeout(6.0).datagrams
+        assert mac2(second) is not None
+        return second
+
+
+STRANGER = PrivateKey.from_bytes(bytes([7] * 32))
+HERE = ("192.0.2.7", 7777)
+
+
+def test_a_source_with_a_cookie_has_five_messages_at_once_and_twenty_a_second() -> None:
+    """Fault 3."""
+    limited = Limited(0)
+    initiation = limited.with_cookie(HERE)
+    for _ in range(100):
+        assert limited.hear(initiation, HERE, 10.0) == []
+    # What was processed came from nobody that is known.
+    assert limited.drops(DropReason.UNKNOWN_PEER) == 5
+    assert limited.drops(DropReason.UNDER_LOAD) == 95
+    for millisecond in range(1, 1001):
+        limited.hear(initiation, HERE, 10.0 + millisecond / 1000)
+    assert limited.drops(DropReason.UNKNOWN_PEER) == 25
+
+
+def test_what_exceeds_the_share_of_a_source_makes_nobody_else_ask_for_a_cookie() -> None:
+    """Fault 3."""
+    limited = Limited(10)
+    for number in range(10):
+        # As many as are taken without a cookie, so that the next one gets one.
+        limited.hear(initiation_of(STRANGER, seed=number), ("192.0.2.8", 1000 + number), 0.0)
+    initiation = limited.with_cookie(HERE)
+    for _ in range(1000):
+        limited.hear(initiation, HERE, 10.0)
+    (answer,) = limited.hear(initiation_of(SMALLER), ("192.0.2.1", 40_000), 10.0)
+    assert answer[0] == 2, "a response"
+    # Without a cookie they would have been load.
+    for number in range(10):
+        limited.hear(initiation_of(STRANGER, seed=number), ("192.0.2.8", 1000 + number), 20.0)
+    (answer,) = limited.hear(initiation_of(SMALLER, at=20.0), ("192.0.2.1", 40_000), 20.0)
+    assert answer[0] == 3, "a cookie"
+
+
+@pytest.mark.parametrize(
+    ("address", "processed"), [("2001:db8::{:x}", 5), ("2001:db8:0:{:x}::1", 40), ("192.0.2.{}", 40)]
+)
+def test_the_addresses_of_a_64_share_what_an_ipv4_address_has(address: str, processed: int) -> None:
+    """Fault 4."""
+    limited = Limited(0)
+    sources = [(address.format(number), 4000) for number in range(1, 41)]
+    initiations = [limited.with_cookie(source, seed) for seed, source in enumerate(sources)]
+    for initiation, source in zip(initiations, sources, strict=True):
+        limited.hear(initiation, source, 10.0)
+    assert limited.drops(DropReason.UNKNOWN_PEER) == processed
+
+
+def test_a_share_is_spent_with_a_cookie_only() -> None:
+    """Nobody can spend the share of a source whose cookies go to somebody else."""
+    limited = Limited(0)
+    initiation = limited.with_cookie(HERE)
+    wrong = initiation[:-1] + bytes([initiation[-1] ^ 1])
+    for _ in range(100):
+        (answer,) = limited.hear(wrong, HERE, 10.0)
+        assert answer[0] == 3, "a cookie"
+    limited.hear(initiation, HERE, 10.0)
+    assert limited.drops(DropReason.UNKNOWN_PEER) == 1
+
+
+def initiation_of(key: PrivateKey, *, at: float = 0.0, seed: int = 0) -> bytes:
+    tunn = LabTunn(key, LARGER.public_key(), now=at, unix_time=UNIX_ORIGIN + at, seed=seed)
+    (initiation,) = tunn.initiate_handshake(at).datagrams
+    return initiation

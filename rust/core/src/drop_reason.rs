@@ -50,7 +50,7 @@ drop_reasons! {
     InvalidPacket = "INVALID_PACKET",
     /// There is no session.
     NoSession = "NO_SESSION",
-    /// Too many handshakes, and no address to send a cookie to.
+    /// Too many handshakes: of one source that a cookie proves, or of all, and no address to send a cookie to.
     UnderLoad = "UNDER_LOAD",
     /// The role forbids it.
     Role = "ROLE",

@@ -13,11 +13,13 @@
 //! | `handshake.rs` | Noise_IKpsk2, upstream's with our patches |
 //! | `session.rs` | sealing, opening and the replay window, upstream's with our patches |
 //! | `rate_limiter.rs` | MAC1, MAC2 and cookies, upstream's with our patches |
+//! | `sources.rs` | the share of handshake messages of each address |
 //! | `env.rs`, `output.rs` | what goes in besides packets, and what comes out |
 
 pub mod errors;
 pub mod handshake;
 pub mod rate_limiter;
+pub mod sources;
 
 mod env;
 mod output;

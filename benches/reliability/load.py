@@ -1,0 +1,67 @@
+"""A thousand peers, two hundred of them in use, while others come and go."""
+
+from __future__ import annotations
+
+import socket
+import statistics
+
+from reliability import parties
+from reliability.clients import Client, Crowd
+from reliability.faults import Check, Run, at_least, at_most, count, note
+from reliability.floods import GATEWAY
+from reliability.places import child, resident, yard
+
+PEERS, LIVE = 1000, 200
+CHANGES = 20
+"""Peers that are added or removed in a second."""
+RATE = 2000
+"""Requests a second of all live peers together, each with its answer."""
+WINDOW = 300
+"""Requests that may be on their way at once: the device's queue has room for 500 packets."""
+
+
+def churn(run: Run) -> list[Check]:
+    """Peers are added and removed; nobody else's packet is lost for it."""
+    seconds = run.pick(60, 3)
+    peers, live = run.count(PEERS, 100), run.count(LIVE, 20)
+    rate = run.count(RATE, 200)
+    with yard(1) as hosts, child(hosts.middle, "gateway", {"peers": peers}) as gateway:
+        (friends,) = hosts.others
+        numbers = range(parties.GATEWAY + 1, parties.GATEWAY + 1 + live)
+        clients = [
+            Client(number, friends.make_socket(socket.AF_INET, socket.SOCK_DGRAM), GATEWAY)
+            for number in numbers
+        ]
+        with Crowd(clients) as crowd:
+            crowd.connect()
+            first = parties.GATEWAY + 1 + peers
+            # As it is when all that is made once is there: buffers, and what the first changes leave.
+            gateway.tell("churn", seconds=run.pick(5, 0.5), rate=CHANGES, first=first)
+            crowd.stream(run.pick(5, 0.5), rate, window=WINDOW)
+            gateway.read()
+            crowd.settle()
+            before, sent, answered = resident(gateway.pid), crowd.sent, crowd.answered
+            handshakes = sum(client.established for client in clients)
+            gateway.tell("churn", seconds=seconds, rate=CHANGES, first=first + PEERS)
+            crowd.stream(seconds, rate, window=WINDOW)
+            churned = gateway.read()
+            crowd.settle()
+            lost = (crowd.sent - sent) - (crowd.answered - answered)
+            after = resident(gateway.pid)
+            again = sum(client.established for client in clients) - handshakes
+            received = gateway.ask("stats")
+    took = [each * 1000 for each in churned["took"]]
+    used = [each * 1000 for each in churned["used"]]
+    built = [each * 1000 for each in churned["built"]]
+    return [
+        count(f"of {crowd.sent - sent:,} requests of {live} untouched peers lost", lost, 0),
+        count("peers afterwards", churned["peers"], peers),
+        at_least("changes", len(took), int(seconds * CHANGES), timed=False),
+        note("sessions started anew, as they are every two minutes", again),
+        note("datagrams at the gateway", received["udp"]["received"]),
+        at_most("memory, compared with before", abs(after - before) / before * 100, 5, "%", timed=True),
+        at_most("`apply` of one change, median", statistics.median(took), 50, "ms", timed=True),
+        at_most("`apply`, longest", max(took), 50, "ms", timed=True),
+        note("`apply`, median of the processor time", statistics.median(used), "ms"),
+        note("making the new configuration, median", statistics.median(built), "ms"),
+    ]
