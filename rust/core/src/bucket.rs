@@ -13,6 +13,11 @@ pub(crate) struct Bucket<const AT_ONCE: u32, const MILLIS: u64> {
 impl<const AT_ONCE: u32, const MILLIS: u64> Bucket<AT_ONCE, MILLIS> {
     const INTERVAL: Duration = Duration::from_millis(MILLIS);
 
+    /// Whether nothing is missing from it: a new one would do as well.
+    pub fn is_full(&self, now: Instant) -> bool {
+        self.full <= now
+    }
+
     /// Whether it may be done now. It is taken as done then.
     pub fn take(&mut self, now: Instant) -> bool {
         let from = self.full.max(now);

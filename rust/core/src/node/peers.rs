@@ -24,9 +24,8 @@ pub(crate) struct Peer {
     pub settings: PeerSettings,
     /// Where to send: as configured, until an authenticated datagram came from elsewhere.
     pub endpoint: Option<SocketAddr>,
-    /// The endpoint that was configured or told last.
-    told: Option<SocketAddr>,
-    moves: Bucket<1, 1000>,
+    /// Where it was before, if that is news. Boxed, because hardly ever anybody moves.
+    moves: Option<Box<Moves>>,
     /// From which address of ours; `None` leaves it to the system.
     pub source: Option<IpAddr>,
     pub drops: DropCounts,
@@ -39,6 +38,13 @@ pub(crate) struct Peer {
     pub filter: Option<Box<Filter>>,
 }
 
+/// The moves of a peer, from the first one until the last one is told and another one could be told at once.
+struct Moves {
+    /// The endpoint that was configured or told last.
+    told: Option<SocketAddr>,
+    bucket: Bucket<1, 1000>,
+}
+
 impl Peer {
     /// A peer as configured, with a tunnel that has done nothing yet.
     pub fn new(tunn: noise::Tunn, settings: PeerSettings) -> Self {
@@ -47,8 +53,7 @@ impl Peer {
             tunn: None,
             settings,
             endpoint,
-            told: endpoint,
-            moves: Bucket::default(),
+            moves: None,
             source: None,
             drops: DropCounts::default(),
             trouble: Trouble::default(),
@@ -62,20 +67,28 @@ impl Peer {
 
     /// Whoever owns the node says where it is, and need not be told.
     pub fn place(&mut self, endpoint: SocketAddr) {
-        self.locate(endpoint.into());
-        self.told = self.endpoint;
+        self.source = None;
+        self.endpoint = Some(endpoint);
+        if let Some(moves) = &mut self.moves {
+            moves.told = self.endpoint;
+        }
     }
 
     /// Says where it is by now and what was refused, if that is news and its time has come.
     #[inline]
     pub fn tell(&mut self, now: Instant, events: &mut Vec<([u8; 32], NodeEvent)>) {
         let key = self.settings.public_key;
-        if self.endpoint != self.told
-            && let Some(to) = self.endpoint
-            && self.moves.take(now)
-        {
-            let from = self.told.replace(to);
-            events.push((key, NodeEvent::Roamed { from, to }));
+        if let Some(moves) = &mut self.moves {
+            if self.endpoint == moves.told {
+                if moves.bucket.is_full(now) {
+                    self.moves = None;
+                }
+            } else if let Some(to) = self.endpoint
+                && moves.bucket.take(now)
+            {
+                let from = moves.told.replace(to);
+                events.push((key, NodeEvent::Roamed { from, to }));
+            }
         }
         if let Some(filter) = &mut self.filter
             && let Some(refusal) = filter.take_refusal(now)
@@ -93,7 +106,15 @@ impl Peer {
     /// It is over there. True if it was somewhere else before.
     pub fn locate(&mut self, path: Path) -> bool {
         self.source = path.source;
-        self.endpoint.replace(path.remote) != Some(path.remote)
+        let before = self.endpoint.replace(path.remote);
+        let moved = before != self.endpoint;
+        if moved && self.moves.is_none() {
+            self.moves = Some(Box::new(Moves {
+                told: before,
+                bucket: Bucket::default(),
+            }));
+        }
+        moved
     }
 
     /// Whether packets for this peer could be sent, now or as soon as it comes to us.
