@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,6 +45,8 @@ def run(chosen: list[str], quick: bool) -> int:
     from reliability.catalogue import FAULTS
     from reliability.faults import Missing, Run
 
+    # Namespaces have names, and are removed on the way out only.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     console = Console()
     if unknown := set(chosen) - {fault.number for fault in FAULTS}:
         console.print(f"there is no fault {', '.join(sorted(unknown))}")

@@ -212,8 +212,8 @@ FAULTS = (
         "not killed for want of memory; at most 256 packets wait for a peer",
         ["tests/spec/test_handshake.py"],
         system.little_memory,
-        remark="What waits for 1,000 absent peers at once, 256 packets of 1,420 bytes for each, is 364 MB, and cannot "
-        "be in 64: there is a bound for each peer and none for all of them. `queue_packets` lowers it.",
+        remark="There is a bound for each peer, and none for all of them together: 256 packets for each of 1,000 "
+        "absent peers do not fit into 64 MB, small ones neither. `queue_packets` lowers it, as the second case shows.",
     ),
     Fault(
         "36",
