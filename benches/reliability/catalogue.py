@@ -188,7 +188,7 @@ FAULTS = (
         "32",
         "default route and addresses change",
         "at most 1 s of silence",
-        ["tests/test_reliability.py"],
+        ["tests/interop/test_namespace_addresses.py", "tests/test_faults_system.py"],
         paths.changed_addresses,
     ),
     Fault(
@@ -210,19 +210,23 @@ FAULTS = (
         "35",
         "64 MB of memory, 1,000 peers, floods from outside and from inside",
         "not killed for want of memory; at most 256 packets wait for a peer",
-        ["tests/spec/test_handshake.py"],
+        ["tests/spec/test_handshake.py", "rust/core/src/node/tests.rs"],
         system.little_memory,
-        remark="There is a bound for each peer, and none for all of them together: 256 packets for each of 1,000 "
-        "absent peers do not fit into 64 MB, small ones neither. `queue_packets` lowers it, as the second case shows.",
+        remark="Of all peers together, 8,192 packets wait beyond the first one of each.",
     ),
     Fault(
         "36",
         "SIGKILL at 1,000 points while a configuration is applied",
         "nothing left on the system; files old or new",
-        ["tests/test_reliability.py", "tests/test_driver.py"],
+        [
+            "tests/test_reliability.py",
+            "tests/test_driver.py",
+            "tests/test_filechange.py",
+            "tests/test_masquerade.py",
+        ],
         kills.killed,
         remark="Everything that connlib sets up belongs to its device, which the kernel removes with the process. "
-        "It writes no configuration file.",
+        "`connlib up` writes no configuration file; `connlib peer add` and `remove` put theirs into place in one step.",
     ),
     Fault(
         "37",

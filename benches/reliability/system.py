@@ -112,7 +112,6 @@ def little_memory(run: Run) -> list[Check]:
     checks = []
     cases = (
         ("256 packets of 84 bytes for each peer", 84, 256),
-        ("16 packets of 1,420 bytes for each peer", 1420, 16),
         ("256 packets of 1,420 bytes for each peer", 1420, 256),
     )
     for what, size, queue in cases[: run.count(len(cases), 1)]:

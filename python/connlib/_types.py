@@ -315,7 +315,8 @@ class Limits:
     reject_after_messages: int = 2**64 - 2**13 - 1
     """How many messages a session carries at most."""
     queue_packets: int = 256
-    """How many packets wait for a session at most; later ones are dropped."""
+    """How many packets wait for a session at most; later ones are dropped. In a `Node`, 8,192 wait for all its peers
+    together, beyond the first one of each."""
 
     def __post_init__(self) -> None:
         for name, (least, most) in LIMIT_RANGES.items():

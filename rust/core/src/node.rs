@@ -45,6 +45,10 @@ use peers::{Peers, Slot};
 use record::Recorder;
 use timestamps::Timestamps;
 
+/// Packets that wait for sessions at most, of all peers together, beyond the first one of each peer: some 12 MB of full-size
+/// packets, whoever sends to however many peers that are not there.
+pub const MOST_WAITING: usize = 8192;
+
 /// A WireGuard interface with many peers, without I/O.
 ///
 /// It has four kinds of methods:
@@ -118,6 +122,8 @@ pub struct Node {
     refusal: Vec<u8>,
     /// Memory for `handle_timeout`.
     due: Vec<Slot>,
+    /// Packets that wait for sessions, of all peers.
+    waiting: usize,
     /// Peers whose tunnels were called, in order.
     #[cfg(test)]
     touched: Vec<Slot>,
@@ -156,6 +162,7 @@ impl Node {
             flows: Flows::default(),
             refusal: Vec::new(),
             due: Vec::new(),
+            waiting: 0,
             #[cfg(test)]
             touched: Vec::new(),
         };
@@ -263,6 +270,11 @@ impl Node {
         }
         if packet.len() > LARGEST_PACKET {
             return self.drop_from(slot, DropReason::TooLarge);
+        }
+        if self.waiting >= MOST_WAITING
+            && self.peers.get(slot).is_some_and(|peer| peer.waiting() > 0)
+        {
+            return self.drop_from(slot, DropReason::QueueFull);
         }
         if self.is_own(slot, destination, packet) {
             return self.drop_from(slot, DropReason::RoutingLoop);

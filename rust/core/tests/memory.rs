@@ -150,7 +150,8 @@ fn the_memory_of_a_session_and_of_what_waits_for_one_goes_with_it() {
         let queued: usize = peers.iter().map(|peer| peer.tunnel.queued).sum();
         match round {
             0 | 1 => assert_eq!((sessions, queued), (COUNT as usize, 0)),
-            _ => assert_eq!((sessions, queued), (0, 256 * COUNT as usize)),
+            // The first 32 have 256 each, which is what may wait in all, and each other one has its first.
+            _ => assert_eq!((sessions, queued), (0, 8192 + 368)),
         }
         drop(peers);
         let busy = each();
@@ -163,7 +164,7 @@ fn the_memory_of_a_session_and_of_what_waits_for_one_goes_with_it() {
         let session = LIMIT + 1000..3 * LIMIT;
         assert!(session.contains(busy), "{rounds:?}");
     }
-    assert!(rounds[2].0 > 5 * LIMIT, "{rounds:?}: nothing waited");
+    assert!(rounds[2].0 > LIMIT + 1000, "{rounds:?}: nothing waited");
     for (_, idle) in &rounds {
         assert!(*idle <= LIMIT, "{rounds:?}");
     }

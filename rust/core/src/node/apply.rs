@@ -204,6 +204,7 @@ impl Node {
                 // What was counted for it, and what waited for it, is counted for the node from here on: no total falls.
                 self.drops.add_all(&peer.drops);
                 self.drops.add_many(DropReason::NoSession, peer.queued(now));
+                self.waiting = self.waiting.saturating_sub(peer.waiting());
                 self.timestamps
                     .keep(peer.settings.public_key, peer.timestamp);
             }
@@ -266,12 +267,14 @@ impl Node {
                         owner: slot,
                     });
                     peer.drops.add_many(DropReason::NoSession, peer.queued(now));
+                    self.waiting = self.waiting.saturating_sub(peer.waiting());
                     peer.tunn = Some(tunn.with_persistent_keepalive(peer.keepalive()));
                 } else {
                     if !peer.is_reachable() {
                         // They waited for the peer to come; from now on it is for us to start, and we know not where to.
                         let dropped = peer.tunn.as_mut().map_or(0, noise::Tunn::discard_queue);
                         peer.drops.add_many(DropReason::NoEndpoint, dropped);
+                        self.waiting = self.waiting.saturating_sub(dropped);
                     }
                     self.drive(slot, now, |tunn, env, out| {
                         tunn.reconfigure(settings_of_tunnel, env, out);

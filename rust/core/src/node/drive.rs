@@ -59,10 +59,12 @@ impl Node {
         match result {
             Ok(result) => {
                 self.timestamps.note_sent(tunn.sent_timestamp());
+                self.waiting = (self.waiting + tunn.queued()).saturating_sub(queued);
                 Some(result)
             }
             Err(_) => {
                 self.output.roll_back(mark);
+                self.waiting = self.waiting.saturating_sub(queued);
                 self.poison(slot, queued);
                 None
             }

@@ -129,6 +129,11 @@ impl Peer {
         }
     }
 
+    /// How many packets its tunnel holds, those included that have waited for too long.
+    pub fn waiting(&self) -> usize {
+        self.tunn.as_ref().map_or(0, noise::Tunn::queued)
+    }
+
     /// How many packets wait for a session.
     pub fn queued(&self, now: Instant) -> usize {
         self.stats(now).queued

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
+use super::peers::Peer;
 use super::*;
 use crate::{Event, Secret};
 
@@ -351,6 +352,61 @@ proptest! {
             let own = named.and_then(|slot| hub.peers.get(slot)).and_then(|peer| peer.tunn.as_ref()?.next_timeout());
             prop_assert_eq!(own.map(|timeout| timeout.at), earliest);
             prop_assert_eq!(hub.output.destinations.len(), hub.output.datagrams.len());
+            prop_assert_eq!(hub.waiting, hub.peers.iter().map(Peer::waiting).sum::<usize>());
         }
     }
+}
+
+#[test]
+fn what_waits_for_peers_that_are_not_there_is_bounded_for_all_together() {
+    let count = 1000;
+    let mut hub = node(0, (1..=count).map(peer));
+    let now = Instant::from_nanos(1);
+    let wait = |hub: &mut Node, now| {
+        for number in 1..=count {
+            for _ in 0..300 {
+                hub.handle_packet(&packet(0, number), now);
+                hub.clear_output();
+            }
+        }
+    };
+    wait(&mut hub, now);
+    // The first 32 have as many as one may; of each other one, the first waits, which brought its handshake about.
+    assert_eq!(MOST_WAITING, 32 * 256);
+    let waiting = |hub: &Node| hub.peers.iter().map(Peer::waiting).sum::<usize>();
+    assert_eq!(waiting(&hub), MOST_WAITING + 968);
+    let full: u64 = hub
+        .peers
+        .iter()
+        .map(|peer| peer.drops.get(DropReason::QueueFull))
+        .sum();
+    assert_eq!(full, 300_000 - (8192 + 968));
+    assert!(hub.peers.iter().all(|peer| peer.waiting() >= 1));
+
+    // One that comes gets what waited for it, and makes room for others.
+    let mut spoke = node(1, [peer(0)]);
+    spoke.handle_packet(&packet(1, 0), now);
+    exchange((1, &mut spoke), (0, &mut hub), now);
+    assert_eq!(hub.waiting, waiting(&hub));
+    assert_eq!(hub.waiting, MOST_WAITING + 968 - 256);
+
+    // So do those that are given up, and those that are removed.
+    let removed: Vec<_> = (1..=count / 2).map(peer).collect();
+    let config = NodeConfig {
+        peers: removed,
+        handshake_limit: u64::MAX,
+        ..NodeConfig::new(Secret::new(private_key(0)))
+    };
+    hub.apply(config, now).unwrap();
+    assert_eq!(hub.waiting, waiting(&hub));
+    let mut late = now;
+    while let Some(next) = hub.next_timeout().filter(|_| hub.waiting > 0) {
+        late = next.at;
+        hub.handle_timeout(late);
+        hub.clear_output();
+    }
+    assert_eq!((hub.waiting, waiting(&hub)), (0, 0));
+    hub.handle_packet(&packet(0, 2), late);
+    hub.handle_packet(&packet(0, 2), late);
+    assert_eq!(hub.waiting, 2);
 }
