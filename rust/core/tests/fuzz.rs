@@ -18,7 +18,9 @@ const TARGETS: [(&str, Target); 3] = [
 ];
 
 fn seeds(target: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds");
+    // Asked of cargo when the test runs: it may have been built in another checkout, with the same target folder.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap();
+    let folder = Path::new(&package).join("../../fuzz/seeds");
     let files = fs::read_dir(folder.join(target)).unwrap();
     let mut paths: Vec<_> = files.map(|file| file.unwrap().path()).collect();
     paths.sort();

@@ -7,9 +7,9 @@ use connlib_patched::{Error, Series, Sources, assemble, counts, locate, read, sh
 use diffy::patch_set::{ParseOptions, PatchSet};
 
 fn repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../..")
-        .join(path)
+    // Asked of cargo when the test runs: it may have been built in another checkout, with the same target folder.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap();
+    Path::new(&package).join("../..").join(path)
 }
 
 fn release() -> PathBuf {
