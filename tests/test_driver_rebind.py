@@ -131,6 +131,8 @@ def test_real_sockets_move_to_another_port_on_both_loops() -> None:
         async with open_interface(gateway_config(listen_port=0), tun=gateway_tun) as gateway:
             endpoint = ("127.0.0.1", gateway.listen_port)
             async with open_interface(client_config(endpoint), tun=client_tun) as client:
+                # The watch over the machine's routes, one for each interface, begins by itself.
+                await anyio.wait_all_tasks_blocked()
                 descriptors = len(os.listdir("/proc/self/fd"))
                 for number in range(20):
                     with loopback_socket() as probe:

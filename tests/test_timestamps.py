@@ -9,6 +9,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -92,6 +93,7 @@ class World:
         self.network = MemoryUdp(self._see)
         # Somebody has to be there for what is sent to be seen.
         self._elsewhere = self.network.host(ELSEWHERE[0]).open(ELSEWHERE[1])
+        self._clients = 0
 
     def _see(self, _source: object, destination: tuple[str, int], datagram: bytes) -> bool:
         self.sent.append((destination, datagram[0], datagram))
@@ -116,11 +118,13 @@ class World:
     async def client(
         self, file: Path | None = None, unix_time: float | None = None, **changes: Any
     ) -> AsyncIterator[Interface]:
+        # Each begins a minute after the one before, although no real time goes by: what is not later is a replay.
+        self._clients += 1
         async with open_interface(
             client_config(**changes),
             tun=MemoryTun(),
             udp=self.network.host(CLIENT_HOST),
-            clock=LoopClock(unix_time),
+            clock=LoopClock(time.time() + 60 * self._clients if unix_time is None else unix_time),
             timestamps=None if file is None else TimestampStore(file),
         ) as interface:
             yield interface
