@@ -138,6 +138,17 @@ async def test_a_name_that_runs_not_is_said_to(tmp_path: Path) -> None:
         ControlClient("../wg7")
 
 
+@control_test
+async def test_what_a_killed_process_has_left_is_not_running(
+    pair: Pair, client: ControlClient, path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(path.with_name("wg6.sock")))
+    (path.parent / "wg5.sock").write_text("no socket")
+    (path.parent / "other").touch()
+    assert running(str(path.parent)) == [pair.gateway.name]
+
+
 # --- apply ----------------------------------------------------------------------------------------------------------
 
 

@@ -104,7 +104,7 @@ class SocketFile:
         if not stat.S_ISSOCK(found.st_mode):
             what = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a socket"
             raise DeviceError(f"{self.path} is there already, and is {what}", hint="find out why; remove it")
-        if _answers(self.path):
+        if answers(self.path):
             raise DeviceError(
                 f"{self.path} belongs to a process that runs",
                 hint="choose another name, or stop that process",
@@ -162,7 +162,7 @@ def _locked(folder: int, path: str) -> Iterator[None]:
         fcntl.flock(folder, fcntl.LOCK_UN)
 
 
-def _answers(path: str) -> bool:
+def answers(path: str) -> bool:
     """Whether a process listens behind a socket file."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         # Not connected means nobody there; that its backlog is full (EAGAIN) means somebody.

@@ -15,6 +15,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from connlib.config import InterfaceConfig, check_interface_name
 from connlib.gateway import Gateway
+from connlib.socketfile import answers
 
 from .protocol import (
     Apply,
@@ -191,7 +192,9 @@ class CapturedFile:
 
 
 def running(directory: str = DIRECTORY) -> list[str]:
-    """The names of the interfaces that have a control socket. Raises `ControlError` for a directory that is closed."""
+    """The names of the interfaces behind whose control sockets somebody listens; a process that was killed leaves its
+    file. Raises `ControlError` for a directory that is closed.
+    """
     try:
         names = os.listdir(directory)
     except FileNotFoundError:
@@ -200,4 +203,5 @@ def running(directory: str = DIRECTORY) -> list[str]:
         raise ControlError(
             "connection", [f"cannot look into {directory}: {os.strerror(error.errno or 0)}; run as root"]
         ) from None
-    return sorted(name.removesuffix(".sock") for name in names if name.endswith(".sock"))
+    sockets = [name for name in names if name.endswith(".sock")]
+    return sorted(name.removesuffix(".sock") for name in sockets if answers(os.path.join(directory, name)))
