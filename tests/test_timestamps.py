@@ -50,9 +50,7 @@ from helpers_driver import (
 
 INITIATION, RESPONSE, DATA = 1, 2, 4
 ELSEWHERE = ("203.0.113.5", 4500)
-NOW = 1_790_000_000.0
-YEAR = 365 * 86_400.0
-
+NOW, YEAR = 1_790_000_000.0, 365 * 86_400.0
 CLIENT_PUBLIC, GATEWAY_PUBLIC = CLIENT_KEY.public_key(), GATEWAY_KEY.public_key()
 
 
@@ -118,8 +116,7 @@ class World:
     async def client(
         self, file: Path | None = None, unix_time: float | None = None, **changes: Any
     ) -> AsyncIterator[Interface]:
-        # Each begins a minute after the one before, although no real time goes by: what is not later is a replay.
-        self._clients += 1
+        self._clients += 1  # each a minute after the one before: what is not later is a replay
         async with open_interface(
             client_config(**changes),
             tun=MemoryTun(),

@@ -75,8 +75,10 @@ class StopSignals:
             return
         self.first = signal.Signals(number)
         # Later ones stay with the kernel, out of the way of whoever is closing down: an event loop has a descriptor
-        # that is told of every signal, and is closed at some point.
+        # that is told of every signal, and is closed at some point. A thread that waits for work takes them all the
+        # same, so that nothing is told of them either.
         _block()
+        signal.set_wakeup_fd(-1)
         if self._tell is not None:
             self._tell()
 
