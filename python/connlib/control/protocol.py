@@ -212,13 +212,6 @@ class Lines:
             self._size = 0
         self._add(rest)
 
-    def rest(self) -> bytes:
-        """What has come after the last line, and is taken out."""
-        rest = b"".join(self._pieces)
-        self._pieces.clear()
-        self._size = 0
-        return rest
-
     def _add(self, piece: bytes) -> None:
         self._size += len(piece)
         if self._size > self._most:

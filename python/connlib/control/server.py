@@ -191,7 +191,8 @@ class _CaptureFile:
         self._told += len(new)
         if not pieces and not new:
             return []
-        names = {peer.public_key: peer.name for peer in self._interface.config.peers}
+        peers = self._interface.config.peers if new else ()
+        names = {peer.public_key: peer.name for peer in peers}
         news = CaptureNews(
             size=sum(map(len, pieces)),
             packets=capture.packets,

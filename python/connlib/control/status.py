@@ -151,12 +151,11 @@ def report_event(
     interface: Interface, peer: PublicKey | None, event: NodeEvent | ConfigApplied
 ) -> ReportedEvent:
     """An event, at the moment at which it is read."""
-    names = {each.public_key: each.name for each in interface.config.peers}
     fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
     return ReportedEvent(
-        time=interface.stats().unix_time,
+        time=interface._clock.unix_time(),
         peer=None if peer is None else peer.to_base64(),
-        name=None if peer is None else names.get(peer),
+        name=next((each.name for each in interface.config.peers if each.public_key == peer), None),
         event=type(event).__name__,
         fields=fields,
         text=describe_event(event)[1],
