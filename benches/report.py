@@ -47,13 +47,13 @@ ENGINES = {
 
 
 def ratio(results: Results, engine: str, other: str, size: int, phase: int) -> tuple[float, float, float]:
-    """(median, lowest, highest) of the speed of `engine` over that of `other`, repetition by repetition.
+    """(median, lower and upper quartile) of the speed of `engine` over that of `other`, repetition by repetition.
 
-    The two were measured one after the other in each repetition, so that a drift of the machine cancels.
+    The two were measured within a fraction of a second in each repetition, so that a drift of the machine cancels.
     """
     pairs = zip(results[engine, size], results[other, size], strict=True)
     ratios = sorted(theirs[phase] / ours[phase] for ours, theirs in pairs)
-    return statistics.median(ratios), ratios[0], ratios[-1]
+    return statistics.median(ratios), ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
 
 
 def gbits(results: Results, engine: str, size: int, phase: int) -> float:
@@ -98,7 +98,7 @@ def render(
             cells = [f"{gbits(results, name, size, phase):.2f}" for size in sizes]
             lines.append(f"| {ENGINES[name]} | {' | '.join(cells)} |")
     for phase, title in PHASES.items():
-        lines += ["", f"## {title.capitalize()}, ratios (lowest and highest of {repetitions})", ""]
+        lines += ["", f"## {title.capitalize()}, ratios (quartiles of {repetitions})", ""]
         lines += _header("of", sizes, "goal at 1,420 B")
         for what, engine, other, goal in RATIOS:
             if engine in known and other in known:

@@ -69,8 +69,11 @@ def measure(
     for engine in to_measure.values():
         engine.measure(seconds / 10)
     for repetition in range(repetitions):
-        print(f"repetition {repetition + 1} of {repetitions}", flush=True)
-        for key, engine in to_measure.items():
+        if repetition % 10 == 0:
+            print(f"repetition {repetition + 1} of {repetitions}", flush=True)
+        # There and back again: what drifts meanwhile is for and against each engine equally often.
+        in_turn = list(to_measure.items())
+        for key, engine in in_turn if repetition % 2 == 0 else reversed(in_turn):
             results[key].append(engine.measure(seconds))
     if rust is not None:
         rust.close()
@@ -82,9 +85,9 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="one short repetition in Python, and write nothing"
     )
-    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--repetitions", type=int, default=80)
     parser.add_argument(
-        "--seconds", type=float, default=0.15, help="for each engine and size in a repetition"
+        "--seconds", type=float, default=0.02, help="for each engine and size in a repetition"
     )
     parser.add_argument("--program", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
