@@ -381,6 +381,32 @@ class Full:
 
 
 @in_virtual_time
+async def test_who_catches_up_before_the_end_has_others_take_turns() -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with open_pair() as pair:
+        file = io.BytesIO()
+        with capture_interface(pair.gateway, file, outer=False, inner=True) as capture:
+            for _ in range(320):
+                await pair.exchange()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(others)
+                await capture.catch_up()
+                nursery.cancel_scope.cancel()
+            # Slices of 64: ten, and a turn between two of them.
+            assert capture.packets == 640 and turns >= 8
+            held = len(file.getvalue())
+        # Only the statistics were left to be written.
+        assert [kind for kind, _ in blocks(file.getvalue()[held:])] == [STATISTICS]
+
+
+@in_virtual_time
 async def test_a_full_disk_ends_the_capture_and_not_the_tunnel() -> None:
     async with open_pair() as pair, trio.open_nursery() as nursery:
 

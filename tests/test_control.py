@@ -353,6 +353,7 @@ async def test_twenty_who_listen_and_leave_are_forgotten(tmp_path: Path) -> None
 
 
 MALFORMED = "the request is malformed:"
+NESTED = b"[" * 100_000 + b"]" * 100_000
 
 
 @pytest.mark.parametrize(
@@ -372,7 +373,14 @@ MALFORMED = "the request is malformed:"
             "request",
             f"{MALFORMED} Object contains unknown field `a`",
         ),
+        (b'{"x":' + NESTED + b',"version":1}\n', "request", "the request is nested too deeply"),
+        (
+            b'{"version":1,"method":"explain","peers":' + NESTED + b"}\n",
+            "request",
+            "the request is nested too deeply",
+        ),
     ],
+    ids=["text", "bytes", "no version", "version 2", "method", "field", "nested", "nested peers"],
 )
 def test_what_is_no_request_gets_one_line(tmp_path: Path, line: bytes, kind: str, says: str) -> None:
     @in_real_time
@@ -384,6 +392,23 @@ def test_what_is_no_request_gets_one_line(tmp_path: Path, line: bytes, kind: str
             assert (await client.show()).peers
 
     run()
+
+
+@control_test
+async def test_the_gateway_opens_no_file_for_whoever_asks(
+    pair: Pair, client: ControlClient, path: Path
+) -> None:
+    # A named pipe that nobody writes to would hold every packet up, and its owner may not read all that root may.
+    file = path.parent / "pipe"
+    os.mkfifo(file)
+    named = {"private_key_file": str(file)}
+    peer = {"public_key": CLIENT_BASE64, "preshared_key_file": str(file)}
+    keys = {"private_key": PrivateKey.generate().to_base64()}
+    for gateway in ({"interface": named}, {"interface": keys, "peers": [peer]}):
+        request = {"version": 1, "method": "apply", "gateway": gateway}
+        (answer,) = await ask(path, json.dumps(request).encode() + b"\n")
+        problems = ["the request names a file with a key; it must hold the keys themselves"]
+        assert answer == {"error": {"kind": "request", "problems": problems}}
 
 
 @control_test

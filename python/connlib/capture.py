@@ -143,9 +143,15 @@ class Capture:
         Raises `CaptureError` if that does not work any more: a disk is full. The interface goes on.
         """
         while self._interface.is_open:
-            while self._write() >= SLICE:
-                await anyio.lowlevel.checkpoint()
+            await self.catch_up()
             await anyio.sleep(PAUSE)
+
+    async def catch_up(self) -> None:
+        """Write what has been captured so far. Who ends a capture with this before the end of the block, which writes the
+        rest at one go, keeps nobody waiting. Raises `CaptureError`.
+        """
+        while self._write() >= SLICE:
+            await anyio.lowlevel.checkpoint()
 
     def _begin(self) -> None:
         blocks = [pcapng.section_header("connlib")]

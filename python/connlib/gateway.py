@@ -337,6 +337,11 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         for found in contradictions(self.interface, enumerate(self.peers), public):
             raise ConfigError(found.problem, hint=found.hint)
 
+    def key_files(self) -> tuple[str, ...]:
+        """The files with keys that it names, which `to_interface_config` reads."""
+        files = (self.interface.private_key_file, *(peer.preshared_key_file for peer in self.peers))
+        return tuple(file for file in files if file is not None)
+
     def to_interface_config(self, *, allow_world_readable: bool = False) -> InterfaceConfig:
         """What `open_interface` takes. Reads the key files.
 

@@ -129,6 +129,13 @@ _request = msgspec.json.Decoder(Request, dec_hook=decode_hook)
 def parse_request(line: bytes) -> Request:
     """Read a request. Raises `ControlError`, with no value that the line holds."""
     try:
+        return _parse_request(line)
+    except RecursionError:
+        raise ControlError("request", ["the request is nested too deeply"]) from None
+
+
+def _parse_request(line: bytes) -> Request:
+    try:
         version = _head.decode(line).version
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise ControlError(
@@ -142,6 +149,11 @@ def parse_request(line: bytes) -> Request:
         # What it quotes may be a key that was put in the wrong place.
         text = re.sub(r"'[^']*'", "this value", str(error))
         raise ControlError("request", [f"the request is malformed: {text}"]) from None
+    if isinstance(request, Apply) and request.gateway.key_files():
+        # It would be read with the rights of this process, and may be a pipe that never ends.
+        raise ControlError(
+            "request", ["the request names a file with a key; it must hold the keys themselves"]
+        )
     return request
 
 

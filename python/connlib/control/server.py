@@ -105,7 +105,8 @@ class ControlServer:
     async def _apply(self, request: Apply, user: int) -> list[Change]:
         interface = self._interface
         try:
-            config = request.gateway.to_interface_config()
+            # Neither opens a file: `parse_request` has seen to that.
+            config = await anyio.to_thread.run_sync(request.gateway.to_interface_config)
             if request.dry_run:
                 before = interface.config
                 return await anyio.to_thread.run_sync(_difference, before, config)
@@ -162,6 +163,7 @@ class ControlServer:
                         with anyio.move_on_after(_CAPTURE_PAUSE):
                             await capture.follow()
                         await client.send(file.news(capture))
+                    await capture.catch_up()
         except (CaptureError, ClosedError) as error:
             raise _refused(error) from None
         except ValueError as error:
