@@ -147,8 +147,8 @@ class Capture:
             await anyio.sleep(PAUSE)
 
     async def catch_up(self) -> None:
-        """Write what has been captured so far. Who ends a capture with this before the end of the block, which writes the
-        rest at one go, keeps nobody waiting. Raises `CaptureError`.
+        """Write what has been captured so far, in turns with others. Called before the end of the block, which writes
+        the rest at one go, it keeps everybody from waiting. Raises `CaptureError`.
         """
         while self._write() >= SLICE:
             await anyio.lowlevel.checkpoint()

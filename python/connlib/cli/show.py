@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 import msgspec
 import trio
@@ -15,23 +15,32 @@ from rich.table import Table
 from rich.text import Text
 
 from connlib._text import counted, duration
-from connlib.control import ControlClient, Status, running
+from connlib.control import ControlClient, ControlError, PeerStatus, Status, running
 
 FIRST_LOOK = 0.5
 """Seconds between two looks, of which rates are made where nobody watches for longer."""
+PATIENCE = 5.0
+"""Seconds for an interface to answer: a process that is stopped would never."""
+WIDE = 120
+"""Columns from which on a table has room for whole keys and for sentences beside them."""
+SHORT_KEY = 8
 
 _STYLES = {"up": "green", "connecting": "yellow", "waiting": "cyan", "idle": "dim", "down": "bold red"}
 
 
 def run_show(name: str | None, *, run_dir: str, as_json: bool, watch: bool, interval: float) -> int:
-    """Print the interface `name`, or all, once or until Ctrl-C; the exit code. Raises `ControlError`."""
+    """Print the interface `name`, or all, once or until Ctrl-C; the exit code.
+
+    Raises `ControlError` if the one that was named does not answer. Where none was, one that does not is said to, and
+    the others are shown.
+    """
     names = [name] if name is not None else running(run_dir)
     if not names:
         print(f"no interface of connlib runs here ({run_dir} has no socket)", file=sys.stderr)
         return 1
     clients = [ControlClient(each, directory=run_dir) for each in names]
-    trio.run(_show_json if as_json else _show_tables, clients, watch, interval)
-    return 0
+    look = _look_at_all if name is None else _look
+    return trio.run(_show_json if as_json else _show_tables, clients, look, watch, interval)
 
 
 def run_explain(name: str, peers: Sequence[str], *, run_dir: str) -> None:
@@ -39,47 +48,103 @@ def run_explain(name: str, peers: Sequence[str], *, run_dir: str) -> None:
 
     async def ask() -> None:
         for said in await ControlClient(name, directory=run_dir).explain(peers):
-            print(f"{_called(said.name, said.peer)}: {said}")
+            print(f"{said.name or said.peer}: {said}")
 
     trio.run(ask)
 
 
-async def _show_json(clients: Sequence[ControlClient], watch: bool, interval: float) -> None:
+Look = Callable[[Sequence[ControlClient]], Awaitable["dict[str, Status | ControlError]"]]
+
+
+async def _show_json(clients: Sequence[ControlClient], look: Look, watch: bool, interval: float) -> int:
     while True:
-        for client in clients:
-            print(msgspec.json.encode(await client.show()).decode(), flush=True)
+        found = await look(clients)
+        for name, status in found.items():
+            if isinstance(status, ControlError):
+                print(f"connlib: {_silence(name, status)}", file=sys.stderr, flush=True)
+            else:
+                print(msgspec.json.encode(status).decode(), flush=True)
         if not watch:
-            return
+            return _exit_code(found)
         await trio.sleep(interval)
 
 
-async def _show_tables(clients: Sequence[ControlClient], watch: bool, interval: float) -> None:
+async def _show_tables(clients: Sequence[ControlClient], look: Look, watch: bool, interval: float) -> int:
     console = Console(highlight=False)
-    before = await _look(clients)
+    before = await look(clients)
     if not watch:
         await trio.sleep(FIRST_LOOK)
-        console.print(_tables(before, await _look(clients)))
-        return
+        now = await look(clients)
+        console.print(_tables(before, now, console.width))
+        return _exit_code(now)
     # Where it is no terminal, one after the other is printed.
     with Live(
-        _tables(before, before), console=console, auto_refresh=False, vertical_overflow="visible"
+        _tables(before, before, console.width),
+        console=console,
+        auto_refresh=False,
+        vertical_overflow="visible",
     ) as live:
         while True:
             await trio.sleep(interval)
-            now = await _look(clients)
-            live.update(_tables(before, now), refresh=True)
+            now = await look(clients)
+            live.update(_tables(before, now, console.width), refresh=True)
             before = now
 
 
-async def _look(clients: Sequence[ControlClient]) -> list[Status]:
-    return [await client.show() for client in clients]
+async def _look(clients: Sequence[ControlClient]) -> dict[str, Status | ControlError]:
+    """How they are. Raises `ControlError`."""
+    return {client.name: await _ask(client) for client in clients}
 
 
-def _tables(before: Sequence[Status], now: Sequence[Status]) -> RenderableType:
-    return Group(*(part for was, is_ in zip(before, now, strict=True) for part in _parts(was, is_)))
+async def _look_at_all(clients: Sequence[ControlClient]) -> dict[str, Status | ControlError]:
+    """How they are, or why that is not known. All are asked at once, so that a silent one is waited for but once."""
+    found: dict[str, Status | ControlError] = {}
+
+    async def ask(client: ControlClient) -> None:
+        try:
+            found[client.name] = await _ask(client)
+        except ControlError as error:
+            found[client.name] = error
+
+    async with trio.open_nursery() as nursery:
+        for client in clients:
+            nursery.start_soon(ask, client)
+    return {client.name: found[client.name] for client in clients}
 
 
-def _parts(before: Status, now: Status) -> Iterator[RenderableType]:
+async def _ask(client: ControlClient) -> Status:
+    with trio.move_on_after(PATIENCE):
+        return await client.show()
+    problem = (
+        f"{client.name} does not answer: its process is stopped, or has had no time for {PATIENCE:g} seconds"
+    )
+    raise ControlError("connection", [problem])
+
+
+def _exit_code(found: Mapping[str, Status | ControlError]) -> int:
+    return int(any(isinstance(status, ControlError) for status in found.values()))
+
+
+def _silence(name: str, error: ControlError) -> str:
+    text = str(error)
+    return text if text.startswith(name) else f"{name}: {text}"
+
+
+Found = Mapping[str, "Status | ControlError"]
+
+
+def _tables(before: Found, now: Found, width: int) -> RenderableType:
+    parts: list[RenderableType] = []
+    for name, status in now.items():
+        if isinstance(status, ControlError):
+            parts.append(Text(_silence(name, status), style="bold red"))
+            continue
+        was = before[name]
+        parts += _parts(status if isinstance(was, ControlError) else was, status, width)
+    return Group(*parts)
+
+
+def _parts(before: Status, now: Status, width: int) -> Iterator[RenderableType]:
     up = sum(peer.state == "up" for peer in now.peers)
     yield Text.assemble(
         (now.name, "bold"),
@@ -87,39 +152,52 @@ def _parts(before: Status, now: Status) -> Iterator[RenderableType]:
     )
     yield Text(f"public key {now.public_key}", style="dim")
     if now.peers:
-        yield _table(before, now)
+        yield _table(before, now, width >= WIDE)
+        if width < WIDE:
+            yield from (Text(f"{_called(peer)}: {_why(peer)}") for peer in now.peers)
     for what, counts in (("dropped", now.drops), ("network errors", now.errors)):
         if counts:
             yield Text(f"{what}: {_counts(counts)}", style="yellow")
 
 
-def _table(before: Status, now: Status) -> Table:
+def _table(before: Status, now: Status, wide: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("peer", no_wrap=True)
+    table.add_column("peer", overflow="fold")
     table.add_column("state")
     table.add_column("endpoint", overflow="fold")
     for title in ("session", "received", "sent"):
         table.add_column(title, justify="right")
-    table.add_column("why, and what happens next", ratio=1, overflow="fold")
+    if wide:
+        table.add_column("why, and what happens next", ratio=1, overflow="fold")
     earlier = {peer.peer: peer for peer in before.peers}
     seconds = now.unix_time - before.unix_time
     for peer in now.peers:
         was = earlier.get(peer.peer, peer)
-        said = str(peer).partition(": ")[2]
-        table.add_row(
-            _called(peer.name, peer.peer),
-            Text(peer.state, style=_STYLES.get(peer.state, "")),
+        cells = [
+            peer.name or (peer.peer if wide else _called(peer)),
+            peer.state,
             peer.endpoint or "-",
             "-" if peer.session_age is None else duration(peer.session_age),
             _traffic(peer.rx_bytes, was.rx_bytes, seconds),
             _traffic(peer.tx_bytes, was.tx_bytes, seconds),
-            said + (f"; dropped: {_counts(peer.drops)}" if peer.drops else ""),
-        )
+        ]
+        if wide:
+            cells.append(_why(peer))
+        # As text: names and endpoints are no markup, whatever brackets and colons they have.
+        row = [Text(cell) for cell in cells]
+        row[1].stylize(_STYLES.get(peer.state, ""))
+        table.add_row(*row)
     return table
 
 
-def _called(name: str | None, key: str) -> str:
-    return name if name is not None else key
+def _called(peer: PeerStatus) -> str:
+    """By its name, or else by the beginning of its key."""
+    return peer.name or f"{peer.peer[:SHORT_KEY]}..."
+
+
+def _why(peer: PeerStatus) -> str:
+    said = str(peer).partition(": ")[2]
+    return said + (f"; dropped: {_counts(peer.drops)}" if peer.drops else "")
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -1,0 +1,157 @@
+"""What `connlib show` prints, whatever peers are called and whoever does not answer."""
+
+from __future__ import annotations
+
+import io
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from connlib.cli import show
+from connlib.control import ControlClient, ControlError, PeerStatus, Status
+from helpers_driver import in_real_time
+from test_control import served
+
+KEY = "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWY="
+
+
+def peer(name: str | None) -> PeerStatus:
+    return PeerStatus(
+        peer=KEY,
+        name=name,
+        state="up",
+        why="a session of 5 s",
+        next="it is renewed",
+        next_in=115.0,
+        role="either",
+        endpoint="[fd77::1]:51820",
+        allowed_ips=("10.7.0.2/32",),
+        persistent_keepalive=None,
+        has_preshared_key=False,
+        last_handshake=5.0,
+        session_age=5.0,
+        last_heard=1.0,
+        rtt=0.01,
+        loss=0.0,
+        tx_bytes=1_000,
+        rx_bytes=2_000,
+        tx_packets=10,
+        rx_packets=20,
+        initiations_sent=1,
+        queued=0,
+        flows=None,
+        drops={},
+    )
+
+
+def status(*peers: PeerStatus) -> Status:
+    return Status(
+        name="wg0",
+        public_key=KEY,
+        listen_port=51820,
+        fwmark=0,
+        addresses=("10.7.0.1/24",),
+        mtu=1420,
+        version="0",
+        pid=1,
+        up_for=60.0,
+        unix_time=1.7e9,
+        peers=peers,
+        drops={},
+        errors={},
+        timer_wakes=0,
+    )
+
+
+def printed(*peers: PeerStatus, width: int) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=width, highlight=False)
+    found = {"wg0": status(*peers)}
+    console.print(show._tables(found, found, width))
+    return out.getvalue()
+
+
+NAMES = ["bob [old]", "bob [/x]", "[red]bob", ":smile:", "bob\\[x]"]
+
+
+@pytest.mark.parametrize("width", [80, 160])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_shown_as_it_is_whatever_brackets_it_has(name: str, width: int) -> None:
+    text = printed(peer(name), width=width)
+    assert name in text
+    assert "[fd77::1]:51820" in text
+
+
+def test_a_narrow_terminal_has_short_keys_and_the_reasons_below_the_table() -> None:
+    lines = printed(peer(None), peer("bob"), width=80).splitlines()
+    assert not any(KEY in line for line in lines[2:])
+    assert lines[-2:] == [
+        "QUJDREVG...: a session of 5 s; next: it is renewed in 115.0 s",
+        "bob: a session of 5 s; next: it is renewed in 115.0 s",
+    ]
+    assert all(len(line) <= 80 for line in lines)
+    assert len(lines) <= 10
+
+
+def test_a_wide_terminal_has_whole_keys_and_the_reasons_beside_them() -> None:
+    (line,) = (line for line in printed(peer(None), width=160).splitlines() if "fd77" in line)
+    assert line.startswith(KEY)
+    assert "a session of 5 s; next: it is renewed in 115.0 s" in line
+
+
+@pytest.fixture
+def silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ControlClient]:
+    """An interface whose process is stopped: the kernel accepts who connects, and nobody answers."""
+    monkeypatch.setattr(show, "PATIENCE", 0.5)
+    directory = tmp_path / "run"
+    directory.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(directory / "quiet.sock"))
+        listener.listen()
+        yield ControlClient("quiet", directory=str(directory))
+
+
+SILENCE = "quiet does not answer: its process is stopped, or has had no time for 0.5 seconds"
+
+
+def test_of_several_interfaces_one_that_does_not_answer_is_said_to_and_the_others_are_shown(
+    tmp_path: Path, silent: ControlClient
+) -> None:
+    @in_real_time
+    async def run() -> None:
+        async with served(tmp_path) as (pair, client, _):
+            gone = ControlClient("gone", directory=str(tmp_path / "run"))
+            found = await show._look_at_all([client, silent, gone])
+            assert list(found) == [pair.gateway.name, "quiet", "gone"]
+            assert isinstance(found[pair.gateway.name], Status)
+            assert str(found["quiet"]) == SILENCE
+            assert str(found["gone"]).startswith("gone is not running: ")
+            assert show._exit_code(found) == 1
+
+    run()
+
+
+def test_one_that_was_named_and_does_not_answer_is_an_error(silent: ControlClient) -> None:
+    with pytest.raises(ControlError) as error:
+        show.run_show(
+            "quiet",
+            run_dir=str(Path(silent._path).parent),
+            as_json=False,
+            watch=False,
+            interval=1.0,
+        )
+    assert str(error.value) == SILENCE
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_stopped_process_is_a_line_of_what_all_are(
+    silent: ControlClient, as_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = str(Path(silent._path).parent)
+    assert show.run_show(None, run_dir=run_dir, as_json=as_json, watch=False, interval=1.0) == 1
+    out, err = capsys.readouterr()
+    assert (out, err) == (("", f"connlib: {SILENCE}\n") if as_json else (out, ""))
+    assert " ".join((out or err).split()).endswith(SILENCE)
