@@ -20,6 +20,7 @@ import pytest
 
 PATIENCE = 120
 """Seconds for a body."""
+_RAN = "the body has run"
 
 
 def what_is_missing() -> str | None:
@@ -60,7 +61,8 @@ def in_namespace(body: Callable[[], None]) -> Callable[[], None]:
         with namespace() as name:
             command = ["ip", "netns", "exec", name, sys.executable, "-W", "error", str(script), body.__name__]
             ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-        assert ended.returncode == 0, (
+        # A module without its last line would end well, and have run nothing.
+        assert ended.returncode == 0 and ended.stdout.endswith(f"{_RAN}\n"), (
             f"{body.__name__} failed in its namespace:\n{ended.stdout}{ended.stderr}"
         )
 
@@ -74,6 +76,7 @@ def run_body(module: dict[str, Any]) -> None:
     """In the process that was started for a body, run it."""
     if module["__name__"] == "__main__":
         module[sys.argv[1]].body()
+        print(_RAN)
 
 
 def ip(*arguments: str) -> str:

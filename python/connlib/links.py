@@ -11,9 +11,10 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ import anyio
 
 from ._errors import DeviceError
 from ._threads import ThreadCall
-from .config import InterfaceConfig
+from .config import InterfaceConfig, address_identity
 from .dns import Dns
 from .firewall import Firewall, FirewallRules, firewall_rules, warn_of_forwarding
 
@@ -54,6 +55,7 @@ class Surroundings:
     def __init__(self, *, managed: bool) -> None:
         self.managed = managed
         self.state = LinkState()
+        self._index: int | None = None
         self.firewall = Firewall()
         self.dns = Dns()
 
@@ -65,13 +67,16 @@ class Surroundings:
         """Set up all that a configuration asks for, or, if it raises `DeviceError`, nothing."""
         want = link_state(config)
         if self.managed and want != self.state:
-            await change_link(name, self.state, want, self)
+            if self._index is None:
+                self._index = _index_of(name)
+            await change_link(name, self._index, self.state, want, self)
             warn_of_default_routes(config, name)
             self.state = want
 
     async def revert(self, name: str, to: LinkState) -> None:
         """Go back to an earlier state, whatever cancels it."""
-        await change_link(name, self.state, to, self, keep=True)
+        if self._index is not None:
+            await change_link(name, self._index, self.state, to, self, keep=True)
         self.state = to
 
     async def leave(self, name: str) -> None:
@@ -122,42 +127,42 @@ def warn_of_default_routes(config: InterfaceConfig, name: str) -> None:
 
 
 async def change_link(
-    name: str, have: LinkState, want: LinkState, surroundings: Surroundings, *, keep: bool = False
+    name: str,
+    index: int,
+    have: LinkState,
+    want: LinkState,
+    surroundings: Surroundings,
+    *,
+    keep: bool = False,
 ) -> None:
     """Set a device up, or change how it is set up: everything, or, if it raises `DeviceError`, nothing.
 
-    Takes a few milliseconds, and as long as the programs take where DNS changes. Whoever is cancelled meanwhile waits
-    for its end, and then it is undone, so that nobody sees half of it; unless `keep`.
+    The device is the one that has `index`: names can be given to others. Takes a few milliseconds, and as long as the
+    programs take where DNS changes. Whoever is cancelled meanwhile waits for its end, and then it is undone, so that
+    nobody sees half of it; unless `keep`.
     """
     if have == want:
         return
-    index = _index_of(name)
+    _require_device(index, name)
 
-    def change(have: LinkState, want: LinkState) -> None:
-        # Importing it takes longer than all of this file's work.
-        from pyroute2 import IPRoute
-
-        try:
-            # It leaves an event loop half made behind, with a traceback, if it runs out of them half-way.
-            _require_descriptors(_ROUTE_DESCRIPTORS)
-            route_socket = IPRoute()
-        except OSError as error:
-            hint = "see what the kernel logged: dmesg"
-            raise DeviceError.from_os(f"cannot configure {name}", error, hint=hint) from error
-        with route_socket:
+    def change(have: LinkState, want: LinkState, *, undoing: bool = False) -> None:
+        with _route_socket(name) as route_socket:
+            link = _Link(route_socket, index, name)
             try:
                 # First, so that no address is ever without protection.
                 if want.firewall != have.firewall:
                     surroundings.firewall.change(name, index, want.firewall)
                     warn_of_forwarding(name, want.firewall)
-                _Link(route_socket, index, name).change(have, want)
+                link.change(have, want)
                 # Last, because it takes the tunnel to ask a name server in it.
                 if want.dns != have.dns:
                     surroundings.dns.change(name, want.dns)
             except BaseException:
-                _Link(route_socket, index, name, best_effort=True).change(want, have)
-                with suppress(DeviceError):
-                    surroundings.firewall.change(name, index, have.firewall)
+                # What goes wrong while something is undone is left: there is nothing else to go back to.
+                if not undoing:
+                    link.undo(have)
+                    with suppress(DeviceError):
+                        surroundings.firewall.change(name, index, have.firewall)
                 raise
 
     # pyroute2 wants an event loop of its own, so it cannot be called from this thread.
@@ -166,7 +171,7 @@ async def change_link(
         await _wait_for(changing)
     except BaseException:
         if not (keep or changing.failed):
-            undoing = ThreadCall(lambda: change(want, have), _THREAD)
+            undoing = ThreadCall(lambda: change(want, have, undoing=True), _THREAD)
             undoing.join()  # as short, and nobody must come between
             if undoing.failed:
                 _log.warning("%s: what was cancelled could not be undone", name)
@@ -174,14 +179,41 @@ async def change_link(
     changing.result()
 
 
+@contextmanager
+def _route_socket(name: str) -> Iterator[Any]:
+    # Importing it takes longer than all of this file's work.
+    from pyroute2 import IPRoute
+
+    try:
+        # It leaves an event loop half made behind, with a traceback, if it runs out of them half-way.
+        _require_descriptors(_ROUTE_DESCRIPTORS)
+        made = IPRoute()
+    except OSError as error:
+        hint = "see what the kernel logged: dmesg"
+        raise DeviceError.from_os(f"cannot configure {name}", error, hint=hint) from error
+    with made:
+        yield made
+
+
+def _require_device(index: int, name: str) -> None:
+    try:
+        socket.if_indextoname(index)
+    except OSError:
+        raise _gone(name) from None
+
+
 def _index_of(name: str) -> int:
     try:
         return socket.if_nametoindex(name)
     except OSError:
-        raise DeviceError(
-            f"there is no network device {name!r} any more",
-            hint="was it renamed, or moved to another namespace?",
-        ) from None
+        raise _gone(name) from None
+
+
+def _gone(name: str) -> DeviceError:
+    return DeviceError(
+        f"there is no network device {name!r} any more",
+        hint="was it moved to another namespace?",
+    )
 
 
 _THREAD = "connlib-netlink"
@@ -206,42 +238,109 @@ async def _wait_for(call: ThreadCall[T]) -> None:
 
 
 class _Link:
-    """One device, through an open netlink socket."""
+    """One device, through an open netlink socket.
 
-    def __init__(self, route_socket: Any, index: int, name: str, *, best_effort: bool = False) -> None:
+    It knows what it has done, and undoes that and nothing else: what somebody else has made is theirs.
+    """
+
+    def __init__(self, route_socket: Any, index: int, name: str) -> None:
         self._socket = route_socket
         self._index = index
         self._name = name
-        self._best_effort = best_effort
+        self._done: list[Callable[[], None]] = []
+        """What undoes each step, in the order in which they were taken."""
+        self._removed_address = False
 
     def change(self, have: LinkState, want: LinkState) -> None:
-        """From one state to the other. What is added comes first, so that what stays reachable always is."""
-        if want.mtu is not None and want.mtu != have.mtu:
-            with self._explained(f"set the MTU to {want.mtu}"):
-                self._socket.link("set", index=self._index, mtu=want.mtu)
-        for address in want.addresses:
-            if address not in have.addresses:
-                self._address("add", address)
+        """From one state to the other. What is added comes first where it can, so that what stays reachable always is.
+
+        Raises `DeviceError`; `undo` then goes back.
+        """
+        leaving = _without(have.addresses, want.addresses)
+        # A device has an IPv6 address once: with another prefix length it has to go before it comes.
+        identities = set(map(address_identity, want.addresses))
+        colliding = [address for address in leaving if address_identity(address) in identities]
+        # The network of an address that leaves has a route that leaves with it, and would be in the way until then.
+        networks = {address.network for address in leaving}
+        shrinks = None not in (have.mtu, want.mtu) and want.mtu < have.mtu  # type: ignore[operator]
+        if not shrinks:
+            self._change_mtu(have.mtu, want.mtu)
+        for address in colliding:
+            self._remove_address(address)
+        for address in _without(want.addresses, have.addresses):
+            self._add_address(address)
         if (want.mtu is None) != (have.mtu is None):
-            with self._explained("bring the device up"):
-                self._socket.link("set", index=self._index, state="down" if want.mtu is None else "up")
-        for prefix in want.routes:
-            if prefix not in have.routes:
-                self._route("add", prefix)
-        for prefix in have.routes:
-            if prefix not in want.routes:
-                self._route("del", prefix)
-        leaving = [address for address in have.addresses if address not in want.addresses]
+            self._change_up(want.mtu is not None)
+        new = _without(want.routes, have.routes)
+        for prefix in new:
+            if prefix not in networks:
+                self._add_route(prefix)
+        for prefix in _without(have.routes, want.routes):
+            self._remove_route(prefix)
         for address in leaving:
-            self._address("del", address)
+            if address not in colliding:
+                self._remove_address(address)
+        for prefix in new:
+            if prefix in networks:
+                self._add_route(prefix)
         if leaving:
-            # With an address, the kernel removes the other addresses of its prefix, and with the last one, all routes.
-            for address in want.addresses:
-                self._address("add", address, again=True)
-            for prefix in want.routes:
-                self._route("add", prefix, again=True)
+            self._restore(want)
+        if shrinks:
+            # Below 1,280 bytes the kernel takes IPv6 away, with every address that was to be removed.
+            self._change_mtu(have.mtu, want.mtu)
+
+    def undo(self, have: LinkState) -> None:
+        """Go back to the state before `change`, as far as the kernel allows."""
+        for step in reversed(self._done):
+            with suppress(DeviceError):
+                step()
+        if self._removed_address:
+            with suppress(DeviceError):
+                self._restore(have)
+
+    def _restore(self, state: LinkState) -> None:
+        """With an address, the kernel removes the other addresses of its prefix, and with the last one, all routes."""
+        for address in state.addresses:
+            self._address("add", address, again=True)
+        for prefix in state.routes:
+            self._route("add", prefix, again=True)
+
+    def _change_mtu(self, have: int | None, want: int | None) -> None:
+        if want is not None and want != have:
+            self._set_mtu(want)
+            if have is not None:
+                self._done.append(partial(self._set_mtu, have))
+
+    def _change_up(self, up: bool) -> None:
+        self._set_up(up)
+        self._done.append(partial(self._set_up, not up))
+
+    def _add_address(self, address: IPv4Interface | IPv6Interface) -> None:
+        self._address("add", address)
+        self._done.append(partial(self._address, "del", address))
+
+    def _remove_address(self, address: IPv4Interface | IPv6Interface) -> None:
+        self._address("del", address)
+        self._done.append(partial(self._address, "add", address, again=True))
+
+    def _add_route(self, prefix: IPv4Network | IPv6Network) -> None:
+        self._route("add", prefix)
+        self._done.append(partial(self._route, "del", prefix))
+
+    def _remove_route(self, prefix: IPv4Network | IPv6Network) -> None:
+        self._route("del", prefix)
+        self._done.append(partial(self._route, "add", prefix, again=True))
+
+    def _set_mtu(self, mtu: int) -> None:
+        with self._explained(f"set the MTU to {mtu}"):
+            self._socket.link("set", index=self._index, mtu=mtu)
+
+    def _set_up(self, up: bool) -> None:
+        with self._explained(f"bring the device {'up' if up else 'down'}"):
+            self._socket.link("set", index=self._index, state="up" if up else "down")
 
     def _address(self, verb: str, address: IPv4Interface | IPv6Interface, *, again: bool = False) -> None:
+        self._removed_address |= verb == "del"
         with self._explained(f"{_VERBS[verb]} the address {address}", again=again, removing=verb == "del"):
             self._socket.addr(
                 verb,
@@ -268,9 +367,6 @@ class _Link:
             code = int(error.code if isinstance(error, NetlinkError) else error.errno or 0)
             # Somebody else may have removed it, and what is added again may still be there.
             if (removing and code in _ABSENT) or (again and code == errno.EEXIST):
-                return
-            if self._best_effort:
-                _log.debug("%s: cannot %s: errno %s", self._name, what, code)
                 return
             raise self._error(what, code) from error
 
@@ -306,8 +402,15 @@ def _require_descriptors(count: int) -> None:
             os.close(fd)
 
 
+def _without(some: Sequence[T], others: Sequence[T]) -> list[T]:
+    """In the order that they have."""
+    excluded = set(others)
+    return [each for each in some if each not in excluded]
+
+
 _VERBS = {"add": "add", "del": "remove"}
-_ABSENT = (errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENODEV)
+# ENXIO: the device has no IPv6 any more.
+_ABSENT = (errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENXIO)
 
 
 def _family(what: IPv4Interface | IPv6Interface | IPv4Network | IPv6Network) -> int:
