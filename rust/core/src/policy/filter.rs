@@ -145,6 +145,12 @@ impl Filter {
                 return Verdict::allow(Reason::Fragment);
             }
             Content::Later(_) => return Verdict::deny(Reason::Fragment),
+            _ if packet
+                .fragmented
+                .is_some_and(|id| self.fragments.contradict(packet, id, now)) =>
+            {
+                return Verdict::deny(Reason::Fragment);
+            }
             Content::Error { quoted, .. }
                 if is_related(packet, quoted, direction, slot, flows, now) =>
             {

@@ -1,9 +1,12 @@
 //! First fragments that passed, for as long as their later ones may come.
+//!
+//! A rule decided about what the first one holds, so that nothing may write over any of it: neither a later one (RFC 5722,
+//! RFC 1858), nor another first one whose headers lie elsewhere.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::packet::{FragmentId, Packet};
+use super::packet::{FragmentId, Packet, Part};
 use crate::Instant;
 
 /// Fragments of a packet that come later than this after the first are not put together any more (RFC 8200, section 4.5).
@@ -24,6 +27,7 @@ struct Passed {
     source: IpAddr,
     destination: IpAddr,
     id: FragmentId,
+    part: Part,
     until: Instant,
 }
 
@@ -34,6 +38,7 @@ impl Fragments {
             source: packet.source,
             destination: packet.destination,
             id,
+            part: packet.part,
             until: now + LIFETIME,
         };
         if self.passed.len() < CAPACITY {
@@ -44,12 +49,30 @@ impl Fragments {
         }
     }
 
-    /// Whether the first fragment of a later one passed.
+    /// Whether the first fragment of a later one passed, and ends before this one begins.
     pub fn has_passed(&self, packet: &Packet<'_>, id: FragmentId, now: Instant) -> bool {
-        self.passed.iter().any(|passed| {
+        let mut firsts = self.firsts(packet, id, now).peekable();
+        firsts.peek().is_some() && firsts.all(|passed| passed.part.end <= packet.part.start)
+    }
+
+    /// Whether another first fragment of that packet passed, which has its headers elsewhere: of the two together, nobody
+    /// knows what somebody else makes.
+    pub fn contradict(&self, packet: &Packet<'_>, id: FragmentId, now: Instant) -> bool {
+        self.firsts(packet, id, now)
+            .any(|passed| passed.part != packet.part)
+    }
+
+    fn firsts(
+        &self,
+        packet: &Packet<'_>,
+        id: FragmentId,
+        now: Instant,
+    ) -> impl Iterator<Item = &Passed> {
+        let (source, destination) = (packet.source, packet.destination);
+        self.passed.iter().filter(move |passed| {
             passed.id == id
-                && passed.source == packet.source
-                && passed.destination == packet.destination
+                && passed.source == source
+                && passed.destination == destination
                 && now < passed.until
         })
     }

@@ -1,8 +1,8 @@
 //! Reading an IP packet as far as a policy needs: addresses, protocol, ports, kind of ICMP message, fragment.
 //!
 //! What two readers could understand differently is refused: a header that is cut off (also by a fragment that is too short,
-//! RFC 1858 and RFC 7112), a fragment that could write over the transport header of an earlier one (RFC 3128), and a
-//! destination that is not the last one (source routes of RFC 791 and RFC 8200).
+//! RFC 1858 and RFC 7112), a fragment that could write over the transport header of an earlier one (RFC 3128; what the
+//! earlier one held is in `fragments.rs`), and a destination that is not the last one (source routes of RFC 791 and RFC 8200).
 
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -43,6 +43,17 @@ pub(super) struct Packet<'a> {
     pub content: Content<'a>,
     /// By what later fragments will name it, if it is the first of several.
     pub fragmented: Option<FragmentId>,
+    pub part: Part,
+}
+
+/// What a fragment holds of the packet that is put together of several, in bytes of what can be cut (RFC 8200, section 4.5;
+/// for IPv4, of all behind the header).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    pub start: usize,
+    pub end: usize,
+    /// Where the transport header begins, if it is in this part.
+    pub transport: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,6 +176,11 @@ fn read_v4(packet: &[u8], quoted: bool) -> Option<Packet<'_>> {
     let content = packet.get(header..total.min(packet.len()))?;
     let fragment = u16_at(packet, 6)?;
     let (more, offset) = (fragment & 0x2000 != 0, usize::from(fragment & 0x1fff) * 8);
+    let part = Part {
+        start: offset,
+        end: offset + content.len(),
+        transport: 0,
+    };
     let id = FragmentId {
         id: u16_at(packet, 4)?.into(),
         protocol,
@@ -177,6 +193,7 @@ fn read_v4(packet: &[u8], quoted: bool) -> Option<Packet<'_>> {
             _ => later(protocol, offset, id)?,
         },
         fragmented: (more && offset == 0).then_some(id),
+        part,
     })
 }
 
@@ -208,6 +225,11 @@ fn read_v6(packet: &[u8], quoted: bool) -> Option<Packet<'_>> {
     let mut next = *packet.get(6)?;
     let mut content = packet.get(40..end.min(packet.len()))?;
     let mut fragmented = None;
+    let mut part = Part {
+        start: 0,
+        end: content.len(),
+        transport: 0,
+    };
     let mut extensions = 0;
     let mut has_fragment_header = false;
     let content = loop {
@@ -238,10 +260,17 @@ fn read_v6(packet: &[u8], quoted: bool) -> Option<Packet<'_>> {
                 id: u32::from_be_bytes(bytes_at(content, 4)?),
                 protocol: 0,
             };
+            part = Part {
+                start: offset,
+                end: offset + content.len().checked_sub(length)?,
+                transport: 0,
+            };
             if offset != 0 {
                 break later(*content.first()?, offset, id)?;
             }
             fragmented = more.then_some(id);
+        } else if has_fragment_header {
+            part.transport += length;
         }
         next = *content.first()?;
         content = content.get(length..)?;
@@ -251,6 +280,7 @@ fn read_v6(packet: &[u8], quoted: bool) -> Option<Packet<'_>> {
         destination: Ipv6Addr::from(bytes_at::<16>(packet, 24)?).into(),
         content,
         fragmented,
+        part,
     })
 }
 

@@ -227,6 +227,91 @@ fn later_fragments_of_ipv6_share_the_fate_of_the_first() {
 }
 
 #[test]
+fn no_fragment_writes_over_what_the_rules_have_decided_about() {
+    let options = [6, 0, 1, 4, 0, 0, 0, 0];
+    let with = |next, offset, more, rest: &[u8]| {
+        let header = fragment_header(next, offset, more, 9);
+        ip(PEER6, FAR6, 44, &[&header, rest].concat())
+    };
+    let pad = [0; 4];
+    let cases = [
+        // TCP behind options that are cut along with it: its ports are at 8 bytes.
+        (
+            with(
+                60,
+                0,
+                true,
+                &[&options[..], &tcp(5000, 443, SYN), &pad].concat(),
+            ),
+            Reason::Rule(0),
+            32,
+        ),
+        (
+            with(17, 0, true, &[udp(5000, 443), vec![0; 24]].concat()),
+            Reason::Rule(1),
+            32,
+        ),
+        (
+            fragment(
+                ip(PEER, FAR, 17, &[udp(5000, 443), vec![0; 24]].concat()),
+                0,
+                true,
+            ),
+            Reason::Rule(1),
+            32,
+        ),
+    ];
+    for (first, reason, end) in cases {
+        let mut gate = Gate::usual();
+        assert_eq!(gate.sends(&first), allowed(reason));
+        let next = if reason == Reason::Rule(0) { 60 } else { 17 };
+        let later = |offset| match first[0] >> 4 {
+            4 => fragment(ip(PEER, FAR, 17, &[0; 24]), offset, false),
+            _ => with(next, offset, false, &[0; 24]),
+        };
+        for offset in (8..end).step_by(8) {
+            assert_eq!(
+                gate.sends(&later(offset)),
+                denied(Reason::Fragment),
+                "{offset}"
+            );
+        }
+        assert_eq!(gate.sends(&later(end)), allowed(Reason::Fragment));
+    }
+}
+
+#[test]
+fn two_first_fragments_of_a_packet_that_differ_in_their_headers_make_none() {
+    let options = [6, 0, 1, 4, 0, 0, 0, 0];
+    let with = |next, offset, more, rest: &[u8]| {
+        let header = fragment_header(next, offset, more, 9);
+        ip(PEER6, FAR6, 44, &[&header, rest].concat())
+    };
+    let mut gate = Gate::usual();
+    let shifted = with(
+        60,
+        0,
+        true,
+        &[&options[..], &tcp(5000, 443, SYN), &[0; 4]].concat(),
+    );
+    let plain = with(6, 0, true, &[tcp(5000, 443, SYN), vec![0; 12]].concat());
+    assert_eq!(plain.len(), shifted.len());
+    assert_eq!(gate.sends(&shifted), allowed(Reason::Rule(0)));
+    // Twice the same is what a network may do.
+    assert_eq!(gate.sends(&shifted), allowed(Reason::Flow));
+    assert_eq!(
+        gate.sends(&with(60, 32, false, b"the rest")),
+        allowed(Reason::Fragment)
+    );
+    assert_eq!(gate.sends(&plain), denied(Reason::Fragment));
+    // And neither of them goes on.
+    assert_eq!(
+        gate.sends(&with(60, 32, false, b"the rest")),
+        denied(Reason::Fragment)
+    );
+}
+
+#[test]
 fn the_memory_of_fragments_has_an_end() {
     let mut gate = Gate::usual();
     let numbered = |number: u16, offset| {
