@@ -451,7 +451,8 @@ class Node:
     def capture(
         self, capacity: int, *, outer: bool = True, inner: bool = False, snaplen: int | None = None
     ) -> None:
-        """Keep what goes through the node from now on, as far as it fits into `capacity` bytes until taken; 0 ends it.
+        """Keep what goes through the node from now on, up to `capacity` bytes until taken; 0 ends it, and neither layer
+        adds nothing to what waits.
 
         capacity: of memory, 0 to 2^30; what is around a packet counts too.
         outer: datagrams that came, whatever becomes of them, and those for UDP.

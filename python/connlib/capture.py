@@ -34,6 +34,8 @@ PAUSE = 0.05
 """Seconds between two looks at what has come."""
 SLICE = 64
 """Packets that are written before others have their turn."""
+LAST_SLICES = 64
+"""As many at most are written at the end at one go: more than come within `PAUSE`, in some tens of milliseconds."""
 WHOLE_PACKETS = 65_535
 
 _SECOND = 10**9
@@ -143,13 +145,17 @@ class Capture:
         Raises `CaptureError` if that does not work any more: a disk is full. The interface goes on.
         """
         while self._interface.is_open:
-            await self.catch_up()
+            await self._catch_up()
             await anyio.sleep(PAUSE)
 
-    async def catch_up(self) -> None:
-        """Write what has been captured so far, in turns with others. Called before the end of the block, which writes
-        the rest at one go, it keeps everybody from waiting. Raises `CaptureError`.
+    async def finish(self) -> None:
+        """Capture nothing more, and write what has been captured, in turns with others: the end of the block has to do
+        that at one go, and counts what would take it long as missed. Raises `CaptureError`.
         """
+        self._node.capture(CAPACITY, outer=False, inner=False, snaplen=self._snaplen)
+        await self._catch_up()
+
+    async def _catch_up(self) -> None:
         while self._write() >= SLICE:
             await anyio.lowlevel.checkpoint()
 
@@ -166,12 +172,24 @@ class Capture:
     def _end(self) -> None:
         try:
             if self._target.works:
-                while self._write() >= SLICE:
-                    pass
+                for _ in range(LAST_SLICES):
+                    if self._write() < SLICE:
+                        break
+                self._miss_the_rest()
                 self._target.write(b"".join(map(self._statistics, self._kinds)))
         finally:
             self._node.capture(0)
             self._node.log_keys(False)
+
+    def _miss_the_rest(self) -> None:
+        while True:
+            packets, *missed = self._node.take_captured(SLICE)
+            for kind, count in zip(_KINDS, missed, strict=True):
+                self._missed[kind] += count
+            for packet in packets:
+                self._missed[_kind(packet)] += 1
+            if not packets:
+                return
 
     def _write(self) -> int:
         """Write some packets, if there are any; how many they were."""
@@ -188,7 +206,7 @@ class Capture:
         return len(packets)
 
     def _block(self, packet: CapturedPacket) -> bytes:
-        kind = "inner" if packet.remote is None else "outer"
+        kind = _kind(packet)
         self._written[kind] += 1
         frame, size = packet.data, packet.size
         if packet.remote is not None:
@@ -298,3 +316,7 @@ class _OwnTarget(Target):
                 self._own.truncate(self._whole)
             else:
                 os.unlink(self._name)
+
+
+def _kind(packet: CapturedPacket) -> str:
+    return "inner" if packet.remote is None else "outer"

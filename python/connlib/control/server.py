@@ -163,7 +163,7 @@ class ControlServer:
                         with anyio.move_on_after(_CAPTURE_PAUSE):
                             await capture.follow()
                         await client.send(file.news(capture))
-                    await capture.catch_up()
+                    await capture.finish()
         except (CaptureError, ClosedError) as error:
             raise _refused(error) from None
         except ValueError as error:

@@ -170,13 +170,18 @@ impl NodeKeyLog {
 }
 
 impl Node {
-    /// Keeps from now on what goes through the node, for `take_captured`; `None` ends it and drops what waits.
+    /// Keeps from now on what goes through the node, for `take_captured`; `None` ends it and drops what waits. What waits
+    /// while another capture goes on stays: one of neither layer ends it with everything that it has.
     pub fn capture(&mut self, config: Option<CaptureConfig>) {
-        self.captor = config.map(|config| Captor {
-            config,
-            packets: VecDeque::new(),
-            used: 0,
-            missed: Missed::default(),
+        let going_on = self.captor.take();
+        self.captor = config.map(|config| match going_on {
+            Some(captor) => Captor { config, ..captor },
+            None => Captor {
+                config,
+                packets: VecDeque::new(),
+                used: 0,
+                missed: Missed::default(),
+            },
         });
     }
 

@@ -247,6 +247,26 @@ fn outer_and_inner_are_captured_each_on_its_own() {
 }
 
 #[test]
+fn a_capture_of_neither_layer_keeps_what_waits_and_adds_nothing() {
+    let mut net = Net::connected();
+    net.host(1).node.capture(Some(BOTH));
+    net.send(1, &between(1, 2, b"hello"));
+    net.host(1).node.capture(Some(CaptureConfig {
+        outer: false,
+        inner: false,
+        ..BOTH
+    }));
+    net.send(1, &between(1, 2, b"hello"));
+    assert_eq!(
+        kinds(&mut net.host(1).node),
+        [(Layer::Inner, ToPeer, 25), (HOST_2, ToPeer, 4)]
+    );
+    net.host(1).node.capture(None);
+    net.host(1).node.capture(Some(BOTH));
+    assert_eq!(take(&mut net.host(1).node), []);
+}
+
+#[test]
 fn beyond_the_capacity_packets_are_counted_and_what_is_taken_makes_room() {
     let mut net = Net::connected();
     let one = size_of::<Captured>() + 64;
