@@ -349,7 +349,7 @@ impl Sender {
             return transmit(&from(None));
         };
         match transmit(&from(Some(source))) {
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+            Err(error) if may_mean_the_source(&error) => {
                 // Where it does not go from any address either, it is not the address that is wrong.
                 transmit(&from(None))?;
                 self.counts.source_refused += 1;
@@ -367,4 +367,13 @@ impl Sender {
         self.counts.datagrams += datagrams as u64;
         self.counts.bytes += bytes as u64;
     }
+}
+
+/// Whether it is what the kernel says of an address that is not ours, or that has no way to the destination. A firewall that
+/// forbids a datagram, or a queue that is full, says nothing about the address, and the next one may go from it.
+fn may_mean_the_source(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENETUNREACH | libc::EHOSTUNREACH)
+    )
 }

@@ -268,14 +268,36 @@ fn a_destination_that_refuses_everything_says_nothing_about_the_source() {
 }
 
 #[test]
+fn what_a_firewall_or_a_full_queue_refuses_is_lost_and_counted_and_the_source_stays() {
+    for errno in [libc::EPERM, libc::ENOBUFS, libc::EACCES, libc::ECONNREFUSED] {
+        let mut sender = Sender::new(true);
+        let mut fake = Fake::answering(&[errno]);
+        send_from(&mut sender, &mut fake, &[7], Some(HERE));
+        send_from(&mut sender, &mut fake, &[7], Some(HERE));
+        assert_eq!(fake.sources, [Some(HERE), Some(HERE)]);
+        assert_eq!(sender.counts().errors.of(errno), 1);
+        assert_eq!(sender.counts().datagrams, 1);
+        assert_eq!(sender.counts().source_refused, 0);
+        assert_eq!(sender.take_refused_sources(), []);
+    }
+}
+
+#[test]
 fn segmentation_that_is_refused_says_nothing_about_the_source() {
-    let mut sender = Sender::new(true);
-    let mut fake = Fake::answering(&[libc::EIO, libc::EIO]);
-    send_from(&mut sender, &mut fake, &[100, 100], Some(HERE));
-    assert_eq!(fake.calls.last(), Some(&(100, None)));
-    assert_eq!(fake.sources, [Some(HERE), None, Some(HERE), Some(HERE)]);
-    assert_eq!(sender.counts().segmentation_refused, 1);
-    assert_eq!(sender.take_refused_sources(), []);
+    for (errnos, asked_without) in [
+        (&[libc::EIO][..], &[][..]),
+        // The kernel says that of either.
+        (&[libc::EINVAL, libc::EINVAL], &[None]),
+    ] {
+        let mut sender = Sender::new(true);
+        let mut fake = Fake::answering(errnos);
+        send_from(&mut sender, &mut fake, &[100, 100], Some(HERE));
+        assert_eq!(fake.calls.last(), Some(&(100, None)));
+        let here = [Some(HERE)];
+        assert_eq!(fake.sources, [&here, asked_without, &here, &here].concat());
+        assert_eq!(sender.counts().segmentation_refused, 1);
+        assert_eq!(sender.take_refused_sources(), []);
+    }
 }
 
 #[test]
