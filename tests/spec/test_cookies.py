@@ -254,6 +254,52 @@ def test_a_share_is_spent_with_a_cookie_only() -> None:
     assert limited.drops(DropReason.UNKNOWN_PEER) == 1
 
 
+def test_however_many_ask_a_thousand_cookies_leave_at_once_and_twenty_thousand_in_a_second() -> None:
+    """Fault 2."""
+    limited = Limited(0)
+    initiation = initiation_of(STRANGER)
+    source = ("198.51.100.1", 1)
+
+    def flood(size: int, now: float) -> int:
+        """How many of a batch are answered."""
+        limited.node.handle_datagrams(initiation * size, [148] * size, [source] * size, now)
+        return len(limited.node.drain().transmits)
+
+    assert flood(3_000, 1.0) == 1_000
+    assert limited.drops(DropReason.UNDER_LOAD) == 2_000
+    # 40 a millisecond: half of them.
+    assert sum(flood(40, 1.0 + millisecond / 1_000) for millisecond in range(1, 1_001)) == 20_000
+    assert limited.drops(DropReason.COOKIE_REPLY_SENT) == 21_000
+    assert limited.drops(DropReason.UNDER_LOAD) == 22_000
+    # What is over is over.
+    assert flood(3_000, 3.0) == 1_000
+
+
+def test_in_a_flood_that_has_the_cookies_used_up_an_initiator_gets_one_by_asking_again() -> None:
+    """Fault 2: of 40,000 messages a second half get a cookie, and so does half of what is asked."""
+    limited = Limited(0)
+    flood = initiation_of(STRANGER)
+    initiator = LabTunn(SMALLER, LARGER.public_key(), now=0.0, unix_time=UNIX_ORIGIN, seed=1)
+    asked = [(0.0, initiator.initiate_handshake(0.0).datagrams[0])]
+    while True:
+        at, initiation = asked[-1]
+        # The flood of the last tenth of a second is all that matters.
+        for before in range(100, 0, -1):
+            limited.node.handle_datagrams(flood * 40, [148] * 40, [HERE] * 40, max(0.0, at - before / 1000))
+            limited.node.drain()
+        answers = limited.hear(initiation, HERE, at)
+        if mac2(initiation) is not None:
+            break
+        for answer in answers:
+            assert initiator.decapsulate(answer, at).error is None
+        timeout = initiator.next_timeout()
+        assert timeout is not None
+        asked.append((timeout.at, initiator.handle_timeout(timeout.at).datagrams[0]))
+    assert [answer[0] for answer in answers] == [2], "a response"
+    assert len(asked) <= 6
+    assert limited.drops(DropReason.UNDER_LOAD) > 0
+
+
 def initiation_of(key: PrivateKey, *, at: float = 0.0, seed: int = 0) -> bytes:
     tunn = LabTunn(key, LARGER.public_key(), now=at, unix_time=UNIX_ORIGIN + at, seed=seed)
     (initiation,) = tunn.initiate_handshake(at).datagrams

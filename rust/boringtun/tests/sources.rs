@@ -1,4 +1,5 @@
-//! The share of handshake messages of each source: its rate, its burst, and how many sources are known.
+//! The share of handshake messages of each source: its rate, its burst, and how many sources are known; and how many cookies
+//! there are for all.
 
 #![allow(clippy::unwrap_used)]
 
@@ -6,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use connlib_boringtun::Instant;
-use connlib_boringtun::noise::sources::Sources;
+use connlib_boringtun::noise::sources::{Replies, Sources};
 
 const START: Instant = Instant::from_nanos(1_000_000_000_000);
 
@@ -68,4 +69,16 @@ fn no_more_than_65536_sources_are_known_and_they_are_forgotten() {
     assert!(sources.take(v4(0), START));
     assert!(sources.take(v4(70_000), after(1000)));
     assert_eq!(sources.len(), 1);
+}
+
+/// Fault 2.
+#[test]
+fn a_thousand_cookie_replies_at_once_and_twenty_a_millisecond() {
+    let mut replies = Replies::default();
+    let mut take = |millis, of| (0..of).filter(|_| replies.take(after(millis))).count();
+    assert_eq!(take(0, 5_000), 1_000);
+    assert_eq!(take(1, 5_000), 20);
+    assert_eq!(take(11, 5_000), 200);
+    assert_eq!(take(61, 5_000), 1_000);
+    assert_eq!(take(60, 1), 0);
 }

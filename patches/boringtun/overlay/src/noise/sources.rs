@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-//! How many handshake messages each source may send (paper, section 5.3: a cookie makes it possible to limit by address).
+//! How many handshake messages each source may send (paper, section 5.3: a cookie makes it possible to limit by address), and
+//! how many cookies all of them together get.
 //!
-//! Only sources that have proved themselves by a cookie get here, so that nobody can spend the share of somebody else.
+//! Only sources that have proved themselves by a cookie have a share, so that nobody can spend that of somebody else.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -17,6 +18,13 @@ pub const BURST: u32 = 5;
 pub const MOST_SOURCES: usize = 65_536;
 /// How often sources that have their whole share again are forgotten.
 const SWEEP: Duration = Duration::from_secs(1);
+
+/// So often there is one cookie reply, whoever it goes to: 20,000 in a second. To make and send one costs ten times what a
+/// message costs that is refused, and who invents sources sends as many as there is room for. Without a bound the packets of
+/// the tunnels would find no processor, and each address that was invented would get a datagram of ours.
+pub const REPLY_INTERVAL: Duration = Duration::from_micros(50);
+/// So many cookie replies may leave at once.
+pub const REPLY_BURST: u32 = 1_000;
 
 /// Whoever has one address of an IPv6 network has all of its /64.
 type Source = (bool, u64);
@@ -55,6 +63,25 @@ impl Sources {
     /// Whether none is known.
     pub fn is_empty(&self) -> bool {
         self.whole.is_empty()
+    }
+}
+
+/// What is left of the cookie replies.
+#[derive(Debug, Default)]
+pub struct Replies {
+    /// When as many as may leave at once are left again.
+    whole: Instant,
+}
+
+impl Replies {
+    /// Takes one, or says that nothing is left.
+    pub fn take(&mut self, now: Instant) -> bool {
+        let whole = self.whole.max(now);
+        let taken = whole.duration_since(now) <= REPLY_INTERVAL * (REPLY_BURST - 1);
+        if taken {
+            self.whole = whole + REPLY_INTERVAL;
+        }
+        taken
     }
 }
 
