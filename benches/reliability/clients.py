@@ -83,6 +83,11 @@ class Client:
             self.node.handle_timeout(now)
             self.settle()
 
+    @property
+    def datagrams_sent(self) -> int:
+        """How many the kernel took from it."""
+        return self._io.stats()["sent"]
+
     def replace_socket(self, made: socket.socket) -> None:
         """Go on from another socket, as a machine that moves does."""
         self._io.close()
