@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reliability import floods, kills, load, paths, peers, surface, system
+from reliability import dawdlers, floods, kills, load, paths, peers, surface, system
 from reliability.faults import Fault
 
 T = "at least 90 % of the tunnel's packets arrive, memory grows by less than 1 MB"
@@ -173,7 +173,7 @@ FAULTS = (
     Fault(
         "30",
         "the TUN device is deleted",
-        "ends within 1 s with exit code 1",
+        "ends within 1 s with exit code 1, its control socket removed",
         ["tests/test_cli.py", "tests/interop/test_uapi.py"],
         system.deleted_device,
     ),
@@ -243,10 +243,12 @@ FAULTS = (
     ),
     Fault(
         "39",
-        "100 slow clients of the control socket and of the metrics",
-        "others within 100 ms; the tunnel goes on",
-        ["tests/test_uapi_server.py", "tests/test_metrics.py"],
-        surface.dawdlers,
+        "100 slow clients of the metrics and of each control socket; 100,000 requests for settings while they change",
+        f"others within 100 ms; {T}; every answer of one moment",
+        ["tests/test_uapi_server.py", "tests/test_metrics.py", "tests/test_control.py"],
+        dawdlers.dawdlers,
+        remark="The first request comes when the hundred do. A third of those ask for everything about 1,000 peers and "
+        "do not read it: their answers are made before its own, and are in memory until they are sent away.",
     ),
     Fault(
         "40",

@@ -20,7 +20,7 @@ from reliability import parties
 from reliability.clients import Client, Crowd
 from reliability.faults import Check, Run, at_least, at_most, count, note
 from reliability.generator import initiation
-from reliability.places import CABLES, Child, Tap, child, cpu_seconds, resident, yard
+from reliability.places import CABLES, MEGABYTE, Child, Tap, child, cpu_seconds, resident, yard
 
 GATEWAY = (f"{CABLES[0]}.1", parties.PORT)
 """Where the clients find the gateway, on their own cable."""
@@ -28,7 +28,6 @@ PUBLIC = parties.key(parties.GATEWAY).public_key()
 STREAM = 1000
 """Requests a second that the tunnel carries meanwhile, and as many replies."""
 SIZE = 1400
-MEGABYTE = 1 << 20
 
 
 @dataclass

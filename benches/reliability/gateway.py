@@ -1,7 +1,8 @@
 """The interface under attack: `python -m reliability.gateway OPTIONS`, told what to do over its standard input.
 
 Options: peers (how many), and where wanted first (the number of the first), config (fields of the interface), udp
-("recverr": sockets that hear of every error), metrics (serve them on a port of the loopback).
+("recverr": sockets that hear of every error), metrics (serve them on a port of the loopback), control (a folder for the
+control socket).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import trio
 
-from connlib import Interface, InterfaceConfig, Limits, PeerConfig, Role, open_interface
+from connlib import Interface, InterfaceConfig, Limits, PeerConfig, Role, open_interface, serve_control
 from connlib.udp import Sockets
 from reliability import parties
 
@@ -36,6 +37,8 @@ async def main(options: dict[str, Any]) -> None:
 
             server = await stack.enter_async_context(serve_metrics(interface, host="127.0.0.1", port=0))
             port = server.port
+        if "control" in options:
+            await stack.enter_async_context(serve_control(interface, directory=options["control"]))
         say("ready")
         async for line in _lines():
             asked = json.loads(line)

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from interop.machine import missing_rights
-from interop.netns import Namespace, unique_name, wait_for
+from interop.netns import Background, Namespace, unique_name, wait_for
 from reliability.faults import Missing
 
 ROOT = Path(__file__).resolve().parents[2]
+COMMAND = (sys.executable, "-m", "connlib")
+WG_COMMAND = (sys.executable, "-c", "from connlib.cli.wg import main; main()")
+MEGABYTE = 1 << 20
 
 CABLES = ("192.0.2", "198.51.100", "203.0.113")
 """The network of each cable; the host in the middle has .1 on all of them, and the other one .2."""
@@ -144,6 +147,18 @@ def child(
         yield started
     finally:
         started.close()
+
+
+@contextmanager
+def background(place: Namespace, command: Sequence[str], folder: Path) -> Iterator[Background]:
+    """Run a command of ours in a namespace, and end it. What it says is in `folder`, and so is its control socket; it
+    keeps nothing anywhere."""
+    environment = {"STATE_DIRECTORY": "", "CONNLIB_RUN_DIR": str(folder)}
+    running = Background(place.command(*command), folder / "log", environment)
+    try:
+        yield running
+    finally:
+        running.stop()
 
 
 def cpu_seconds(pid: int) -> float:
