@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reliability import dawdlers, floods, kills, load, paths, peers, surface, system
+from reliability import dawdlers, floods, kills, load, moves, paths, peers, surface, system
 from reliability.faults import Fault
 
 T = "at least 90 % of the tunnel's packets arrive, memory grows by less than 1 MB"
@@ -189,7 +189,7 @@ FAULTS = (
         "default route and addresses change",
         "at most 1 s of silence",
         ["tests/interop/test_namespace_addresses.py", "tests/test_faults_system.py"],
-        paths.changed_addresses,
+        moves.changed_addresses,
     ),
     Fault(
         "33",

@@ -88,14 +88,6 @@ class Client:
         """How many the kernel took from it."""
         return self._io.stats()["sent"]
 
-    def replace_socket(self, made: socket.socket) -> None:
-        """Go on from another socket, as a machine that moves does."""
-        self._io.close()
-        self.socket.close()
-        self.socket = made
-        made.bind(("", 0))
-        self._io = UdpIo(made.fileno(), None)
-
     def close(self) -> None:
         self._io.close()
         self.socket.close()

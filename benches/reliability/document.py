@@ -27,8 +27,9 @@ def render(faults: Sequence[Fault], found: Mapping[str, Found], minutes: float) 
     lines = [
         "# Reliability",
         "",
-        "Written by `make reliability`; do not edit. Each fault is caused for real: in network namespaces with veth",
-        "cables between them, a TUN device, and `connlib.Interface` in a process of its own. The generator of a flood",
+        "Written by `make reliability`; do not edit. Faults 4, 6, 14 and 33 are done in memory, to a `Node`, and 37 to",
+        "`connlib check`; the others are caused for real: in network namespaces with veth cables between them, a TUN",
+        "device, and `connlib.Interface` in a process of its own. The generator of a flood",
         "and the peers share the processors with it, so that a flood is measured as processor time for each datagram,",
         "beside the share of the tunnel's packets that arrive meanwhile (1,000 echo requests a second of 1,400 bytes,",
         "and their replies). Where the generator could not make the rate of a fault, its row says what it made, and is",

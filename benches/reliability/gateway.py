@@ -1,8 +1,8 @@
 """The interface under attack: `python -m reliability.gateway OPTIONS`, told what to do over its standard input.
 
-Options: peers (how many), and where wanted first (the number of the first), config (fields of the interface), udp
-("recverr": sockets that hear of every error), metrics (serve them on a port of the loopback), control (a folder for the
-control socket).
+Options: client (its number) and gateway (where that is), for an interface of a peer's own; else peers (how many), and
+where wanted first (the number of the first) and config (fields of the interface). Besides: udp ("recverr": sockets that
+hear of every error), metrics (serve them on a port of the loopback), control (a folder for the control socket).
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ _IP_RECVERR = 11
 
 async def main(options: dict[str, Any]) -> None:
     first = options.get("first", parties.GATEWAY + 1)
-    config = parties.gateway_config(range(first, first + options["peers"]), **_fields(options))
+    if "client" in options:
+        config = parties.interface_of(options["client"], tuple(options["gateway"]))
+    else:
+        config = parties.gateway_config(range(first, first + options["peers"]), **_fields(options))
     async with AsyncExitStack() as stack:
         interface = await stack.enter_async_context(open_interface(config, udp=_sockets(options)))
         port = None
@@ -88,6 +91,7 @@ def _stats(interface: Interface) -> dict[str, Any]:
         "tun": dict(stats.tun),
         "udp": dict(stats.udp),
         "sessions": sum(peer.tunnel.sessions for peer in stats.peers),
+        "initiations": sum(peer.tunnel.initiations_sent for peer in stats.peers),
         "responses": sum(peer.tunnel.responses_sent for peer in stats.peers),
         "queued": max((peer.tunnel.queued for peer in stats.peers), default=0),
         "endpoints": [peer.endpoint for peer in stats.peers[:10]],
