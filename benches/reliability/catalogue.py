@@ -77,7 +77,7 @@ FAULTS = (
         ["tests/test_node.py", "tests/lab/test_nat.py"],
         paths.rewritten_source,
     ),
-    Fault("11", "TCP probes to the tunnel's address from the LAN", "0 replies", ["tests/test_firewall.py"]),
+    Fault("11", "TCP probes to the tunnel's address from the LAN", "0 replies", ["tests/test_masquerade.py"]),
     Fault(
         "12",
         "rogue LAN or DHCP routes",
@@ -217,7 +217,7 @@ FAULTS = (
     Fault(
         "36",
         "SIGKILL at 1,000 points while a configuration is applied",
-        "nothing left on the system; files old or new",
+        "no device, address, route, rule or nftables table left; files old or new",
         [
             "tests/test_reliability.py",
             "tests/test_driver.py",
@@ -226,6 +226,7 @@ FAULTS = (
         ],
         kills.killed,
         remark="Everything that connlib sets up belongs to its device, which the kernel removes with the process. "
+        "DNS is not set here: what `resolvconf` was told stays until an interface of that name starts or ends. "
         "`connlib up` writes no configuration file; `connlib peer add` and `remove` put theirs into place in one step.",
     ),
     Fault(
