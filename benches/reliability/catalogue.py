@@ -10,7 +10,8 @@ T = "at least 90 % of the tunnel's packets arrive, memory grows by less than 1 M
 FAULTS = (
     Fault(
         "load",
-        "1,000 peers, 200 of them live; 20 a second are added or removed, for 60 s",
+        "1,000 peers, without a route of its own for each and with one, 200 of them live; 20 a second are added or "
+        "removed, for 60 s",
         "no packet of another peer lost; memory within 5 %; one change within 50 ms",
         ["tests/test_reliability.py"],
         load.churn,

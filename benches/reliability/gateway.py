@@ -1,8 +1,9 @@
 """The interface under attack: `python -m reliability.gateway OPTIONS`, told what to do over its standard input.
 
 Options: client (its number) and gateway (where that is), for an interface of a peer's own; else peers (how many), and
-where wanted first (the number of the first) and config (fields of the interface). Besides: udp ("recverr": sockets that
-hear of every error), metrics (serve them on a port of the loopback), control (a folder for the control socket).
+where wanted first (the number of the first), config (fields of the interface) and routed (true: each peer needs a route
+of its own). Besides: udp ("recverr": sockets that hear of every error), metrics (serve them on a port of the loopback),
+control (a folder for the control socket).
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ async def main(options: dict[str, Any]) -> None:
 
 def _fields(options: dict[str, Any]) -> dict[str, Any]:
     fields = dict(options.get("config", {}))
+    if options.get("routed"):
+        fields["addresses"] = (parties.alone(parties.GATEWAY),)
     if "queue_packets" in fields:
         fields["limits"] = Limits(queue_packets=fields.pop("queue_packets"))
     if "role" in fields:
@@ -100,12 +103,17 @@ def _stats(interface: Interface) -> dict[str, Any]:
 
 
 async def _churn(interface: Interface, seconds: float, rate: float, first: int) -> dict[str, Any]:
-    """Add and remove peers in turn; what each change took, in seconds, and in seconds of the processor."""
+    """Add and remove peers in turn; what each change took, in seconds, and in seconds of the processor.
+
+    Where they take longer than the rate allows, there are fewer of them.
+    """
     begin = trio.current_time()
     took, used, built = [], [], []
     extra: list[PeerConfig] = []
     number = first
     for change in range(int(seconds * rate)):
+        if change % 2 == 0 and trio.current_time() > begin + seconds:
+            break
         await trio.sleep_until(begin + change / rate)
         start = time.perf_counter()
         if change % 2:

@@ -25,6 +25,11 @@ def address(number: int) -> str:
     return str(IPv4Address(_BASE + number))
 
 
+def alone(number: int) -> IPv4Interface:
+    """Its inner address, in a network without any other."""
+    return IPv4Interface((_BASE + number, 32))
+
+
 def peer(number: int, **changes: Any) -> PeerConfig:
     """A peer of the gateway's."""
     prefix = IPv4Network((_BASE + number, 32))
@@ -58,7 +63,7 @@ def interface_of(number: int, endpoint: tuple[str, int]) -> InterfaceConfig:
     """The same as an interface."""
     return InterfaceConfig(
         private_key=key(number),
-        addresses=(IPv4Interface((_BASE + number, 32)),),
+        addresses=(alone(number),),
         peers=(_gateway(endpoint),),
         name="wg0",
     )
