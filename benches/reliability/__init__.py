@@ -7,6 +7,6 @@
 | `gateway` | the interface under attack, in a process of its own, asked over its standard input |
 | `clients` | peers that are a `Node` and a real socket, many in one process |
 | `generator` | floods of datagrams, in a process of their own |
-| `floods`, `paths`, `peers`, `system`, `kills`, `surface`, `load` | the faults |
+| `floods`, `paths`, `moves`, `peers`, `system`, `kills`, `surface`, `dawdlers`, `load` | the faults |
 | `document` | docs/reliability.md |
 """

@@ -83,13 +83,10 @@ class Client:
             self.node.handle_timeout(now)
             self.settle()
 
-    def replace_socket(self, made: socket.socket) -> None:
-        """Go on from another socket, as a machine that moves does."""
-        self._io.close()
-        self.socket.close()
-        self.socket = made
-        made.bind(("", 0))
-        self._io = UdpIo(made.fileno(), None)
+    @property
+    def datagrams_sent(self) -> int:
+        """How many the kernel took from it."""
+        return self._io.stats()["sent"]
 
     def close(self) -> None:
         self._io.close()

@@ -1,7 +1,9 @@
 """The interface under attack: `python -m reliability.gateway OPTIONS`, told what to do over its standard input.
 
-Options: peers (how many), and where wanted first (the number of the first), config (fields of the interface), udp
-("recverr": sockets that hear of every error), metrics (serve them on a port of the loopback).
+Options: client (its number) and gateway (where that is), for an interface of a peer's own; else peers (how many), and
+where wanted first (the number of the first), config (fields of the interface) and routed (true: each peer needs a route
+of its own). Besides: udp ("recverr": sockets that hear of every error), metrics (serve them on a port of the loopback),
+control (a folder for the control socket).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 
 import trio
 
-from connlib import Interface, InterfaceConfig, Limits, PeerConfig, Role, open_interface
+from connlib import Interface, InterfaceConfig, Limits, PeerConfig, Role, open_interface, serve_control
 from connlib.udp import Sockets
 from reliability import parties
 
@@ -27,7 +29,10 @@ _IP_RECVERR = 11
 
 async def main(options: dict[str, Any]) -> None:
     first = options.get("first", parties.GATEWAY + 1)
-    config = parties.gateway_config(range(first, first + options["peers"]), **_fields(options))
+    if "client" in options:
+        config = parties.interface_of(options["client"], tuple(options["gateway"]))
+    else:
+        config = parties.gateway_config(range(first, first + options["peers"]), **_fields(options))
     async with AsyncExitStack() as stack:
         interface = await stack.enter_async_context(open_interface(config, udp=_sockets(options)))
         port = None
@@ -36,6 +41,8 @@ async def main(options: dict[str, Any]) -> None:
 
             server = await stack.enter_async_context(serve_metrics(interface, host="127.0.0.1", port=0))
             port = server.port
+        if "control" in options:
+            await stack.enter_async_context(serve_control(interface, directory=options["control"]))
         say("ready")
         async for line in _lines():
             asked = json.loads(line)
@@ -52,6 +59,8 @@ async def main(options: dict[str, Any]) -> None:
 
 def _fields(options: dict[str, Any]) -> dict[str, Any]:
     fields = dict(options.get("config", {}))
+    if options.get("routed"):
+        fields["addresses"] = (parties.alone(parties.GATEWAY),)
     if "queue_packets" in fields:
         fields["limits"] = Limits(queue_packets=fields.pop("queue_packets"))
     if "role" in fields:
@@ -85,6 +94,7 @@ def _stats(interface: Interface) -> dict[str, Any]:
         "tun": dict(stats.tun),
         "udp": dict(stats.udp),
         "sessions": sum(peer.tunnel.sessions for peer in stats.peers),
+        "initiations": sum(peer.tunnel.initiations_sent for peer in stats.peers),
         "responses": sum(peer.tunnel.responses_sent for peer in stats.peers),
         "queued": max((peer.tunnel.queued for peer in stats.peers), default=0),
         "endpoints": [peer.endpoint for peer in stats.peers[:10]],
@@ -93,12 +103,17 @@ def _stats(interface: Interface) -> dict[str, Any]:
 
 
 async def _churn(interface: Interface, seconds: float, rate: float, first: int) -> dict[str, Any]:
-    """Add and remove peers in turn; what each change took, in seconds, and in seconds of the processor."""
+    """Add and remove peers in turn; what each change took, in seconds, and in seconds of the processor.
+
+    Where they take longer than the rate allows, there are fewer of them.
+    """
     begin = trio.current_time()
     took, used, built = [], [], []
     extra: list[PeerConfig] = []
     number = first
     for change in range(int(seconds * rate)):
+        if change % 2 == 0 and trio.current_time() > begin + seconds:
+            break
         await trio.sleep_until(begin + change / rate)
         start = time.perf_counter()
         if change % 2:

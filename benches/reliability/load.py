@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import statistics
+from dataclasses import replace
 
 from reliability import parties
 from reliability.clients import Client, Crowd
@@ -22,10 +23,18 @@ WINDOW = 300
 
 def churn(run: Run) -> list[Check]:
     """Peers are added and removed; nobody else's packet is lost for it."""
+    return [
+        *_churn(run, "in the interface's network", routed=False),
+        *_churn(run, "each with a route", routed=True),
+    ]
+
+
+def _churn(run: Run, what: str, *, routed: bool) -> list[Check]:
     seconds = run.pick(60, 3)
     peers, live = run.count(PEERS, 100), run.count(LIVE, 20)
     rate = run.count(RATE, 200)
-    with yard(1) as hosts, child(hosts.middle, "gateway", {"peers": peers}) as gateway:
+    options = {"peers": peers, "routed": routed}
+    with yard(1) as hosts, child(hosts.middle, "gateway", options) as gateway:
         (friends,) = hosts.others
         numbers = range(parties.GATEWAY + 1, parties.GATEWAY + 1 + live)
         clients = [
@@ -50,13 +59,17 @@ def churn(run: Run) -> list[Check]:
             after = resident(gateway.pid)
             again = sum(client.established for client in clients) - handshakes
             received = gateway.ask("stats")
+            routes = hosts.middle.run("ip", "-4", "route", "show", "dev", "wg0").splitlines()
     took = [each * 1000 for each in churned["took"]]
     used = [each * 1000 for each in churned["used"]]
     built = [each * 1000 for each in churned["built"]]
-    return [
+    checks = [
+        at_least("requests", crowd.sent - sent, live, timed=False),
         count(f"of {crowd.sent - sent:,} requests of {live} untouched peers lost", lost, 0),
         count("peers afterwards", churned["peers"], peers),
-        at_least("changes", len(took), int(seconds * CHANGES), timed=False),
+        count("routes afterwards", len(routes), peers if routed else 1),
+        at_least("changes", len(took), run.count(10, 4), timed=False),
+        at_least("that is", len(took) / seconds, 0.95 * CHANGES, "a second", timed=True),
         note("sessions started anew, as they are every two minutes", again),
         note("datagrams at the gateway", received["udp"]["received"]),
         at_most("memory, compared with before", abs(after - before) / before * 100, 5, "%", timed=True),
@@ -65,3 +78,4 @@ def churn(run: Run) -> list[Check]:
         note("`apply`, median of the processor time", statistics.median(used), "ms"),
         note("making the new configuration, median", statistics.median(built), "ms"),
     ]
+    return [replace(check, what=f"{what}: {check.what}") for check in checks]

@@ -25,6 +25,11 @@ def address(number: int) -> str:
     return str(IPv4Address(_BASE + number))
 
 
+def alone(number: int) -> IPv4Interface:
+    """Its inner address, in a network without any other."""
+    return IPv4Interface((_BASE + number, 32))
+
+
 def peer(number: int, **changes: Any) -> PeerConfig:
     """A peer of the gateway's."""
     prefix = IPv4Network((_BASE + number, 32))
@@ -49,13 +54,25 @@ def gateway_config(numbers: Iterable[int], **changes: Any) -> InterfaceConfig:
     )
 
 
-def client_config(number: int, endpoint: tuple[str, int], **changes: Any) -> NodeConfig:
+def client_config(number: int, endpoint: tuple[str, int]) -> NodeConfig:
     """A client whose only peer is the gateway."""
-    gateway = PeerConfig(
+    return NodeConfig(private_key=key(number), peers=(_gateway(endpoint),))
+
+
+def interface_of(number: int, endpoint: tuple[str, int]) -> InterfaceConfig:
+    """The same as an interface."""
+    return InterfaceConfig(
+        private_key=key(number),
+        addresses=(alone(number),),
+        peers=(_gateway(endpoint),),
+        name="wg0",
+    )
+
+
+def _gateway(endpoint: tuple[str, int]) -> PeerConfig:
+    return PeerConfig(
         public_key=key(GATEWAY).public_key(),
         allowed_ips=(IPv4Network((_BASE + GATEWAY, 32)),),
         endpoint=endpoint,
         role=Role.INITIATOR,
-        **changes,
     )
-    return NodeConfig(private_key=key(number), peers=(gateway,))

@@ -1,9 +1,8 @@
-"""Faults 9, 10, 31 and 32: what may happen on the way between the two ends."""
+"""Faults 9, 10 and 31: what may happen on the way between the two ends."""
 
 from __future__ import annotations
 
 import ctypes
-import itertools
 import os
 import secrets
 import select
@@ -20,7 +19,7 @@ from reliability import parties
 from reliability.clients import Client, Crowd, checksum
 from reliability.faults import Check, Missing, Run, at_least, at_most, count, note
 from reliability.floods import GATEWAY, under_attack
-from reliability.places import CABLES, child, cpu_seconds, lay_cable, yard
+from reliability.places import CABLES, child, cpu_seconds, yard
 
 FULL = 1420
 """Bytes of the largest packet that the tunnel's device takes."""
@@ -320,52 +319,3 @@ def _bpf(command: int, attributes: bytes) -> int:
     if result < 0:
         raise Missing(f"needs BPF for control groups: {os.strerror(ctypes.get_errno())}")
     return result
-
-
-def changed_addresses(run: Run) -> list[Check]:
-    """Fault 32: a client with two ways to the gateway; its default route changes, and its addresses."""
-    pause = run.pick(2, 0.3)
-    there = "10.99.0.1"
-    with yard(1) as hosts:
-        (friends,) = hosts.others
-        lay_cable(hosts.middle, friends, 1)
-        hosts.middle.run("ip", "address", "add", f"{there}/32", "dev", "lo")
-
-        def by(cable: int) -> None:
-            friends.run("ip", "route", "replace", "default", "via", f"{CABLES[cable]}.1")
-
-        def another_address() -> None:
-            friends.run("ip", "address", "delete", f"{CABLES[0]}.2/24", "dev", "cable0")
-            friends.run("ip", "address", "add", f"{CABLES[0]}.7/24", "dev", "cable0")
-            by(0)
-
-        def no_second_cable() -> None:
-            friends.run("ip", "address", "delete", f"{CABLES[1]}.2/24", "dev", "cable1")
-            by(0)
-
-        by(0)
-        changes: list[tuple[str, Callable[[], None]]] = [
-            ("default route by the other cable", lambda: by(1)),
-            ("address of that cable removed", no_second_cable),
-            ("another address on the first cable", another_address),
-        ]
-        with child(hosts.middle, "gateway", {"peers": 1}):
-            made = friends.make_socket(socket.AF_INET, socket.SOCK_DGRAM)
-            client = Client(parties.GATEWAY + 1, made, (there, parties.PORT))
-            with Crowd([client]) as crowd:
-                crowd.connect()
-                client.keep_times = True
-                checks = []
-                for what, change in changes:
-                    client.answered_at.clear()
-                    crowd.stream(pause / 2, 100)
-                    change()
-                    crowd.stream(pause, 100)
-                    crowd.settle()
-                    times = [*client.answered_at, time.monotonic()]
-                    gap = max(later - earlier for earlier, later in itertools.pairwise(times))
-                    checks.append(at_most(f"{what}: longest silence", gap, 1, "s", timed=True))
-                    checks.append(at_least(f"{what}: answered", len(times) - 1, 1, timed=False))
-                checks.append(note("requests lost in all", client.sent - client.answered))
-                checks.append(count("handshakes besides the first", client.established - 1, 0))
-    return checks

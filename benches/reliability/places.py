@@ -8,22 +8,27 @@ import select
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from interop.machine import missing_rights
-from interop.netns import Namespace, unique_name, wait_for
+from interop.netns import Background, Namespace, unique_name, wait_for
 from reliability.faults import Missing
 
 ROOT = Path(__file__).resolve().parents[2]
+COMMAND = (sys.executable, "-m", "connlib")
+WG_COMMAND = (sys.executable, "-c", "from connlib.cli.wg import main; main()")
+MEGABYTE = 1 << 20
 
 CABLES = ("192.0.2", "198.51.100", "203.0.113")
 """The network of each cable; the host in the middle has .1 on all of them, and the other one .2."""
 MIDDLE = "middle"
 _PATIENCE = 60.0
 _SOL_PACKET, _PACKET_STATISTICS = 263, 6
+_CPUCLOCK_SCHED = 2
 
 
 class Yard:
@@ -144,10 +149,24 @@ def child(
         started.close()
 
 
+@contextmanager
+def background(place: Namespace, command: Sequence[str], folder: Path) -> Iterator[Background]:
+    """Run a command of ours in a namespace, and end it. What it says is in `folder`, and so is its control socket; it
+    keeps nothing anywhere."""
+    environment = {"STATE_DIRECTORY": "", "CONNLIB_RUN_DIR": str(folder)}
+    running = Background(place.command(*command), folder / "log", environment)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
 def cpu_seconds(pid: int) -> float:
-    """What a process has used of the processors, its calls into the kernel included."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """What a process has used of the processors, its calls into the kernel included, to the nanosecond.
+
+    Its CPU-time clock (clock_getcpuclockid(3)): /proc counts in ticks, of which a flood of half a second has few.
+    """
+    return time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED)
 
 
 def resident(pid: int) -> int:

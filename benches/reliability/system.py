@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import resource
 import secrets
-import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +18,7 @@ from reliability import parties
 from reliability.clients import Client, Crowd
 from reliability.faults import Check, Run, at_least, at_most, count, note
 from reliability.floods import GATEWAY, PUBLIC
-from reliability.places import CABLES, child, cpu_seconds, resident, yard
-
-COMMAND = (sys.executable, "-m", "connlib")
-MEGABYTE = 1 << 20
+from reliability.places import CABLES, COMMAND, MEGABYTE, background, child, cpu_seconds, resident, yard
 
 
 @contextmanager
@@ -32,29 +27,31 @@ def up(place: Namespace, folder: Path, *options: str) -> Iterator[Background]:
     file = folder / "wg0.conf"
     file.write_text(format_config(parties.gateway_config([parties.GATEWAY + 1])))
     file.chmod(0o600)
-    running = Background(place.command(*COMMAND, "up", *options, str(file)), folder / "log")
-    try:
+    with background(place, (*COMMAND, "up", *options, str(file)), folder) as running:
         wait_for(lambda: "is up" in running.output() or running.returncode is not None, "connlib up", 30)
         running.require_running()
         yield running
-    finally:
-        running.stop(signal.SIGTERM)
 
 
 def deleted_device(run: Run) -> list[Check]:
     """Fault 30."""
     took, codes = [], []
+    left = 0
     with yard(1) as hosts, TemporaryDirectory() as name:
         for _ in range(run.count(10, 1)):
             with up(hosts.middle, Path(name)) as running:
+                control = Path(name, "wg0.sock")
+                there = control.is_socket()
                 begin = time.monotonic()
                 hosts.middle.run("ip", "link", "delete", "dev", "wg0")
                 wait_for(lambda r=running: r.returncode is not None, "its end", 30)  # type: ignore[misc]
                 took.append(time.monotonic() - begin)
                 codes.append(running.returncode)
+                left += not there or control.exists()
             Path(name, "log").unlink()
     return [
         count("exit codes other than 1", sum(code != 1 for code in codes), 0),
+        count("control sockets that were not there before, or are after it", left, 0),
         at_most("slowest end", max(took), 1, "s", timed=True),
     ]
 
