@@ -319,6 +319,19 @@ def test_it_returns_when_wg_can_go_on_and_has_left_the_terminal(
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_whatever_standard_stream_it_is_started_without_it_serves(
+    stack: ExitStack, wire: Wire, closed: str
+) -> None:
+    """Whatever is opened next has the descriptor of a closed stream, and is lost when the streams are let go."""
+    daemon = Daemon(stack, wire.hosts[0], "sh", "-c", f'exec "$@" {closed}', "sh", *CONNLIB_WG)
+    assert (daemon.done.returncode, daemon.done.stdout, daemon.done.stderr) == (0, "", "")
+    shell("wg", "set", daemon.name, "listen-port", "4242")
+    (pid,) = daemon.pids()
+    for stream in (0, 1, 2):
+        assert os.readlink(f"/proc/{pid}/fd/{stream}") == "/dev/null"
+
+
 @pytest.mark.parametrize("name", ["../x", "a/b", "x" * 16, "%d", "all"])
 def test_names_that_name_no_device_are_refused_in_one_line(wire: Wire, name: str) -> None:
     before = sorted(os.listdir(RUN)) if RUN.exists() else []
