@@ -71,6 +71,25 @@ def test_nothing_is_sent_before_the_device_is_up(stack: ExitStack, wire: Wire, t
     assert int(end.show("transfer")[0][2]) % 148 == 0
 
 
+def test_without_a_descriptor_left_a_device_that_is_down_stays_silent_and_is_followed_later(
+    stack: ExitStack, wire: Wire, tmp_path: Path
+) -> None:
+    """Fault 34."""
+    end = End(stack, wire.hosts[0], tmp_path)
+    peer = shell("wg", "pubkey", stdin=shell("wg", "genkey")).strip()
+    end.wg("private-key", str(end.key), "peer", peer, "endpoint", "192.0.2.2:9", "persistent-keepalive", "25")
+    pid = str(end.process.pid)
+    before = shell("prlimit", "--pid", pid, "--nofile", "--noheadings", "--raw", "--output", "SOFT").strip()
+    # Standard streams are all that could be opened now, and they are open.
+    shell("prlimit", "--pid", pid, "--nofile=3:")
+    end.host.run("ip", "link", "set", end.name, "mtu", "1300")
+    wait_for(lambda: "Too many open files" in end.process.output(), "a warning")
+    shell("prlimit", "--pid", pid, f"--nofile={before}:")
+    assert end.show("transfer") == [[peer, "0", "0"]]
+    end.host.run("ip", "link", "set", end.name, "up")
+    wait_for(lambda: end.show("transfer") != [[peer, "0", "0"]], "the first initiation")
+
+
 def test_every_setting_can_be_made_shown_and_taken_back(stack: ExitStack, wire: Wire, tmp_path: Path) -> None:
     end = End(stack, wire.hosts[0], tmp_path)
     psk = tmp_path / "psk"
