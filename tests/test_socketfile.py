@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -147,3 +150,41 @@ def test_whoever_removes_the_file_is_noticed(run: Run, folder: Path, how: str) -
                 assert file.removed
 
     run(body)
+
+
+@pytest.mark.parametrize("how", ["unlink", "rename", "replace"])
+def test_whoever_removes_the_file_is_noticed_where_nothing_can_be_watched(
+    run: Run, folder: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where each of the user's `fs.inotify.max_user_instances` is in use."""
+    monkeypatch.setattr(socketfile, "_PAUSE", 0.0)
+    elsewhere = folder.with_name("elsewhere")
+    elsewhere.write_text("")
+
+    async def remove(file: SocketFile) -> None:
+        await anyio.sleep(0)
+        if how == "unlink":
+            os.unlink(file.path)
+        elif how == "rename":
+            os.rename(file.path, elsewhere)
+        else:
+            os.replace(elsewhere, file.path)
+
+    async def body() -> None:
+        with SocketFile("wg0", str(folder)) as file, no_more_descriptors():
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(remove, file)
+                await file.wait_removed()
+                assert file.removed
+
+    run(body)
+
+
+@contextmanager
+def no_more_descriptors() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
