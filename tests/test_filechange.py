@@ -110,6 +110,34 @@ def test_without_a_commit_nothing_changes_and_nothing_stays(folder: Path) -> Non
     assert contents(folder) == BEFORE
 
 
+@pytest.mark.parametrize("call", ["fsync", "unlink"])
+def test_what_fails_once_the_file_has_changed_is_left_for_the_next_change(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with change_of() as change:
+        change.stage(b"new")
+        assert change.drop_key("bob.psk")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, fail)
+            change.commit()
+    assert (folder / "bob.psk").read_text() == BEFORE["bob.psk"]
+    with change_of():
+        pass
+    assert contents(folder) == {"office.toml": "new", "office.key": BEFORE["office.key"]}
+
+
+def test_a_key_file_that_somebody_else_removed_meanwhile_may_be_gone(folder: Path) -> None:
+    with change_of() as change:
+        change.stage(b"new")
+        assert change.drop_key("bob.psk")
+        os.unlink("bob.psk")
+        change.commit()
+    assert contents(folder) == {"office.toml": "new", "office.key": BEFORE["office.key"]}
+
+
 def test_what_somebody_else_wrote_meanwhile_is_kept(folder: Path) -> None:
     with change_of() as change:
         change.stage(b"new")

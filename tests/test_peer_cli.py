@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 import subprocess
 from pathlib import Path
@@ -426,6 +428,24 @@ def test_a_peer_whose_key_file_is_that_of_the_gateway_leaves_it(connlib: Command
     write(folder / "office.toml", text + f'{PSK} = "branch.psk"\n')
     assert connlib("peer", "remove", "branch")[0] == 0
     assert load_gateway("office.toml").to_interface_config().private_key == OWN
+
+
+def test_a_key_file_that_cannot_be_removed_is_said_to_be_left(
+    connlib: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder / "office.toml", FILE + f'{PSK} = "branch.psk"\n')
+    write(folder / "branch.psk", SHARED.to_base64())
+    unlink = os.unlink
+
+    def refuse(path: str) -> None:
+        if path.endswith("branch.psk"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    said = "branch is no longer in office.toml.\nbranch.psk is left where it is.\n"
+    assert connlib("peer", "remove", "branch") == (0, "", said + RELOAD)
+    assert contents(folder)["office.toml"].decode() == FILE.partition("\n# the branch")[0]
 
 
 def test_a_peer_can_be_removed_where_its_key_file_is_missing(connlib: Command, folder: Path) -> None:

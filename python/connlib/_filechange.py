@@ -8,7 +8,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 
 from ._configfile import display_path, failed, read_file
@@ -138,10 +138,13 @@ class FileChange:
             )
         with _saying("write", self.path):
             os.rename(self.staged, self.path)
-            self._made.clear()
+        # It is done. What is left of it where this fails, the next change finds by its second name, and removes.
+        self._made.clear()
+        self._has_second_name = False
+        with suppress(OSError):
             os.fsync(self._folder)
             if self._obsolete is not None:
-                os.unlink(self._obsolete)
+                _remove(self._obsolete)
             _remove(self._key)
 
     def _locked(self) -> int:

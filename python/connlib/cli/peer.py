@@ -125,6 +125,8 @@ def remove_peer(wanted: str, file: str | None) -> None:
             if change.drop_key(path):
                 removed = path
         change.commit()
+    if removed is not None and os.path.lexists(removed):
+        removed = None  # the system has refused that, and the next change tries again
     also = f", and {display_path(removed)} is removed" if removed is not None else ""
     remark(f"{peer.name or peer} is no longer in {display_path(file)}{also}.")
     if key_file is not None and removed is None:
