@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import NoReturn
@@ -368,6 +369,14 @@ def test_a_corrupt_file_is_refused(tmp_path: Path, content: bytes, message: str)
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(file)
     assert len(str(caught.value)) < 300 + len(str(file))
+
+
+@pytest.mark.parametrize("comment", ["{}connlib", "connlib{}!", "connlib;{}!", "connlib{}role{}!"])
+def test_a_comment_of_very_many_blanks_is_read(comment: str) -> None:
+    """In a process of its own, which can be ended: nothing else runs while an expression is matched."""
+    text = f"{MINIMAL}# {comment.replace('{}', ' ' * 300_000)}\n"
+    script = "import sys; from connlib import parse_config; parse_config(sys.stdin.read())"
+    subprocess.run([sys.executable, "-c", script], input=text, text=True, check=True, timeout=30)
 
 
 def test_a_mistake_at_the_end_of_60000_peers_is_found() -> None:

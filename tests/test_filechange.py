@@ -105,9 +105,37 @@ def test_without_a_commit_nothing_changes_and_nothing_stays(folder: Path) -> Non
             assert stat.S_IMODE(os.stat(name).st_mode) == 0o600
     assert contents(folder) == BEFORE
     with change_of() as change:
-        assert change.drop_key("bob.psk")
         change.stage(b"new")
+        assert change.drop_key("bob.psk")
     assert contents(folder) == BEFORE
+
+
+@pytest.mark.parametrize("call", ["fsync", "unlink"])
+def test_what_fails_once_the_file_has_changed_is_left_for_the_next_change(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with change_of() as change:
+        change.stage(b"new")
+        assert change.drop_key("bob.psk")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, fail)
+            change.commit()
+    assert (folder / "bob.psk").read_text() == BEFORE["bob.psk"]
+    with change_of():
+        pass
+    assert contents(folder) == {"office.toml": "new", "office.key": BEFORE["office.key"]}
+
+
+def test_a_key_file_that_somebody_else_removed_meanwhile_may_be_gone(folder: Path) -> None:
+    with change_of() as change:
+        change.stage(b"new")
+        assert change.drop_key("bob.psk")
+        os.unlink("bob.psk")
+        change.commit()
+    assert contents(folder) == {"office.toml": "new", "office.key": BEFORE["office.key"]}
 
 
 def test_what_somebody_else_wrote_meanwhile_is_kept(folder: Path) -> None:
@@ -145,10 +173,10 @@ def test_only_an_ordinary_key_file_of_one_name_is_removed(folder: Path) -> None:
     os.symlink("bob.psk", "link.psk")
     os.link("office.key", "second.psk")
     with change_of() as change:
+        change.stage(b"new")
         assert not change.drop_key("link.psk")
         assert not change.drop_key("second.psk")
         assert not change.drop_key("missing.psk")
-        change.stage(b"new")
         change.commit()
     assert set(contents(folder)) == {*BEFORE, "link.psk", "second.psk"}
 
@@ -223,11 +251,14 @@ def test_a_file_that_may_not_be_written_is_not_replaced(
 # What a change that was killed has left
 
 
-def test_what_a_killed_change_left_is_removed_unless_the_file_needs_it(folder: Path) -> None:
+@pytest.mark.parametrize("named", ["bob.psk", "./bob.psk", "keys/bob.psk"])
+def test_what_a_killed_change_left_is_removed_unless_the_file_needs_it(folder: Path, named: str) -> None:
+    (folder / "keys").symlink_to(folder)
     (folder / ".office.toml.connlib-new").write_text("half")
     os.link("bob.psk", ".office.toml.connlib-key")
-    with change_of(keys=("./bob.psk",)):
+    with change_of(keys=(named,)):
         pass
+    (folder / "keys").unlink()
     assert contents(folder) == BEFORE
     os.link("bob.psk", ".office.toml.connlib-key")
     with change_of(keys=()):

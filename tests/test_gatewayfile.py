@@ -311,13 +311,22 @@ DAMAGED = [
     (MINIMAL.encode("utf-16"), r"wg0.toml:1:4: there is a NUL byte"),
     (MINIMAL.encode() + b"# caf\xe9\n", r"wg0.toml:3:6: this is not UTF-8"),
     (MINIMAL.encode() + b"a." * 1024 * 1000 + b"b = 1\n", r"wg0.toml:3:1: a key has too many parts"),
+    (
+        MINIMAL.encode() + (b"a." * 30 + b"b = 1\n") * 30_000,
+        r"wg0.toml: this file has more than 100,000 lines",
+    ),
+    (
+        MINIMAL.encode() + (b"[" + b"a." * 30 + b"b]\n") * 30_000,
+        r"wg0.toml: this file has more than 100,000 l",
+    ),
+    (MINIMAL.encode() + (b"a . b . 'c' = 1\n") * 40_000, r"wg0.toml: this file has more than 100,000 lines"),
     (MINIMAL.encode() + b"a = " + b"[" * 1024 * 1024, r"wg0.toml: arrays and tables are nested too deeply"),
     (MINIMAL.encode() + b"a = " + b"{a=" * 512 * 1024, r"wg0.toml: arrays and tables are nested too deeply"),
     (MINIMAL.encode() + b"x = '''" + b"y " * 1024 * 1000, r"wg0.toml:\d+:\d+: this is not TOML"),
     (MINIMAL.encode() + b'x = "' + b"y" * 2048 * 1000, r"wg0.toml:3:\d+: this is not TOML"),
     (MINIMAL.encode() + b"[a]\n" * 99_000, r"wg0.toml:4:3: this is not TOML: cannot declare it twice"),
     (MINIMAL.encode() + b"\n" * 99_000 + b"x", r"wg0.toml:99003:2: this is not TOML"),
-    (MINIMAL.encode() + b"\n" * 100_000, r"wg0.toml: this file has more than 100,000 lines and commas"),
+    (MINIMAL.encode() + b"\n" * 100_000, r"wg0.toml: this file has more than 100,000 lines, commas and dots"),
     (
         MINIMAL.encode() + b"x = [" + b"1," * 1024 * 1000 + b"]",
         r"wg0.toml: this file has more than 100,000 lines",
@@ -329,7 +338,7 @@ DAMAGED = [
     ("content", "message"),
     DAMAGED,
     ids=[
-        *("100MB", "nul", "nuls", "utf16", "latin1", "dots", "arrays", "tables"),
+        *("100MB", "nul", "nuls", "utf16", "latin1", "dots", "keys", "parents", "quoted", "arrays", "tables"),
         *("text", "string", "headers", "blanks", "lines", "elements"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 import subprocess
 from pathlib import Path
@@ -404,13 +406,46 @@ def test_a_peer_is_removed_by_its_key_too_and_keys_of_others_stay(connlib: Comma
     assert (folder / "shared.key").exists()
 
 
-def test_a_key_file_that_another_peer_needs_stays(connlib: Command, folder: Path) -> None:
-    other = f'\n[[peers]]\npublic_key = "{ALICE.to_base64()}"\n{PSK} = "branch.psk"\n'
+@pytest.mark.parametrize("named", ["branch.psk", "./branch.psk", "keys/branch.psk", "link.psk"])
+def test_a_key_file_that_another_peer_needs_stays_by_whatever_name(
+    connlib: Command, folder: Path, named: str
+) -> None:
+    (folder / "keys").symlink_to(folder)
+    (folder / "link.psk").symlink_to("branch.psk")
+    other = f'\n[[peers]]\npublic_key = "{ALICE.to_base64()}"\n{PSK} = "{named}"\n'
     write(folder / "office.toml", FILE + f'{PSK} = "branch.psk"\n' + other)
     write(folder / "branch.psk", SHARED.to_base64())
     said = "branch is no longer in office.toml.\nbranch.psk is left where it is.\n"
     assert connlib("peer", "remove", "branch") == (0, "", said + RELOAD)
-    assert load_gateway("office.toml").peers[0].preshared_key_file == "branch.psk"
+    (peer,) = load_gateway("office.toml").to_interface_config().peers
+    assert peer.preshared_key == SHARED
+    assert not [name for name in contents(folder) if name.startswith(".")]
+
+
+def test_a_peer_whose_key_file_is_that_of_the_gateway_leaves_it(connlib: Command, folder: Path) -> None:
+    (folder / "office.key").rename(folder / "branch.psk")
+    text = FILE.replace('"office.key"', '"./branch.psk"')
+    write(folder / "office.toml", text + f'{PSK} = "branch.psk"\n')
+    assert connlib("peer", "remove", "branch")[0] == 0
+    assert load_gateway("office.toml").to_interface_config().private_key == OWN
+
+
+def test_a_key_file_that_cannot_be_removed_is_said_to_be_left(
+    connlib: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder / "office.toml", FILE + f'{PSK} = "branch.psk"\n')
+    write(folder / "branch.psk", SHARED.to_base64())
+    unlink = os.unlink
+
+    def refuse(path: str) -> None:
+        if path.endswith("branch.psk"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    said = "branch is no longer in office.toml.\nbranch.psk is left where it is.\n"
+    assert connlib("peer", "remove", "branch") == (0, "", said + RELOAD)
+    assert contents(folder)["office.toml"].decode() == FILE.partition("\n# the branch")[0]
 
 
 def test_a_peer_can_be_removed_where_its_key_file_is_missing(connlib: Command, folder: Path) -> None:

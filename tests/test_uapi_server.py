@@ -1,11 +1,9 @@
-"""The control socket of an interface whose ends are in memory: requests, clients, and the file."""
+"""The control socket of an interface whose ends are in memory: requests and clients."""
 
 from __future__ import annotations
 
 import errno
-import os
 import socket
-import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from connlib import ConfigError, DeviceError, InterfaceConfig, PrivateKey, PublicKey, socketfile
+from connlib import DeviceError, InterfaceConfig, PrivateKey, PublicKey
 from connlib.driver import Interface, MemoryTun, MemoryUdp, open_interface
 from connlib.socketfile import SocketFile
 from connlib.uapi import server
@@ -308,6 +306,29 @@ def test_a_request_that_fails_changes_nothing(
     run(body)
 
 
+def test_after_a_request_that_failed_a_device_with_a_peer_of_low_order_still_takes_another_mtu(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_use(_end: object, port: int, _mark: int) -> None:
+        raise DeviceError("in use") from OSError(errno.EADDRINUSE, "in use")
+
+    async def body() -> None:
+        async with both(tmp_path) as (a, b):
+            low = [f"public_key={LOW_ORDER}", "allowed_ip=10.99.0.0/16"]
+            assert await a.set(*low) == 0
+            (stand_in,) = {peer.public_key for peer in a.interface.config.peers} - {B_KEY.public_key()}
+            with monkeypatch.context() as patch:
+                patch.setattr("connlib.memory.MemoryUdpEnd.reopened", in_use)
+                assert await a.set("listen_port=4444", "replace_peers=true") == errno.EADDRINUSE
+            await a.device.link_changed(1300, up=True)
+            assert a.interface.config.mtu == 1300
+            assert {peer.public_key for peer in a.interface.config.peers} == {B_KEY.public_key(), stand_in}
+            assert set(low) <= set(await a.get())
+            await exchange(a, b)
+
+    run(body)
+
+
 def test_a_program_may_change_the_interface_as_well(run: Run, tmp_path: Path) -> None:
     async def body() -> None:
         async with both(tmp_path) as (a, b):
@@ -459,140 +480,5 @@ def test_a_very_long_request_is_taken_and_told_again(run: Run, tmp_path: Path) -
             prefixes = [f"allowed_ip=10.{n >> 16}.{n >> 8 & 255}.{n & 255}/32" for n in range(130_560)]
             assert await a.set(f"public_key={hexed(B_KEY.public_key())}", *prefixes) == 0
             assert sum(line.startswith("allowed_ip=") for line in await a.get()) == 130_560
-
-    run(body)
-
-
-# --- The file -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
-def test_only_the_owner_gets_to_the_socket_whatever_the_umask(folder: Path) -> None:
-    before = os.umask(0)
-    try:
-        with SocketFile("wg0", str(folder)) as file:
-            found = os.lstat(file.path)
-            assert stat.S_ISSOCK(found.st_mode) and stat.S_IMODE(found.st_mode) == 0o600
-            assert stat.S_IMODE(os.lstat(folder).st_mode) == 0o700
-    finally:
-        os.umask(before)
-    assert os.listdir(folder) == []
-
-
-@pytest.mark.parametrize("name", ["../x", "a/b", "x" * 16, "%d", "", ".", "a b", "wg\n"])
-def test_names_that_name_no_interface_touch_no_file(name: str, folder: Path) -> None:
-    with pytest.raises(ConfigError):
-        SocketFile(name, str(folder))
-    assert not folder.exists()
-
-
-def test_a_symbolic_link_in_the_way_is_refused_and_left_alone(folder: Path, tmp_path: Path) -> None:
-    folder.mkdir(mode=0o700)
-    for target in (tmp_path / "target", tmp_path / "absent"):
-        (tmp_path / "target").write_text("precious")
-        (folder / "wg0.sock").symlink_to(target)
-        with pytest.raises(DeviceError, match="a symbolic link"):
-            SocketFile("wg0", str(folder))
-        assert (tmp_path / "target").read_text() == "precious" and not (tmp_path / "absent").exists()
-        (folder / "wg0.sock").unlink()
-
-
-def test_a_file_in_the_way_is_refused_and_left_alone(folder: Path) -> None:
-    folder.mkdir(mode=0o700)
-    (folder / "wg0.sock").write_text("precious")
-    with pytest.raises(DeviceError, match="not a socket"):
-        SocketFile("wg0", str(folder))
-    assert (folder / "wg0.sock").read_text() == "precious"
-
-
-def test_a_socket_that_a_process_left_is_replaced(folder: Path) -> None:
-    folder.mkdir(mode=0o700)
-    with socket.socket(socket.AF_UNIX) as left:
-        left.bind(str(folder / "wg0.sock"))
-    with SocketFile("wg0", str(folder)) as file, socket.socket(socket.AF_UNIX) as client:
-        client.connect(file.path)
-
-
-def test_a_socket_that_is_served_is_refused_and_goes_on(folder: Path) -> None:
-    with SocketFile("wg0", str(folder)) as first:
-        with pytest.raises(DeviceError, match="belongs to a process that runs"):
-            SocketFile("wg0", str(folder))
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(first.path)
-
-
-@pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777])
-def test_a_directory_that_others_write_to_is_refused(folder: Path, mode: int) -> None:
-    folder.mkdir()
-    folder.chmod(mode)
-    with pytest.raises(DeviceError, match="others can write"):
-        SocketFile("wg0", str(folder))
-
-
-def test_a_link_in_place_of_the_directory_is_refused(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir(mode=0o700)
-    folder.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(DeviceError, match="not a directory"):
-        SocketFile("wg0", str(folder))
-    assert os.listdir(tmp_path / "elsewhere") == []
-
-
-def test_a_file_that_took_our_place_is_not_removed(folder: Path) -> None:
-    with SocketFile("wg0", str(folder)) as file:
-        os.unlink(file.path)
-        Path(file.path).write_text("another's")
-        assert file.removed
-    assert Path(file.path).read_text() == "another's"
-
-
-def test_nothing_is_left_open_when_it_cannot_be_made(folder: Path) -> None:
-    folder.mkdir(mode=0o700)
-    (folder / "wg0.sock").write_text("")
-    before = os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd") else []
-    with pytest.raises(DeviceError):
-        SocketFile("wg0", str(folder))
-    assert before == (os.listdir("/proc/self/fd") if before else [])
-
-
-def test_a_directory_that_stays_locked_is_one_clear_error(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(socketfile, "_LOCK_PAUSE", 0.0)
-    with (
-        SocketFile("wg0", str(folder)) as file,
-        socketfile._locked(file._folder, str(folder)),
-        pytest.raises(DeviceError, match=r"keeps .* locked"),
-    ):
-        SocketFile("wg1", str(folder))
-
-
-@pytest.mark.parametrize("how", ["unlink", "rename", "replace"])
-def test_whoever_removes_the_file_is_noticed(run: Run, folder: Path, how: str) -> None:
-    async def remove(file: SocketFile) -> None:
-        await anyio.wait_all_tasks_blocked()
-        # Something else that happens in the directory is no reason.
-        beside = Path(file.path).with_name("other")
-        beside.write_text("")
-        beside.unlink()
-        other = folder.with_name("elsewhere")
-        await anyio.wait_all_tasks_blocked()
-        if how == "unlink":
-            os.unlink(file.path)
-        elif how == "rename":
-            os.rename(file.path, other)
-        else:
-            other.write_text("")
-            os.replace(other, file.path)
-
-    async def body() -> None:
-        with SocketFile("wg0", str(folder)) as file:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(remove, file)
-                await file.wait_removed()
-                assert file.removed
 
     run(body)

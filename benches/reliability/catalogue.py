@@ -241,7 +241,7 @@ FAULTS = (
         "38",
         "device names such as `../x`, `a/b`, `%d`",
         "refused, 0 files touched; hooks refused",
-        ["tests/test_interface_config.py", "tests/test_config.py", "tests/test_uapi_server.py"],
+        ["tests/test_interface_config.py", "tests/test_config.py", "tests/test_socketfile.py"],
     ),
     Fault(
         "39",

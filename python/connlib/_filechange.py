@@ -8,7 +8,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 
 from ._configfile import display_path, failed, read_file
@@ -45,6 +45,7 @@ class FileChange:
         """Where the new text waits."""
         self._key = os.path.join(self.folder, f".{name}.connlib-key")
         self._made: list[str] = []
+        self._staged_data = b""
         self._obsolete: str | None = None
         self._has_second_name = False
         self._before: os.stat_result | None = None
@@ -102,12 +103,17 @@ class FileChange:
                 os.close(folder)
 
     def drop_key(self, path: str) -> bool:
-        """Remove a key file when the change is made. False, and it stays, unless it is an ordinary file of one name."""
+        """Remove a key file when the change is made, whose text is staged already.
+
+        False, and it stays, unless it is an ordinary file of one name that the new text does not need.
+        """
         try:
             found = os.lstat(path)
         except OSError:
             return False
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            return False
+        if self._needs(self._staged_data, path):
             return False
         with _saying("remove", path):
             os.link(path, self._key)
@@ -121,6 +127,7 @@ class FileChange:
             if self._before is not None and not os.access(self.path, os.W_OK, effective_ids=True):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             _write(self.staged, data, like=self._before)
+        self._staged_data = data
 
     def commit(self) -> None:
         """Put the staged text in the file's place. Raises `ConfigError` if somebody else has changed that meanwhile."""
@@ -131,10 +138,13 @@ class FileChange:
             )
         with _saying("write", self.path):
             os.rename(self.staged, self.path)
-            self._made.clear()
+        # It is done. What is left of it where this fails, the next change finds by its second name, and removes.
+        self._made.clear()
+        self._has_second_name = False
+        with suppress(OSError):
             os.fsync(self._folder)
             if self._obsolete is not None:
-                os.unlink(self._obsolete)
+                _remove(self._obsolete)
             _remove(self._key)
 
     def _locked(self) -> int:
@@ -185,16 +195,27 @@ class FileChange:
             except FileNotFoundError:
                 return
             try:
-                files = self._key_files(self.data) if self._before is not None else ()
+                needed = self._before is not None and self._needs(self.data, self._key)
             except ConfigError:
                 return  # the file is to be corrected first
-            kept = {os.path.abspath(path) for path in (*files, self._key)}
-            with os.scandir(self.folder or os.curdir) as entries:
-                same = [each.path for each in entries if each.inode() == left.st_ino]
-            for path in same:
-                if os.path.abspath(path) not in kept:
-                    os.unlink(path)
+            if not needed:
+                with os.scandir(self.folder or os.curdir) as entries:
+                    names = [each.name for each in entries if each.inode() == left.st_ino]
+                for name in names:
+                    if name != os.path.basename(self._key):
+                        os.unlink(os.path.join(self.folder, name))
+            # Last: until then, the next change finds what is left.
             _remove(self._key)
+
+    def _needs(self, data: bytes, key: str) -> bool:
+        """Whether a file of these bytes needs this key file, by whatever name it calls it. Raises `ConfigError`."""
+        for path in self._key_files(data):
+            try:
+                if os.path.samefile(path, key):
+                    return True
+            except (OSError, ValueError):
+                pass  # the file that is needed is not there, and so not this one
+        return False
 
     def _undo(self) -> None:
         """Remove what is not needed, because the change was not made."""

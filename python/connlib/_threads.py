@@ -6,6 +6,7 @@ that of whoever started it.
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -14,14 +15,17 @@ T = TypeVar("T")
 
 
 class ThreadCall(Generic[T]):
-    """A call of `function` in a new thread, which has started."""
+    """A call of `function` in a new thread, which has started. Raises `OSError` (EAGAIN) where none can be had."""
 
     def __init__(self, function: Callable[[], T], name: str) -> None:
         self._function = function
         self._results: list[T] = []
         self._errors: list[BaseException] = []
         self._thread = threading.Thread(target=self._call, name=name)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, str(error)) from error
 
     def _call(self) -> None:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import logging
 import os
 import socket
 import stat
@@ -21,12 +22,17 @@ import anyio
 from connlib._errors import DeviceError
 from connlib.config import check_interface_name
 
+_log = logging.getLogger("connlib")
+
 WG_DIRECTORY = "/var/run/wireguard"
 BACKLOG = 128
 
 _LOCK_ATTEMPTS = 100
 _LOCK_PAUSE = 0.01
 """Nobody holds the lock for longer than a few system calls take."""
+
+_PAUSE = 1.0
+"""Seconds from look to look for a file that cannot be watched."""
 
 
 class SocketFile:
@@ -74,8 +80,16 @@ class SocketFile:
             return True
 
     async def wait_removed(self) -> None:
-        """Until somebody removes or replaces the file."""
-        with _Watch(self._directory) as watch:
+        """Until somebody removes or replaces the file. Where the kernel cannot tell, it is looked for every second."""
+        try:
+            watch = _Watch(self._directory)
+        except DeviceError as error:
+            # A user has 128 of what it takes, if nobody has changed that: no reason not to serve the next device.
+            _log.info("%s; %s is looked for every second", error, self.path)
+            while not self.removed:
+                await anyio.sleep(_PAUSE)
+            return
+        with watch:
             while not self.removed:
                 await watch.wait()
 

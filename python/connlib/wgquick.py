@@ -96,7 +96,8 @@ _INTERFACE_EXTENSIONS = {
 _PEER_EXTENSIONS = {key: key for key in ("role", "name")}
 _EXTENSION = re.compile(r"\s*connlib\s*:(.*)", re.IGNORECASE | re.DOTALL)
 # Without its colon, it is a comment like any other: that must not go unseen.
-_ALMOST_EXTENSION = re.compile(r"\s*connlib[ \t]*[;=,.-]?[ \t]*([a-z-]{1,32})\s*[=:]", re.IGNORECASE)
+# Two runs of blanks have a sign between them: in a row, they could be divided in as many ways as they are long.
+_ALMOST_EXTENSION = re.compile(r"\s*connlib[ \t]*(?:[;=,.-][ \t]*)?([a-z-]{1,32})\s*[=:]", re.IGNORECASE)
 
 
 def load_config(path: str | os.PathLike[str], *, allow_world_readable: bool = False) -> InterfaceConfig:

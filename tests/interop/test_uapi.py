@@ -71,6 +71,25 @@ def test_nothing_is_sent_before_the_device_is_up(stack: ExitStack, wire: Wire, t
     assert int(end.show("transfer")[0][2]) % 148 == 0
 
 
+def test_without_a_descriptor_left_a_device_that_is_down_stays_silent_and_is_followed_later(
+    stack: ExitStack, wire: Wire, tmp_path: Path
+) -> None:
+    """Fault 34."""
+    end = End(stack, wire.hosts[0], tmp_path)
+    peer = shell("wg", "pubkey", stdin=shell("wg", "genkey")).strip()
+    end.wg("private-key", str(end.key), "peer", peer, "endpoint", "192.0.2.2:9", "persistent-keepalive", "25")
+    pid = str(end.process.pid)
+    before = shell("prlimit", "--pid", pid, "--nofile", "--noheadings", "--raw", "--output", "SOFT").strip()
+    # Standard streams are all that could be opened now, and they are open.
+    shell("prlimit", "--pid", pid, "--nofile=3:")
+    end.host.run("ip", "link", "set", end.name, "mtu", "1300")
+    wait_for(lambda: "Too many open files" in end.process.output(), "a warning")
+    shell("prlimit", "--pid", pid, f"--nofile={before}:")
+    assert end.show("transfer") == [[peer, "0", "0"]]
+    end.host.run("ip", "link", "set", end.name, "up")
+    wait_for(lambda: end.show("transfer") != [[peer, "0", "0"]], "the first initiation")
+
+
 def test_every_setting_can_be_made_shown_and_taken_back(stack: ExitStack, wire: Wire, tmp_path: Path) -> None:
     end = End(stack, wire.hosts[0], tmp_path)
     psk = tmp_path / "psk"
@@ -317,6 +336,19 @@ def test_it_returns_when_wg_can_go_on_and_has_left_the_terminal(
     for stream in (0, 1, 2):
         assert os.readlink(f"/proc/{pid}/fd/{stream}") == "/dev/null"
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_whatever_standard_stream_it_is_started_without_it_serves(
+    stack: ExitStack, wire: Wire, closed: str
+) -> None:
+    """Whatever is opened next has the descriptor of a closed stream, and is lost when the streams are let go."""
+    daemon = Daemon(stack, wire.hosts[0], "sh", "-c", f'exec "$@" {closed}', "sh", *CONNLIB_WG)
+    assert (daemon.done.returncode, daemon.done.stdout, daemon.done.stderr) == (0, "", "")
+    shell("wg", "set", daemon.name, "listen-port", "4242")
+    (pid,) = daemon.pids()
+    for stream in (0, 1, 2):
+        assert os.readlink(f"/proc/{pid}/fd/{stream}") == "/dev/null"
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "x" * 16, "%d", "all"])

@@ -7,6 +7,18 @@ import sys
 from collections.abc import Callable
 
 
+def take_standard_descriptors() -> None:
+    """Have the null device in place of each standard stream that the process was started without.
+
+    To be called before anything else is opened: that would have their numbers, and whoever lets go of the standard
+    streams, or writes to them, would mean them.
+    """
+    # What is opened has the lowest number that is free.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+
+
 def detach(*, keep_output: bool) -> Callable[[int], None]:
     """Go on in a process of its own session, without a terminal; only there, this returns.
 

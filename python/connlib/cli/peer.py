@@ -108,7 +108,10 @@ def add_peer(
 
 
 def remove_peer(wanted: str, file: str | None) -> None:
-    """Remove a peer, and its key file if `add_peer` named it. Reads no key file. Raises `ConfigError`."""
+    """Remove a peer, and its key file if `add_peer` named it and nobody else needs it. Raises `ConfigError`.
+
+    Reads no key file.
+    """
     file = _only_gateway() if file is None else file
     require_gateway(file, _NO_PEERS)
     with _without_warnings(), change_of(file) as change:
@@ -116,13 +119,14 @@ def remove_peer(wanted: str, file: str | None) -> None:
         peer = find_peer(gateway, wanted, file)
         change.stage(without_peer(change.data, file, gateway.peers.index(peer)))
         key_file = peer.preshared_key_file
-        others = [other.preshared_key_file for other in gateway.peers if other is not peer]
         removed = None
-        if key_file is not None and key_file not in others:
+        if peer.name is not None and key_file == key_file_of(peer.name):
             path = os.path.join(change.folder, key_file)
-            if peer.name is not None and key_file == key_file_of(peer.name) and change.drop_key(path):
+            if change.drop_key(path):
                 removed = path
         change.commit()
+    if removed is not None and os.path.lexists(removed):
+        removed = None  # the system has refused that, and the next change tries again
     also = f", and {display_path(removed)} is removed" if removed is not None else ""
     remark(f"{peer.name or peer} is no longer in {display_path(file)}{also}.")
     if key_file is not None and removed is None:

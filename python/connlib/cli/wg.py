@@ -22,6 +22,7 @@ from typing import NoReturn
 from connlib.config import check_interface_name
 
 from . import complain, report_failure
+from ._daemon import detach, take_standard_descriptors
 
 PROGRAM = "connlib-wg"
 
@@ -41,6 +42,7 @@ log = logging.getLogger("connlib.wg")
 def main() -> int:
     """Run the command that `sys.argv` asks for, and return its exit code."""
     try:
+        take_standard_descriptors()
         arguments = _parser().parse_args()
         name = check_interface_name(arguments.name)
         level = _level()
@@ -94,8 +96,6 @@ def _stay(code: int) -> None:
 
 
 def _detach(level: str) -> Callable[[int], None]:
-    from ._daemon import detach
-
     return detach(keep_output="LOG_LEVEL" in os.environ and level != LEVELS["silent"])
 
 

@@ -69,7 +69,7 @@ class Device:
                 return
             before, self._up = self._up, self._up or up
             try:
-                config = dataclasses.replace(self._config(self._settings), mtu=clamped)
+                config = dataclasses.replace(self._config(self._settings, self._stand_ins), mtu=clamped)
                 await self._interface.apply(config)
             except (ConfigError, DeviceError) as error:
                 self._up = before
@@ -108,15 +108,15 @@ class Device:
         if settings.private_key is None:
             # The interface forgets its peers, and with them where they have roamed to.
             settings = dataclasses.replace(settings, peers=self._located(step))
-        self._stand_ins = {
+        stand_ins = {
             key: self._stand_ins.get(key) or PrivateKey.generate().public_key()
             for key in settings.peers
             if is_low_order(key)
         }
-        config = self._config(settings)
+        config = self._config(settings, stand_ins)
         await self._interface.apply(config, anew=step.anew, relocate=step.relocate)
-        # No await in between: nobody sees the one without the other.
-        self._settings, self._applied = settings, self._interface.config
+        # Only now, since of a change that is refused nothing stays. No await in between: nobody sees only one of them.
+        self._settings, self._stand_ins, self._applied = settings, stand_ins, self._interface.config
 
     def _located(self, step: Change) -> Mapping[PublicKey, PeerConfig]:
         found = {peer.public_key: peer.endpoint for peer in self._interface.stats().peers}
@@ -127,20 +127,15 @@ class Device:
             for key, peer in step.settings.peers.items()
         }
 
-    def _config(self, settings: Settings) -> InterfaceConfig:
+    def _config(self, settings: Settings, stand_ins: Mapping[PublicKey, PublicKey]) -> InterfaceConfig:
         runs = self._up and settings.private_key is not None
         return dataclasses.replace(
             self._interface.config,
             private_key=settings.private_key or PrivateKey.generate(),
             listen_port=settings.listen_port,
             fwmark=settings.fwmark,
-            peers=tuple(self._possible(settings.peers.values())) if runs else (),
+            peers=tuple(_possible(settings.peers.values(), stand_ins)) if runs else (),
         )
-
-    def _possible(self, peers: Iterable[PeerConfig]) -> Iterator[PeerConfig]:
-        for peer in peers:
-            stand_in = self._stand_ins.get(peer.public_key)
-            yield peer if stand_in is None else PeerConfig(public_key=stand_in, allowed_ips=peer.allowed_ips)
 
 
 def _settings_of(config: InterfaceConfig) -> Settings:
@@ -150,6 +145,12 @@ def _settings_of(config: InterfaceConfig) -> Settings:
         fwmark=config.fwmark,
         peers={peer.public_key: peer for peer in config.peers},
     )
+
+
+def _possible(peers: Iterable[PeerConfig], stand_ins: Mapping[PublicKey, PublicKey]) -> Iterator[PeerConfig]:
+    for peer in peers:
+        stand_in = stand_ins.get(peer.public_key)
+        yield peer if stand_in is None else PeerConfig(public_key=stand_in, allowed_ips=peer.allowed_ips)
 
 
 def _peer_state(peer: PeerConfig, counted: PeerStats | None, stats: InterfaceStats) -> PeerState:

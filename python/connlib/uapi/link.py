@@ -14,7 +14,9 @@ import logging
 import os
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import anyio
 
@@ -24,6 +26,14 @@ from connlib.routes import open_notices, read_all
 from .device import Device
 
 _log = logging.getLogger("connlib.uapi")
+
+T = TypeVar("T")
+
+_LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN)
+"""Descriptors, memory, threads: no answer of the kernel's to what it was asked."""
+
+_PAUSE = 1.0
+"""Seconds until it is asked again."""
 
 # linux/if_tun.h, linux/sockios.h, linux/if.h, linux/sched.h
 _TUNGETIFF = 0x8004_54D2
@@ -62,14 +72,14 @@ async def follow_link(device: Device, tun: int) -> None:
     tun: the descriptor of the TUN device.
 
     Where the kernel cannot say where the device is (before Linux 5.6), the link counts as up, with the MTU that the
-    interface has.
+    interface has. While the system only lacks something to ask with, the device is told nothing.
     """
     try:
-        with open_notices(_RTMGRP_LINK) as notices:
+        with await _once_possible(lambda: open_notices(_RTMGRP_LINK)) as notices:
             # And in any namespace that this one has a number for.
             notices.setsockopt(_SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID, 1)
             while True:
-                link = ThreadCall(lambda: _ask(tun), "connlib-link").result()
+                link = await _once_possible(lambda: ThreadCall(lambda: _ask(tun), "connlib-link").result())
                 if link is not None:
                     await device.link_changed(link.mtu, up=link.up)
                 await anyio.wait_readable(notices)
@@ -79,6 +89,21 @@ async def follow_link(device: Device, tun: int) -> None:
             return  # it was deleted; whoever reads from it says so
         _log.warning("the MTU of the device cannot be followed: %s", error.strerror)
         await device.link_changed(None, up=True)
+
+
+async def _once_possible(call: Callable[[], T]) -> T:
+    """What a call returns, which is repeated while it fails for what the system may have again later."""
+    said = False
+    while True:
+        try:
+            return call()
+        except OSError as error:
+            if error.errno not in _LACKS:
+                raise
+            if not said:
+                _log.warning("the link of the device cannot be asked about for now: %s", error.strerror)
+            said = True
+        await anyio.sleep(_PAUSE)
 
 
 def _ask(tun: int) -> Link | None:
