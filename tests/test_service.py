@@ -9,17 +9,18 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from connlib import PrivateKey
-from helpers_service import CLIENT, Manager, private_file, rights, start_up, two_ends
+from helpers_service import CLIENT, Manager, open_folder, private_file, rights, start_up, two_ends
 from interop.machine import own_namespace
 from interop.netns import Background, Namespace, wait_for
 from test_cli import COMMAND
+
+__all__ = ["open_folder"]  # the fixture
 
 ROOT = Path(__file__).resolve().parent.parent
 UNIT = ROOT / "packaging" / "systemd" / "connlib@.service"
@@ -33,14 +34,6 @@ NOBODY = "nobody"
 def namespace() -> Iterator[Namespace]:
     with own_namespace("sv") as made:
         yield made
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that every user can enter, unlike `tmp_path`."""
-    with tempfile.TemporaryDirectory(prefix="connlib-test-") as folder:
-        os.chmod(folder, 0o755)
-        yield Path(folder)
 
 
 # What the manager hears
