@@ -170,6 +170,7 @@ def test_a_program_that_never_ends_is_an_error(programs: Programs, monkeypatch: 
     monkeypatch.setattr(module, "PATIENCE", 0.1)
     (programs.folder / "resolvconf").unlink()
     (programs.folder / "resolvectl").write_text("#!/bin/sh\nwhile :; do :; done\n")
+    monkeypatch.setattr(module, "LAST_PATIENCE", 0.1)
     with pytest.raises(DeviceError, match=r"resolvectl dns took longer than 0\.1 s"):
         Dns().change(DEVICE, SERVERS)
 
@@ -339,6 +340,54 @@ def test_up_sets_the_dns_of_its_file_and_gives_it_back(client: tuple[Background,
     assert programs.take() == ["resolvectl dns cl0 10.7.0.9", "resolvectl domain cl0 a.example ~."]
     assert process.stop(timeout=PATIENCE) == 0
     assert programs.take() == ["resolvectl revert cl0"]
+
+
+@pytest.mark.parametrize("verb", ["dns", "revert"])
+def test_a_program_that_hangs_does_not_keep_a_tunnel_that_is_to_stop(
+    client: tuple[Background, Path, Programs], verb: str
+) -> None:
+    """Whoever stops a service kills it soon, and takes a kill for a failure. Nothing of the program stays, either."""
+    process, _, programs = client
+    mark = programs.folder / "hangs"
+    script = (
+        PROGRAM
+        + f"""[ "$1" != {verb} ] || {{ echo $$ >> "$folder/hangs"; {shutil.which("sleep")} 1000; }}\n"""
+    )
+    (programs.folder / "resolvectl").write_text(script)
+    if verb == "dns":
+        wait_for(mark.exists, "the program that hangs", PATIENCE)
+        assert " is up: " not in process.output()
+    else:
+        wait_for(lambda: " is up: " in process.output(), "the tunnel to be up", PATIENCE)
+    assert process.stop(timeout=PATIENCE) == 0
+    assert "Traceback" not in process.output()
+    (pid,) = mark.read_text().split()
+    assert not Path(f"/proc/{pid}").exists()
+    said = "resolvectl revert took longer than 2 s" if verb == "revert" else "resolvectl dns was interrupted"
+    assert said in process.output()
+
+
+def test_who_was_cancelled_before_waits_for_no_more_than_what_gives_back(
+    programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever undoes a change sets what there was, and is not interrupted in that."""
+    monkeypatch.setattr(module, "LAST_PATIENCE", 0.3)
+
+    async def main() -> None:
+        dns = Dns()
+        with trio.CancelScope() as scope:
+            async with dns.interruptible():
+                scope.cancel()
+                with trio.CancelScope(shield=True):
+                    await trio.testing.wait_all_tasks_blocked()
+                dns.change(DEVICE, SERVERS)
+                assert programs.take()[-1] == f"resolvectl domain {DEVICE} ~."
+                (programs.folder / "resolvconf").unlink()
+                (programs.folder / "resolvectl").write_text("#!/bin/sh\nwhile :; do :; done\n")
+                with pytest.raises(DeviceError, match=r"resolvectl dns took longer than 0\.3 s"):
+                    dns.change(DEVICE, SERVERS[:1])
+
+    trio.run(main)
 
 
 run_body(globals())

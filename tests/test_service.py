@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from connlib import PrivateKey
+from connlib.dns import LAST_PATIENCE
 from helpers_service import CLIENT, Manager, open_folder, private_file, rights, start_up, two_ends
 from interop.machine import own_namespace
 from interop.netns import Background, Namespace, wait_for
@@ -322,6 +323,8 @@ def test_the_unit_says_how_the_command_behaves() -> None:
     assert "AF_NETLINK" in service["RestrictAddressFamilies"][0].split()
     assert service["RuntimeDirectory"] == ["connlib"] and service["RuntimeDirectoryPreserve"] == ["yes"]
     assert int(service["WatchdogSec"][0]) >= 10
+    # A reload that is interrupted sets both parts of what there was, and then gives it back.
+    assert int(service["TimeoutStopSec"][0]) > 3 * LAST_PATIENCE
     (user,) = service["User"]
     sysusers = (UNIT.parent / "connlib.sysusers").read_text()
     assert re.search(rf"^u {user} - ", sysusers, re.MULTILINE)

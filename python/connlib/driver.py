@@ -440,7 +440,8 @@ class Interface:
         known: Mapping[Endpoint, str] = {}
         if self._surroundings.gets_dns(config):
             known = await look_up_now(config.peers, self._udp.can_reach, self._lookups)
-        await self._surroundings.change(self.name, config)
+        async with self._surroundings.dns.interruptible():
+            await self._surroundings.change(self.name, config)
         return known
 
     def _check_name(self, config: InterfaceConfig) -> None:
