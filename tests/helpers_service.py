@@ -31,8 +31,10 @@ class Manager:
     def __init__(self, address: str | Path) -> None:
         self.address = str(address)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(self.address.replace("@", "\0", 1))
-        if not self.address.startswith("@"):
+        if self.address.startswith("@"):
+            self._socket.bind(b"\0" + self.address[1:].encode())
+        else:
+            self._socket.bind(self.address)
             os.chmod(self.address, 0o777)
         self._socket.settimeout(PATIENCE)
 
