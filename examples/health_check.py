@@ -1,6 +1,7 @@
-"""A tunnel that says every so many seconds why peers are down: python health_check.py FILE SECONDS.
+"""Why peers of a running gateway are down, every so many seconds: python health_check.py NAME SECONDS [FOLDER].
 
-FILE is a wg-quick file. Needs CAP_NET_ADMIN.
+NAME is an interface of `connlib up`, or of its unit, on this machine. FOLDER is that of its control socket, if it is
+not /run/connlib. To be run by root, or by the user that runs the gateway.
 """
 
 import sys
@@ -10,14 +11,17 @@ import trio
 import connlib
 
 
-async def main(path: str, pause: float) -> None:
-    async with connlib.open_interface(connlib.load_config(path)) as interface:
-        while True:
-            await trio.sleep(pause)
-            for peer in interface.config.peers:
-                explanation = interface.explain(peer.public_key)
-                if explanation.state is not connlib.PeerState.UP:
-                    print(f"{peer.name or peer.public_key.to_base64()}: {explanation}", flush=True)
+async def main(name: str, pause: float, folder: str) -> None:
+    gateway = connlib.ControlClient(name, directory=folder)
+    while True:
+        try:
+            for peer in await gateway.explain():
+                if peer.state != "up":
+                    print(f"{peer.name or peer.peer}: {peer}", flush=True)
+        except connlib.ControlError as error:
+            print(error, flush=True)  # it restarts, perhaps
+        await trio.sleep(pause)
 
 
-trio.run(main, sys.argv[1], float(sys.argv[2]))
+name, pause, *folder = sys.argv[1:]
+trio.run(main, name, float(pause), folder[0] if folder else "/run/connlib")

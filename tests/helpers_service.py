@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,8 +31,10 @@ class Manager:
     def __init__(self, address: str | Path) -> None:
         self.address = str(address)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(self.address.replace("@", "\0", 1))
-        if not self.address.startswith("@"):
+        if self.address.startswith("@"):
+            self._socket.bind(b"\0" + self.address[1:].encode())
+        else:
+            self._socket.bind(self.address)
             os.chmod(self.address, 0o777)
         self._socket.settimeout(PATIENCE)
 
@@ -163,6 +166,40 @@ def start_up(
         process.send(signal.SIGKILL)
         raise
     return process
+
+
+# As the unit's user
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can enter, unlike `tmp_path`."""
+    with tempfile.TemporaryDirectory(prefix="connlib-test-") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+UNIT_USER = "nobody"
+"""Who stands for the user `connlib` of the unit, which this machine does not have."""
+
+_AS_UNIT_USER = f"""
+case $(stat -c %a /dev/net/tun) in
+*[67]) ;;
+*) rm -f "$0"; mknod -m 666 "$0" c 10 200 && mount --bind "$0" /dev/net/tun || exit 1 ;;
+esac
+rights=-all,+net_admin,+net_bind_service
+exec setpriv --reuid {UNIT_USER} --regid "$(id -g {UNIT_USER})" --clear-groups --inh-caps=$rights \\
+    --ambient-caps=$rights --bounding-set=$rights --no-new-privs "$@"
+"""
+
+
+def as_unit_user(namespace: Namespace, folder: Path, *command: str) -> tuple[str, ...]:
+    """The command line that runs `command` in the namespace with the user and the capabilities of the unit.
+
+    There, everybody may open /dev/net/tun, as is usual; where it is not so, another one is put over it from `folder`,
+    in the mount namespace that `ip netns exec` makes.
+    """
+    return namespace.command("sh", "-c", _AS_UNIT_USER, str(folder / "tun"), *command)
 
 
 # Capabilities

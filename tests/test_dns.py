@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 import trio
 
-from connlib import DeviceError, InterfaceConfig
+from connlib import DeviceError, InterfaceConfig, PrivateKey, resolver
 from connlib import dns as module
 from connlib.dns import Dns
 from connlib.driver import open_interface
@@ -170,6 +171,7 @@ def test_a_program_that_never_ends_is_an_error(programs: Programs, monkeypatch: 
     monkeypatch.setattr(module, "PATIENCE", 0.1)
     (programs.folder / "resolvconf").unlink()
     (programs.folder / "resolvectl").write_text("#!/bin/sh\nwhile :; do :; done\n")
+    monkeypatch.setattr(module, "LAST_PATIENCE", 0.1)
     with pytest.raises(DeviceError, match=r"resolvectl dns took longer than 0\.1 s"):
         Dns().change(DEVICE, SERVERS)
 
@@ -202,14 +204,15 @@ def config(**changes: Any) -> InterfaceConfig:
 class HostNames(trio.abc.HostnameResolver):
     """A name server that is not there, or whose answers say what the programs were told before."""
 
-    def __init__(self, programs: Programs, *, fails: bool = False) -> None:
+    def __init__(self, programs: Programs, *, failures: float = 0) -> None:
         self.programs = programs
-        self.fails = fails
+        self.failures = failures
+        """How many questions get no answer."""
         self.told_before: list[list[str]] = []
 
     async def getaddrinfo(self, host: Any, port: Any, *_: Any, **__: Any) -> Any:
         self.told_before.append(self.programs.said.read_text().splitlines())
-        if self.fails:
+        if len(self.told_before) <= self.failures:
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", (GATEWAY_HOST, port))]
 
@@ -254,18 +257,34 @@ def test_an_endpoint_is_looked_up_before_the_name_servers_behind_it_are_asked() 
 
 
 @in_namespace
-def test_an_endpoint_that_cannot_be_looked_up_before_is_an_error() -> None:
+def test_an_endpoint_that_cannot_be_looked_up_at_the_start_is_looked_up_again() -> None:
+    """A machine that is switched on may get its network later."""
+
     async def main(programs: Programs) -> None:
-        trio.socket.set_custom_hostname_resolver(HostNames(programs, fails=True))
+        names = HostNames(programs, failures=3)
+        trio.socket.set_custom_hostname_resolver(names)
+        resolver.FIRST_PAUSE = 0.01
+        with loopback_socket() as udp, trio.fail_after(PATIENCE):
+            async with open_interface(with_name(), udp=udp) as interface:
+                await trio.testing.wait_all_tasks_blocked()
+                assert names.told_before == [[]] * 4
+                assert programs.take()[0] == f"resolvectl dns {NAME} 10.7.0.1 fd07::1"
+                assert interface.stats().peers[0].endpoint == (GATEWAY_HOST, 51820)
+                assert interface.stats().lookups == {"asked": 4, "failed": 3, "moved": 0}
+
+    run_with_programs(main)
+
+
+@in_namespace
+def test_a_change_whose_endpoint_cannot_be_looked_up_before_is_an_error() -> None:
+    async def main(programs: Programs) -> None:
+        trio.socket.set_custom_hostname_resolver(HostNames(programs, failures=math.inf))
         with loopback_socket() as udp:
-            with pytest.raises(
-                DeviceError,
-                match=r"^cannot look up gateway\.example before its own DNS is set: Temporary failure in name .*; ",
-            ):
-                async with open_interface(with_name(), udp=udp):
-                    raise AssertionError("it must not come up")
             async with open_interface(replace(with_name(), dns=()), udp=udp) as interface:
-                with pytest.raises(DeviceError, match=r"gateway\.example"):
+                with pytest.raises(
+                    DeviceError,
+                    match=r"^cannot look up gateway\.example before its own DNS is set: Temporary failure in name .*; ",
+                ):
                     await interface.apply(replace(with_name(), mtu=1300))
                 assert interface.config.mtu is None
         assert programs.take() == []
@@ -339,6 +358,74 @@ def test_up_sets_the_dns_of_its_file_and_gives_it_back(client: tuple[Background,
     assert programs.take() == ["resolvectl dns cl0 10.7.0.9", "resolvectl domain cl0 a.example ~."]
     assert process.stop(timeout=PATIENCE) == 0
     assert programs.take() == ["resolvectl revert cl0"]
+
+
+def test_up_waits_for_the_network_to_look_a_name_up_and_can_be_stopped_meanwhile(
+    client: tuple[Background, Path, Programs],
+) -> None:
+    process, file, _ = client
+    process.stop(signal.SIGKILL)
+    key = PrivateKey.generate().public_key().to_base64()
+    file.write_text(f"{file.read_text()}[Peer]\nPublicKey = {key}\nEndpoint = vpn.connlib.invalid:51820\n")
+    again = Background(process.command, file.with_name("again"), env={"PATH": str(file.parent)})
+    try:
+        said = "cannot look up vpn.connlib.invalid before its own DNS is set: "
+        wait_for(lambda: said in again.output() or again.returncode is not None, "a look-up", PATIENCE)
+        again.require_running()
+        assert "; next attempt in 1 s\n" in again.output() and " is up: " not in again.output()
+        assert again.stop(timeout=PATIENCE) == 0
+    finally:
+        if again.returncode is None:
+            again.stop(signal.SIGKILL)
+        print(again.output())
+
+
+@pytest.mark.parametrize("verb", ["dns", "revert"])
+def test_a_program_that_hangs_does_not_keep_a_tunnel_that_is_to_stop(
+    client: tuple[Background, Path, Programs], verb: str
+) -> None:
+    """Whoever stops a service kills it soon, and takes a kill for a failure. Nothing of the program stays, either."""
+    process, _, programs = client
+    mark = programs.folder / "hangs"
+    script = (
+        PROGRAM
+        + f"""[ "$1" != {verb} ] || {{ echo $$ >> "$folder/hangs"; {shutil.which("sleep")} 1000; }}\n"""
+    )
+    (programs.folder / "resolvectl").write_text(script)
+    if verb == "dns":
+        wait_for(mark.exists, "the program that hangs", PATIENCE)
+        assert " is up: " not in process.output()
+    else:
+        wait_for(lambda: " is up: " in process.output(), "the tunnel to be up", PATIENCE)
+    assert process.stop(timeout=PATIENCE) == 0
+    assert "Traceback" not in process.output()
+    (pid,) = mark.read_text().split()
+    assert not Path(f"/proc/{pid}").exists()
+    said = "resolvectl revert took longer than 2 s" if verb == "revert" else "resolvectl dns was interrupted"
+    assert said in process.output()
+
+
+def test_who_was_cancelled_before_waits_for_no_more_than_what_gives_back(
+    programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever undoes a change sets what there was, and is not interrupted in that."""
+    monkeypatch.setattr(module, "LAST_PATIENCE", 0.3)
+
+    async def main() -> None:
+        dns = Dns()
+        with trio.CancelScope() as scope:
+            async with dns.interruptible():
+                scope.cancel()
+                with trio.CancelScope(shield=True):
+                    await trio.testing.wait_all_tasks_blocked()
+                dns.change(DEVICE, SERVERS)
+                assert programs.take()[-1] == f"resolvectl domain {DEVICE} ~."
+                (programs.folder / "resolvconf").unlink()
+                (programs.folder / "resolvectl").write_text("#!/bin/sh\nwhile :; do :; done\n")
+                with pytest.raises(DeviceError, match=r"resolvectl dns took longer than 0\.3 s"):
+                    dns.change(DEVICE, SERVERS[:1])
+
+    trio.run(main)
 
 
 run_body(globals())

@@ -6,14 +6,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from connlib import PrivateKey
+from helpers_service import private_file
 from interop.machine import missing, missing_rights, own_namespace
-from interop.netns import Background, joined_namespaces, wait_for
+from interop.netns import Background, Namespace, joined_namespaces, wait_for
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RUN_HERE = {"tunn.py", "roles.py", "rotate_psk.py"}
@@ -58,41 +59,88 @@ def test_a_preshared_key_is_rotated_within_one_session() -> None:
     ]
 
 
-@contextmanager
-def running(example: str, folder: Path, *arguments: str) -> Iterator[tuple[Background, str]]:
-    """An example with a device in a namespace of its own, whose only peer is not there; and the peer's public key."""
-    peer = PrivateKey.generate().public_key().to_base64()
-    file = folder / "wg0.conf"
-    file.write_text(
-        "[Interface]\n# connlib: interface = example0\nListenPort = 51820\n"
-        f"PrivateKey = {PrivateKey.generate().to_base64()}\n"
-        f"[Peer]\nPublicKey = {peer}\nEndpoint = 127.0.0.1:9\nPersistentKeepalive = 1\n"
+PEER = PrivateKey.generate().public_key().to_base64()
+# Both with one peer, which is not there.
+WG_QUICK = f"""\
+[Interface]
+# connlib: interface = example0
+ListenPort = 51820
+PrivateKey = {PrivateKey.generate().to_base64()}
+[Peer]
+PublicKey = {PEER}
+Endpoint = 127.0.0.1:9
+PersistentKeepalive = 1
+"""
+TOML = f"""\
+[interface]
+name = "example0"
+listen_port = 51820
+private_key = "{PrivateKey.generate().to_base64()}"
+[[peers]]
+public_key = "{PEER}"
+endpoint = "127.0.0.1:9"
+persistent_keepalive = 1
+"""
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def started(stack: ExitStack, namespace: Namespace, log: Path, *command: str) -> Background:
+    """A process in the namespace, which is stopped at the end."""
+    process = Background(namespace.command(sys.executable, *command), log)
+    stack.callback(lambda: process.returncode is None and process.stop(signal.SIGTERM))
+    stack.callback(lambda: print(process.output()))
+    return process
+
+
+@pytest.mark.parametrize(("name", "text"), [("wg0.conf", WG_QUICK), ("wg0.toml", TOML)])
+def test_the_gateway_comes_up_from_a_file_of_either_kind(
+    stack: ExitStack, tmp_path: Path, name: str, text: str
+) -> None:
+    namespace = stack.enter_context(own_namespace("exa"))
+    file = private_file(tmp_path / name, text)
+    process = started(stack, namespace, tmp_path / "log", str(EXAMPLES / "gateway.py"), str(file))
+    wait_for(lambda: "HandshakeStarted()" in process.output(), "an event")
+    assert process.output().splitlines() == ["example0 is up, UDP port 51820", f"{PEER} HandshakeStarted()"]
+
+
+def test_a_file_that_is_wrong_is_a_line_and_no_traceback(tmp_path: Path) -> None:
+    file = private_file(tmp_path / "wg0.toml", "[interface]\nmtu = 1\n")
+    command = [sys.executable, "-W", "error", str(EXAMPLES / "gateway.py"), str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and done.stderr.startswith(f"{file}:") and "Traceback" not in done.stderr
+
+
+def test_the_health_check_says_why_a_peer_of_a_running_gateway_is_down(
+    stack: ExitStack, tmp_path: Path
+) -> None:
+    namespace = stack.enter_context(own_namespace("exa"))
+    folder = tmp_path / "run"
+    file = private_file(tmp_path / "example0.toml", TOML)
+    up = ("-m", "connlib", "up", str(file), "--run-dir", str(folder))
+    gateway = started(stack, namespace, tmp_path / "up", *up)
+    wait_for(lambda: " is up: " in gateway.output(), "the gateway")
+    arguments = ("example0", "0.1", str(folder))
+    check = started(
+        stack, namespace, tmp_path / "log", "-W", "error", str(EXAMPLES / "health_check.py"), *arguments
     )
-    file.chmod(0o600)
-    with own_namespace("exa") as namespace:
-        command = namespace.command(sys.executable, str(EXAMPLES / example), str(file), *arguments)
-        process = Background(command, folder / "log")
-        try:
-            yield process, peer
-        finally:
-            process.stop(signal.SIGTERM)
-
-
-def test_the_gateway_comes_up_from_a_file(tmp_path: Path) -> None:
-    with running("gateway.py", tmp_path) as (process, peer):
-        wait_for(lambda: "HandshakeStarted()" in process.output(), "an event")
-        assert process.output().splitlines() == [
-            "example0 is up, UDP port 51820",
-            f"{peer} HandshakeStarted()",
-        ]
-
-
-def test_the_health_check_says_why_a_peer_is_down(tmp_path: Path) -> None:
-    with running("health_check.py", tmp_path, "0.1") as (process, peer):
-        wait_for(lambda: process.output().count("\n") > 1, "two lines")
-        first = process.output().splitlines()[0]
-        assert first.startswith(f"{peer}: connecting: no reply from 127.0.0.1:9 ever: it is off, ")
-        assert "; next: another initiation in " in first
+    wait_for(lambda: check.output().count("\n") > 1, "two lines")
+    first = check.output().splitlines()[0]
+    assert first.startswith(f"{PEER}: connecting: no reply from 127.0.0.1:9 ever: it is off, ")
+    assert "; next: another initiation in " in first
+    # A gateway that restarts.
+    assert gateway.stop() == 0
+    wait_for(lambda: "example0 is not running: " in check.output(), "the gateway to be missed")
+    before = check.output()
+    started(stack, namespace, tmp_path / "again", *up)
+    wait_for(
+        lambda: f"{PEER}: connecting: " in check.output().removeprefix(before), "the gateway to be back", 30
+    )
+    check.require_running()
 
 
 def test_peers_come_and_go_while_the_gateway_runs(tmp_path: Path) -> None:

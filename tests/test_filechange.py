@@ -96,6 +96,46 @@ def test_the_new_text_takes_over_mode_and_owner(folder: Path) -> None:
     assert contents(folder) == {**BEFORE, "office.toml": "new"}
 
 
+@pytest.mark.parametrize(
+    ("mode", "expected"), [(0o600, 0o600), (0o640, 0o640), (0o400, 0o600), (0o666, 0o640), (0o4750, 0o640)]
+)
+def test_a_key_is_for_the_owner_and_the_group_of_the_file_that_it_is_like(
+    folder: Path, mode: int, expected: int
+) -> None:
+    (folder / "office.key").chmod(mode)
+    owner = (12345, 23456) if os.geteuid() == 0 else (os.getuid(), os.getgid())
+    os.chown("office.key", *owner)
+    for name, like in (("new.psk", "office.key"), ("own.psk", None)):
+        with change_of() as change:
+            change.add_key(name, "secret", like)
+            change.stage(b"new")
+            change.commit()
+    found = os.stat("new.psk")
+    assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (expected, *owner)
+    found = os.stat("own.psk")
+    assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o600, os.getuid())
+
+
+@pytest.mark.parametrize(("refused", "mode"), [("owner", 0o640), ("both", 0o600)])
+def test_a_key_is_written_where_it_cannot_be_given_away(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, refused: str, mode: int
+) -> None:
+    """Who is not root gives nothing to another user, nor to a group of others."""
+    (folder / "office.key").chmod(0o640)
+    given = []
+
+    def refuse(_: int, owner: int, group: int) -> None:
+        given.append((owner, group))
+        if refused == "both" or owner != -1:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    with change_of() as change:
+        path = change.add_key("new.psk", "secret", "office.key")
+        assert stat.S_IMODE(os.stat(path).st_mode) == mode
+    assert given == [(os.getuid(), os.getgid()), (-1, os.getgid())]
+
+
 def test_without_a_commit_nothing_changes_and_nothing_stays(folder: Path) -> None:
     with change_of() as change:
         change.stage(b"new")

@@ -84,6 +84,21 @@ def test_a_peer_is_added_and_its_own_file_printed(connlib: Command, folder: Path
     assert load_gateway("office.toml").to_interface_config().peers[1].preshared_key == preshared_key
 
 
+@pytest.mark.parametrize("key_inside", [False, True])
+def test_who_may_read_the_gateway_s_private_key_may_read_a_peer_s_preshared_key(
+    connlib: Command, folder: Path, key_inside: bool
+) -> None:
+    """The service's user, say: it reads them at its next start."""
+    if key_inside:
+        text = FILE.replace('private_key_file = "office.key"', f'private_key = "{OWN.to_base64()}"')
+        write(folder / "office.toml", text, 0o640)
+    else:
+        (folder / "office.toml").chmod(0o644)
+        (folder / "office.key").chmod(0o640)
+    assert connlib("peer", "add", "alice")[0] == 0
+    assert stat.S_IMODE((folder / "alice.psk").stat().st_mode) == 0o640
+
+
 def test_everything_about_a_peer_can_be_said(connlib: Command, folder: Path) -> None:
     code, out, err = connlib(
         *("peer", "add", "carol's laptop", "-f", folder / "office.toml", "-o", "carol.conf", "--no-psk"),

@@ -9,17 +9,19 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from connlib import PrivateKey
-from helpers_service import CLIENT, Manager, private_file, rights, start_up, two_ends
+from connlib.dns import LAST_PATIENCE
+from helpers_service import CLIENT, Manager, open_folder, private_file, rights, start_up, two_ends
 from interop.machine import own_namespace
 from interop.netns import Background, Namespace, wait_for
 from test_cli import COMMAND
+
+__all__ = ["open_folder"]  # the fixture
 
 ROOT = Path(__file__).resolve().parent.parent
 UNIT = ROOT / "packaging" / "systemd" / "connlib@.service"
@@ -33,14 +35,6 @@ NOBODY = "nobody"
 def namespace() -> Iterator[Namespace]:
     with own_namespace("sv") as made:
         yield made
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that every user can enter, unlike `tmp_path`."""
-    with tempfile.TemporaryDirectory(prefix="connlib-test-") as folder:
-        os.chmod(folder, 0o755)
-        yield Path(folder)
 
 
 # What the manager hears
@@ -329,6 +323,8 @@ def test_the_unit_says_how_the_command_behaves() -> None:
     assert "AF_NETLINK" in service["RestrictAddressFamilies"][0].split()
     assert service["RuntimeDirectory"] == ["connlib"] and service["RuntimeDirectoryPreserve"] == ["yes"]
     assert int(service["WatchdogSec"][0]) >= 10
+    # A reload that is interrupted sets both parts of what there was, and then gives it back.
+    assert int(service["TimeoutStopSec"][0]) > 3 * LAST_PATIENCE
     (user,) = service["User"]
     sysusers = (UNIT.parent / "connlib.sysusers").read_text()
     assert re.search(rf"^u {user} - ", sysusers, re.MULTILINE)

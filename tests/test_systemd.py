@@ -139,10 +139,12 @@ def test_what_was_given_is_closed_once() -> None:
 # Notifications
 
 
-@pytest.mark.parametrize("abstract", [True, False])
-def test_what_is_said_is_heard_at_either_kind_of_address(abstract: bool, tmp_path: Path) -> None:
-    address = f"@connlib-test-{secrets.token_hex(4)}" if abstract else tmp_path / "notify"
-    with Manager(address) as manager:
+@pytest.mark.parametrize(
+    "address", ["@connlib-test-{}", "@connlib@test-{}", "notify", "user@1000", "@notify"]
+)
+def test_what_is_said_is_heard_at_either_kind_of_address(address: str, tmp_path: Path) -> None:
+    """An @ in front is that of the abstract namespace, and any other one belongs to the name."""
+    with Manager(address.format(secrets.token_hex(4)) if "{}" in address else tmp_path / address) as manager:
         environment = {
             **manager.environment,
             "WATCHDOG_USEC": "30000000",

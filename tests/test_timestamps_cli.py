@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import shutil
 import signal
 import socket
@@ -17,8 +19,11 @@ import pytest
 from connlib import PrivateKey, Role, Tunn
 from connlib.cli import _state
 from connlib.cli._state import timestamp_store
+from helpers_service import UNIT_USER, open_folder
 from interop.machine import own_namespace
 from interop.netns import Background, Namespace, shell, unique_name, wait_for
+
+__all__ = ["open_folder"]  # the fixture
 
 UP = (sys.executable, "-m", "connlib", "up")
 CONNLIB_WG = (sys.executable, "-m", "connlib.cli.wg")
@@ -90,7 +95,11 @@ def start(
 ) -> Background:
     log = folder / "log"
     log.unlink(missing_ok=True)
-    command = namespace.command(*UP, *options, str(write_config(folder)))
+    file = write_config(folder)
+    if "--user" in options:
+        # Who reads it again at a reload; otherwise there is a warning.
+        shutil.chown(file, UNIT_USER)
+    command = namespace.command(*UP, *options, str(file))
     process = Background(command, log, {"STATE_DIRECTORY": variable})
     stack.callback(lambda: process.returncode is None and process.stop(signal.SIGKILL))
     wait_for(lambda: "wg0 is up" in process.output() or process.returncode is not None, "wg0", 60)
@@ -127,6 +136,53 @@ def test_a_gateway_that_was_killed_does_not_answer_a_replay(
     assert outside.answers(outside.initiation) == 0
     kill(process)
     assert sorted(path.name for path in state.iterdir()) == [file.name, f"{file.name}.lock"]
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["folder", "no folder"])
+def test_another_user_keeps_them_over_a_restart_in_a_folder_of_its_own(
+    stack: ExitStack, namespace: Namespace, open_folder: Path, is_there: bool
+) -> None:
+    """What root opens, before it becomes that user, is the user's from the start."""
+    home = open_folder / "home"
+    state = home / "state"
+    for folder in (home, state) if is_there else (home,):
+        folder.mkdir(0o700)
+        shutil.chown(folder, UNIT_USER)
+    file = state / "wg0.timestamps.json"
+    options = ("--user", UNIT_USER, "--state-dir", str(state))
+    outside = Outside(stack, namespace)
+    process = start(stack, namespace, open_folder, *options)
+    assert outside.answers(outside.initiation) == 1
+    wait_for(lambda: holds(file, CLIENT), "the file")
+    kill(process)
+    process = start(stack, namespace, open_folder, *options)
+    assert outside.answers(outside.initiation) == 0
+    assert process.stop() == 0
+    assert "warning" not in process.output()
+    assert {path.owner() for path in (state, *state.iterdir())} == {UNIT_USER}
+    assert sorted(path.name for path in state.iterdir()) == [file.name, f"{file.name}.lock"]
+
+
+def test_another_user_s_rights_and_groups_decide_where_they_can_be_kept(
+    stack: ExitStack, namespace: Namespace, open_folder: Path
+) -> None:
+    """Root could write there; the tunnel that it starts could not, later."""
+    state = open_folder / "root's"
+    state.mkdir()
+    state.chmod(0o770)
+    process = start(stack, namespace, open_folder, "--user", UNIT_USER, "--state-dir", str(state))
+    (warning,) = [line for line in process.output().splitlines() if "warning: " in line]
+    file = state / "wg0.timestamps.json"
+    assert (
+        f"warning: timestamps of handshakes are not kept: {file}: cannot be had: Permission denied" in warning
+    )
+    assert process.stop() == 0
+    assert list(state.iterdir()) == []
+    os.chown(state, 0, pwd.getpwnam(UNIT_USER).pw_gid)
+    process = start(stack, namespace, open_folder, "--user", UNIT_USER, "--state-dir", str(state))
+    assert process.stop() == 0
+    assert "warning" not in process.output()
+    assert [path.owner() for path in state.iterdir()] == [UNIT_USER]
 
 
 def test_where_nothing_can_be_kept_a_warning_says_so_and_the_tunnel_is_up(

@@ -9,6 +9,7 @@ import stat
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from types import TracebackType
 
 from ._configfile import display_path, failed, read_file
@@ -69,11 +70,16 @@ class FileChange:
     ) -> None:
         self._stack.close()
 
-    def add_key(self, name: str, text: str) -> str:
-        """A new file with a key beside the file, that its owner alone can read; its path."""
+    def add_key(self, name: str, text: str, like: str | None = None) -> str:
+        """A new file with a key beside the file; its path.
+
+        like: a file whose owner and group are to be able to read the key too, as far as the system allows it: a service
+        that has another user than whoever changes its files would fail at its next start. None: nobody else can.
+        """
         path = os.path.join(self.folder, name)
         with _saying("write", path):
-            _write(self._key, text.encode())
+            found = None if like is None else os.stat(like)
+            _write(self._key, text.encode(), None if found is None else partial(_share, like=found))
             self._has_second_name = True
             try:
                 os.link(self._key, path)
@@ -126,7 +132,8 @@ class FileChange:
         with _saying("write", self.path):
             if self._before is not None and not os.access(self.path, os.W_OK, effective_ids=True):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            _write(self.staged, data, like=self._before)
+            before = self._before
+            _write(self.staged, data, None if before is None else partial(_take_over, like=before))
         self._staged_data = data
 
     def commit(self) -> None:
@@ -230,18 +237,32 @@ def _identity(found: os.stat_result | None) -> tuple[int, ...] | None:
     return None if found is None else (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
-def _write(path: str, data: bytes, like: os.stat_result | None = None) -> None:
-    """Write a new file, down to the disk, with the mode and the owner of another one; if it fails, there is none."""
+def _take_over(descriptor: int, like: os.stat_result) -> None:
+    """Give a new file the mode and the owner of another one."""
+    own = os.fstat(descriptor)
+    if (own.st_uid, own.st_gid) != (like.st_uid, like.st_gid):
+        os.fchown(descriptor, like.st_uid, like.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
+
+
+def _share(descriptor: int, like: os.stat_result) -> None:
+    """Let those read a new key file who can read another one: its owner, if that can be, and its group."""
+    for owner in (like.st_uid, -1):
+        with suppress(PermissionError):
+            os.fchown(descriptor, owner, like.st_gid)
+            os.fchmod(descriptor, 0o600 | like.st_mode & 0o040)
+            return
+
+
+def _write(path: str, data: bytes, prepare: Callable[[int], None] | None = None) -> None:
+    """Write a new file, down to the disk; `prepare` gives it owner and mode. If anything fails, there is none."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         try:
             while data:
                 data = data[os.write(descriptor, data) :]
-            if like is not None:
-                own = os.fstat(descriptor)
-                if (own.st_uid, own.st_gid) != (like.st_uid, like.st_gid):
-                    os.fchown(descriptor, like.st_uid, like.st_gid)
-                os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
+            if prepare is not None:
+                prepare(descriptor)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

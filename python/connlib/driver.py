@@ -134,7 +134,8 @@ async def open_interface(
     with it is logged, and stops nothing.
 
     A peer's endpoint may be a host name: it is looked up while the interface is up already, again until that works, and
-    again when the peer does not answer handshakes.
+    again when the peer does not answer handshakes. With `dns`, the interface is not up before that works: the name
+    servers are asked through it.
 
     Raises `DeviceError` if the device or the sockets cannot be had, or if the device is deleted later, and
     `ConfigError` if the configuration is wrong: one line each, and nothing is left behind. `TypeError` for ends of
@@ -159,7 +160,7 @@ async def open_interface(
         stack.callback(lambda: interface._udp.close())  # not always the one that it began with
         stack.callback(interface._closed)
         stack.push_async_callback(surroundings.leave, tun_end.name)
-        known = await interface._set_link(config)
+        known = await interface._set_link(config, starts=True)
         keeper = Keeper(timestamps, node, clock.now)
         with WithoutGroup():
             async with keeper, anyio.create_task_group() as tasks:
@@ -435,12 +436,13 @@ class Interface:
                 self._node.set_endpoint(peer.public_key, peer.endpoint, now)
         return diff
 
-    async def _set_link(self, config: InterfaceConfig) -> Mapping[Endpoint, str]:
-        """Returns the addresses of host names that had to be looked up for it."""
+    async def _set_link(self, config: InterfaceConfig, *, starts: bool = False) -> Mapping[Endpoint, str]:
+        """Returns the addresses of host names that had to be looked up for it; who `starts` waits for them."""
         known: Mapping[Endpoint, str] = {}
         if self._surroundings.gets_dns(config):
-            known = await look_up_now(config.peers, self._udp.can_reach, self._lookups)
-        await self._surroundings.change(self.name, config)
+            known = await look_up_now(config.peers, self._udp.can_reach, self._lookups, patient=starts)
+        async with self._surroundings.dns.interruptible():
+            await self._surroundings.change(self.name, config)
         return known
 
     def _check_name(self, config: InterfaceConfig) -> None:

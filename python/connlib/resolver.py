@@ -45,12 +45,13 @@ def is_literal(host: str) -> bool:
 
 
 async def look_up_now(
-    peers: Collection[PeerConfig], can_reach: Callable[[str], bool], counts: Counter[str]
+    peers: Collection[PeerConfig], can_reach: Callable[[str], bool], counts: Counter[str], *, patient: bool
 ) -> dict[Endpoint, str]:
     """The addresses of all endpoints that are host names, as long as they can be had.
 
     For those whom a change of the name servers would keep from being looked up at all: the new ones are asked through
-    the tunnel. Raises `DeviceError` if one of them has none.
+    the tunnel. If one of them has none, it is asked for again and again by whoever is `patient`; others get a
+    `DeviceError`.
     """
     answers: dict[Endpoint, str] = {}
     errors: list[str] = []
@@ -63,13 +64,20 @@ async def look_up_now(
             counts["failed"] += 1
             errors.append(f"cannot look up {endpoint[0]} before its own DNS is set: {_reason(error)}")
 
-    async with anyio.create_task_group() as tasks:
-        for endpoint in {peer.endpoint for peer in peers}:
-            if endpoint is not None and not is_literal(endpoint[0]):
-                tasks.start_soon(look_up, endpoint)
-    if errors:
-        raise DeviceError(min(errors), hint="give the peer an address as its endpoint, or leave DNS out")
-    return answers
+    pause = FIRST_PAUSE
+    while True:
+        async with anyio.create_task_group() as tasks:
+            for endpoint in {peer.endpoint for peer in peers}.difference(answers):
+                if endpoint is not None and not is_literal(endpoint[0]):
+                    tasks.start_soon(look_up, endpoint)
+        if not errors:
+            return answers
+        if not patient:
+            raise DeviceError(min(errors), hint="give the peer an address as its endpoint, or leave DNS out")
+        _log.warning("%s; next attempt in %g s", min(errors), pause)
+        errors.clear()
+        await anyio.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
 
 
 async def _usable_addresses(endpoint: Endpoint, can_reach: Callable[[str], bool]) -> list[str]:

@@ -12,7 +12,8 @@ import errno
 import os
 import pwd
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from connlib._errors import ConfigError, DeviceError
@@ -94,6 +95,31 @@ def drop(user: User | None, keep: Collection[int]) -> None:
         finally:
             _prctl(libc, _PR_SET_KEEPCAPS, 0)
     _restrict(keep, libc)
+
+
+@contextmanager
+def acting_as(user: User) -> Iterator[None]:
+    """Have the rights of `user` to files for the length of the block, after `narrow` and while there is one thread.
+
+    Raises `DeviceError` if the user cannot be changed.
+    """
+    if _is(user):
+        yield
+        return
+    uid, gid, groups = os.geteuid(), os.getegid(), os.getgroups()
+    try:
+        try:
+            os.setgroups(user.groups)
+            os.setegid(user.gid)
+            os.seteuid(user.uid)
+        except OSError as error:
+            raise _cannot_become(user, error) from error
+        yield
+    finally:
+        # Who was root gets back by this what `narrow` has left; nobody else loses it.
+        os.seteuid(uid)
+        os.setegid(gid)
+        os.setgroups(groups)
 
 
 def _is(user: User) -> bool:

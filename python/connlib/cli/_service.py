@@ -19,7 +19,8 @@ from connlib.config import InterfaceConfig
 from connlib.driver import Interface, InterfaceStats
 
 from ._dumps import forbid_dumps
-from ._privileges import User, drop, find_user, narrow, needed
+from ._privileges import User, acting_as, drop, find_user, narrow, needed
+from ._state import StateFile
 from ._systemd import Given, Notifier, take_descriptors
 
 log = logging.getLogger("connlib.up")
@@ -34,7 +35,8 @@ _WOULD_FAIL = "a reload would fail, as rights were given up"
 
 
 class Service:
-    """The process around an interface. Its methods come in this order: `narrow`, `is_up`, `follow`, `is_stopping`.
+    """The process around an interface. Its methods come in this order: `narrow`, `open_state`, `is_up`, `follow`,
+    `is_stopping`.
 
     user: the name of the user to become; None stays who it is. Raises `ConfigError` if there is none of that name, and
     `DeviceError` for descriptors that are of no use.
@@ -45,6 +47,7 @@ class Service:
         self.given: Given = take_descriptors(os.environ)
         """What is used instead of being opened here."""
         self._notifier = Notifier.from_environment(os.environ)
+        self._state: StateFile | None = None
         self._said = ""
 
     def __enter__(self) -> Service:
@@ -53,6 +56,8 @@ class Service:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._state is not None:
+            self._state.close()  # where there was no interface to do so
         self._notifier.close()
         self.given.close()
 
@@ -64,13 +69,22 @@ class Service:
         if sys.platform == "linux":
             narrow(self._user, needed((self._port(config), metrics_port)))
 
+    def open_state(self, store: StateFile) -> None:
+        """Open it as the user to become, who is to write it. To be called while there is one thread."""
+        if sys.platform == "linux" and self._user is not None:
+            self._state = store
+            with acting_as(self._user):
+                store.open_early()
+            # The kernel forgets it when somebody changes who they are.
+            forbid_dumps(log)
+
     def is_up(self, interface: Interface) -> None:
         """Give up the rights that were needed to get here, and say that the interface is up."""
         if sys.platform == "linux":
             # Where the device is somebody else's, so are its addresses and routes.
             later = needed((self._port(interface.config),)) if self.given.tun is None else ()
             drop(self._user, later)
-            # The kernel forgets it when somebody changes who they are.
+            # As above.
             forbid_dumps(log)
         self._say(interface, "READY=1")
 

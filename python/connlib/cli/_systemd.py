@@ -131,7 +131,7 @@ class Notifier:
 
     def __init__(self, address: str | None = None, watchdog: float | None = None) -> None:
         self.watchdog = watchdog
-        self._address = None if address is None else address.replace("@", "\0", 1)
+        self._address = None if address is None else _at(address)
         self._waiting: deque[bytes] = deque(maxlen=_MOST_WAITING)
         self._blocked = trio.Event()
         self._socket: socket.socket | None = None
@@ -191,6 +191,11 @@ class Notifier:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+def _at(address: str) -> str:
+    """Where that is: a path, or what is written with an @ in front, in the abstract namespace."""
+    return "\0" + address[1:] if address.startswith("@") else address
 
 
 def _is_number(text: str) -> bool:

@@ -92,7 +92,11 @@ def add_peer(
             )
         data = with_peer(change.data, file, peer)
         if preshared_key is not None:
-            change.add_key(key_file_of(new.name), preshared_key.to_base64() + "\n")
+            # Who may read the gateway's private key, as its service does, may read this one too.
+            private = os.path.join(
+                change.folder, gateway.interface.private_key_file or os.path.basename(change.path)
+            )
+            change.add_key(key_file_of(new.name), preshared_key.to_base64() + "\n", like=private)
         stage_gateway(change, data, allow_world_readable=allow_world_readable)
         # Before the gateway knows the peer: if this fails, the private key is lost, and nobody has to remove the peer.
         _hand_out(text, change, qr=qr, output=output)

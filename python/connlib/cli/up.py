@@ -86,6 +86,8 @@ def run(
         Service(user) as service,
     ):
         service.narrow(config, serves[1] if serves else 0)
+        if store is not None:
+            service.open_state(store)
         try:
             trio.run(
                 _serve,
