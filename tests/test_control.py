@@ -394,6 +394,63 @@ def test_what_is_no_request_gets_one_line(tmp_path: Path, line: bytes, kind: str
     run()
 
 
+def test_a_request_that_fails_for_a_reason_that_nobody_foresaw_ends_nothing_but_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever a bug raises, and whatever its text quotes."""
+    secret = PrivateKey.generate().to_base64()
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(f"no thread for {secret}")
+
+    @in_real_time
+    async def run() -> None:
+        async with served(tmp_path) as (pair, client, _):
+            for name, ask_for in (
+                ("report_status", client.show),
+                ("report_explanations", client.explain),
+                ("parse_request", client.show),
+                ("count_changes", lambda: client.apply(pair.gateway.config)),
+                ("capture_interface", client.capture().__aenter__),
+            ):
+                with monkeypatch.context() as patches:
+                    patches.setattr(server, name, fail)
+                    with pytest.raises(ControlError) as caught:
+                        await ask_for()
+                assert caught.value.kind == "internal"
+                (problem,) = caught.value.problems
+                assert problem.startswith("memory: internal error (RuntimeError, test_control.py line ")
+            assert (await client.show()).peers
+            await exchange(pair)
+
+    run()
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(said) == 5
+    assert all("memory: a request has failed: internal error (RuntimeError, " in line for line in said)
+    assert secret not in caplog.text
+
+
+def test_what_fails_in_the_middle_of_a_stream_is_said_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("x")
+
+    @in_real_time
+    async def run() -> None:
+        async with served(tmp_path) as (pair, client, _):
+            async with client.events() as events:
+                with monkeypatch.context() as patches:
+                    patches.setattr(server, "dump_line", fail)
+                    await pair.gateway.apply(dataclasses.replace(pair.gateway.config, peers=()))
+                    with pytest.raises(ControlError, match=r"internal error \(KeyError, ") as caught:
+                        await events.__anext__()
+                    assert caught.value.kind == "internal"
+            assert (await client.show()).peers == ()
+
+    run()
+
+
 @control_test
 async def test_the_gateway_opens_no_file_for_whoever_asks(
     pair: Pair, client: ControlClient, path: Path

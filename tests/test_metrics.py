@@ -202,6 +202,26 @@ async def test_a_client_that_goes_away_in_the_middle_is_no_error() -> None:
 
 
 @in_real_time
+async def test_a_page_that_fails_is_a_status_and_the_interface_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: object) -> bytes:
+        raise RuntimeError("private")
+
+    async with served() as (pair, server):
+        with monkeypatch.context() as patches:
+            patches.setattr(module, "generate_latest", fail)
+            status, _, body = await get(server.port, "/metrics")
+        assert status == 500
+        assert body.startswith(b"internal error (RuntimeError, test_metrics.py line ")
+        (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert line.startswith("memory: a page has failed: internal error (RuntimeError, ")
+        assert "private" not in line
+        await pair.exchange()
+        assert (await get(server.port, "/metrics"))[0] == 200
+
+
+@in_real_time
 async def test_an_address_that_cannot_be_had_is_one_line() -> None:
     async with served() as (pair, server):
         with pytest.raises(DeviceError) as caught:

@@ -199,11 +199,11 @@ def parse_answer(line: bytes, kind: Any) -> Any:
 
 
 def parse_line(line: bytes, kind: Any) -> Any:
-    """A line of a stream, as a `kind`. Raises `ControlError`."""
+    """A line of a stream, as a `kind`. Raises `ControlError`, for the refusal that ends one too."""
     try:
         return msgspec.json.decode(line, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        raise ControlError("connection", ["what answers does not speak connlib's control protocol"]) from None
+        return parse_answer(line, kind)
 
 
 class Lines:

@@ -10,9 +10,10 @@ from contextlib import asynccontextmanager, suppress
 import anyio
 import anyio.to_thread
 
-from connlib._clients import Client, Clients
+from connlib._clients import Client, Clients, went_away
 from connlib._errors import CaptureError, ClosedError, ConfigError, ConnlibError, DeviceError
 from connlib._groups import WithoutGroup
+from connlib._text import bug
 from connlib.capture import Capture as RunningCapture
 from connlib.capture import capture_interface
 from connlib.config import InterfaceConfig
@@ -71,8 +72,17 @@ class ControlServer:
                         return
                     client.answered()
         except ControlError as error:
-            await client.send([dump_error(error)])
-            await client.finish()
+            refusal = error
+        except Exception as error:
+            if went_away(error):
+                raise
+            # Whatever a request does, the tunnel is worth more. Its text could quote a key.
+            _log.error("%s: a request has failed: %s", self._interface.name, bug(error))
+            refusal = ControlError("internal", [f"{self._interface.name}: {bug(error)}"])
+        else:
+            return
+        await client.send([dump_error(refusal)])
+        await client.finish()
 
     async def _answer_line(self, client: Client, line: bytes, user: int) -> bool:
         """Answer a request; whether it was the last one."""
