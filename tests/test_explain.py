@@ -8,7 +8,7 @@ from ipaddress import ip_network
 import pytest
 import trio
 
-from connlib import Node, NodeConfig, PeerConfig, PeerState, PresharedKey, PrivateKey, explain
+from connlib import Node, NodeConfig, PeerConfig, PeerState, PresharedKey, PrivateKey, Role, explain
 from connlib._native import LabNode
 from helpers_driver import (
     CLIENT,
@@ -20,6 +20,7 @@ from helpers_driver import (
     PORT,
     Pair,
     client_config,
+    gateway_config,
     in_virtual_time,
     open_pair,
     packet,
@@ -120,6 +121,35 @@ async def test_preshared_keys_that_differ_are_named() -> None:
         await trio.sleep(10)
         assert says(pair, "client")[0] is PeerState.UP
         assert "preshared" not in says(pair, "client")[1]
+
+
+@pytest.mark.parametrize("role", [Role.RESPONDER, Role.EITHER])
+def test_the_side_that_answers_says_that_its_answers_are_not_used(role: Role) -> None:
+    """The preshared keys differ, or the answers get lost: a gateway, which is the side that is asked, sees no more."""
+
+    @in_virtual_time
+    async def run() -> None:
+        async with open_pair(client_config(preshared_key=PresharedKey.generate())) as pair:
+            await pair.gateway.apply(gateway_config(role=role))
+            await pair.client_tun.send(packet(CLIENT, GATEWAY))
+            await trio.sleep(1)
+            unused = (
+                "it starts handshakes and has not used our answers: the preshared keys differ, or the answers do not "
+                "reach it, heard "
+            )
+            state, text = says(pair, "gateway")
+            assert state is PeerState.CONNECTING
+            assert (
+                text == f"connecting: {unused}1.0 s ago; next: what the peer has begun is forgotten in 3 min"
+            )
+            # The client gave up long ago, and whatever its attempts had begun is over.
+            await trio.sleep(600)
+            state, text = says(pair, "gateway")
+            assert state is PeerState.WAITING
+            assert text.startswith(f"{state.value}: {unused}")
+            assert "session has expired" not in text and "the session ends" not in text
+
+    run()
 
 
 @in_virtual_time

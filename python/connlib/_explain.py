@@ -76,6 +76,8 @@ def explain(peer: PeerStats, now: float, *, role: Role = Role.EITHER) -> Explana
         return _planned(PeerState.UP, _why_up(peer), peer.next_timeout, now, role)
     if tunnel.handshake_pending:
         return _planned(PeerState.CONNECTING, _why_no_session(peer), peer.next_timeout, now, role)
+    if _is_unconfirmed(peer):
+        return _planned(PeerState.CONNECTING, _why_unused(peer), peer.next_timeout, now, role)
     if tunnel.queued:
         why = f"{counted(tunnel.queued, 'packet')} for it, and this side does not start sessions"
         return _planned(PeerState.WAITING, why, peer.next_timeout, now, role)
@@ -88,6 +90,8 @@ def _planned(state: PeerState, why: str, timeout: Timeout | None, now: float, ro
     then = _NEXT[timeout.reason]
     if timeout.reason is TimeoutReason.DEAD_PEER and role is Role.RESPONDER:
         then = "the peer counts as silent, if nothing is heard until then"
+    elif timeout.reason is TimeoutReason.SESSION_EXPIRY and state is not PeerState.UP:
+        then = "what the peer has begun is forgotten"
     return Explanation(state, why, then, max(0.0, timeout.at - now))
 
 
@@ -109,10 +113,26 @@ def _why_no_session(peer: PeerStats) -> str:
         return f"what {_place(peer)} answers cannot be decrypted: the preshared keys differ"
     if peer.trouble.cookie_replies:
         return f"{_place(peer)} is under load and asks for cookies"
+    if _is_unconfirmed(peer):
+        return _why_unused(peer)
     since = "ever" if peer.last_heard is None else f"for {duration(peer.last_heard)}"
     return (
         f"no reply from {_place(peer)} {since}: it is off, does not know our public key, has another one than we "
         "believe, or something between drops UDP"
+    )
+
+
+def _is_unconfirmed(peer: PeerStats) -> bool:
+    """Whether our answer to an initiation of the peer's made a session that it has not used yet."""
+    return peer.tunnel.session_age is None and peer.tunnel.sessions > 0
+
+
+def _why_unused(peer: PeerStats) -> str:
+    """Why a peer that starts handshakes has no session. Of what it sends, nothing says which of the two it is."""
+    heard = "" if peer.last_heard is None else f", heard {duration(peer.last_heard)} ago"
+    return (
+        "it starts handshakes and has not used our answers: the preshared keys differ, or the answers do not "
+        f"reach it{heard}"
     )
 
 
@@ -123,12 +143,15 @@ def _without_attempt(peer: PeerStats, now: float, role: Role) -> Explanation:
         then = "this side waits until the peer comes, for it knows no endpoint"
     else:
         then = "the next packet starts a handshake"
+    waits = role is Role.RESPONDER or peer.endpoint is None
     if peer.trouble.gave_up:
         state, why = PeerState.DOWN, f"given up: {_why_no_session(peer)}"
     elif peer.last_heard is None:
-        waits = role is Role.RESPONDER or peer.endpoint is None
         state = PeerState.WAITING if waits else PeerState.IDLE
         why = "never heard" if waits else "never heard, and nothing was sent to it"
+    elif peer.tunnel.last_handshake is None:
+        state = PeerState.WAITING if waits else PeerState.IDLE
+        why = _why_unused(peer)
     else:
         state, why = PeerState.IDLE, f"the last session has expired, heard {duration(peer.last_heard)} ago"
     if peer.next_timeout is not None:
