@@ -110,15 +110,17 @@ def _why_up(peer: PeerStats) -> str:
 def _why_no_session(peer: PeerStats) -> str:
     """Why an initiation of ours is unanswered."""
     if peer.trouble.unreadable:
-        return f"what {_place(peer)} answers cannot be decrypted: the preshared keys differ"
-    if peer.trouble.cookie_replies:
-        return f"{_place(peer)} is under load and asks for cookies"
+        return f"what came from {_place(peer)} could not be decrypted: as a rule, the preshared keys differ"
     if _is_unconfirmed(peer):
         return _why_unused(peer)
     since = "ever" if peer.last_heard is None else f"for {duration(peer.last_heard)}"
+    # When they came is not known. Whoever saw an initiation can have sent one, and it explains no silence but the one
+    # after that.
+    cookies = peer.trouble.cookie_replies
+    load = f", but {counted(cookies, 'demand')} for a cookie" if cookies else ""
     return (
-        f"no reply from {_place(peer)} {since}: it is off, does not know our public key, has another one than we "
-        "believe, or something between drops UDP"
+        f"no reply from {_place(peer)} {since}{load}: it is {'under load, ' if cookies else ''}off, does not know our "
+        "public key, has another one than we believe, or something between drops UDP"
     )
 
 
