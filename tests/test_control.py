@@ -25,11 +25,14 @@ from connlib import (
     ControlClient,
     ControlError,
     DeviceError,
+    Dropped,
+    DropReason,
     Gateway,
     GatewayInterface,
     InterfaceConfig,
     Limits,
     PeerConfig,
+    PeerEvent,
     Policy,
     PresharedKey,
     PrivateKey,
@@ -41,7 +44,8 @@ from connlib import (
     serve_control,
 )
 from connlib import _clients as clients
-from connlib.control import protocol, running, server
+from connlib.control import protocol, running, server, status
+from connlib.control.status import ReportedEvent
 from connlib.control.wire import as_gateway, encoder
 from helpers_driver import CLIENT, CLIENT_KEY, GATEWAY, Pair, gateway_config, in_real_time, open_pair, packet
 
@@ -267,6 +271,58 @@ async def test_events_arrive_as_they_happen(pair: Pair, client: ControlClient, p
     assert first.fields == {"initiator": False}
     assert first.text == "session established, started by the peer"
     assert first.time > 1.6e9
+
+
+@in_real_time
+async def test_an_event_that_is_read_late_has_the_time_and_the_name_that_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(tmp_path) as (pair, client, _):
+        clock = [1.7e9]
+        monkeypatch.setattr(pair.gateway._subscribers, "_unix_time", lambda: clock[0])
+        events = pair.gateway.events()
+        await exchange(pair)
+        clock[0] += 100.0
+        (peer,) = pair.gateway.config.peers
+        await client.apply(
+            dataclasses.replace(pair.gateway.config, peers=(dataclasses.replace(peer, name="new"),))
+        )
+        await client.apply(dataclasses.replace(pair.gateway.config, peers=()))
+        told: list[ReportedEvent] = []
+        for _ in range(4):
+            happened = await events._next()
+            assert happened is not None
+            told.append(status.report_event(happened))
+        assert [(event.event, event.name, event.time) for event in told] == [
+            ("SessionEstablished", "client", 1.7e9),
+            ("PeerRoamed", "client", 1.7e9),
+            ("ConfigApplied", None, 1.7e9 + 100.0),
+            ("ConfigApplied", None, 1.7e9 + 100.0),
+        ]
+
+
+@in_real_time
+async def test_what_a_slow_reader_has_lost_is_a_line_at_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("connlib.driver.EVENT_CAPACITY", 3)
+    async with served(tmp_path) as (pair, client, _), client.events() as events:
+        (peer,) = pair.gateway.config.peers
+        # All at once, so that nothing is read meanwhile.
+        for number in range(8):
+            pair.gateway._publish(PeerEvent(peer.public_key, Dropped(DropReason.NO_ROUTE, number)))
+        told = [await events.__anext__() for _ in range(4)]
+        assert [(event.event, event.fields.get("count")) for event in told] == [
+            ("Lost", 5),
+            ("Dropped", 5),
+            ("Dropped", 6),
+            ("Dropped", 7),
+        ]
+        assert told[0].text == "5 events before this were lost: the reader is too slow"
+        assert (told[0].peer, told[0].name) == (None, None)
+        # It is said once.
+        pair.gateway._publish(PeerEvent(peer.public_key, Dropped(DropReason.NO_ROUTE, 8)))
+        assert (await events.__anext__()).fields["count"] == 8
 
 
 @control_test

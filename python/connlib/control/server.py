@@ -36,7 +36,7 @@ from .protocol import (
     dump_result,
     parse_request,
 )
-from .status import report_event, report_explanations, report_status
+from .status import report_event, report_explanations, report_loss, report_status
 
 _log = logging.getLogger("connlib.control")
 
@@ -142,8 +142,13 @@ class ControlServer:
                         tasks.cancel_scope.cancel()
 
                     tasks.start_soon(leave)
-                    async for peer, event in events:
-                        await client.send([dump_line(report_event(self._interface, peer, event))])
+                    lost = 0
+                    while (happened := await events._next()) is not None:
+                        if events.lost > lost:
+                            loss = report_loss(events.lost - lost, happened.unix_time)
+                            lost = events.lost
+                            await client.send([dump_line(loss)])
+                        await client.send([dump_line(report_event(happened))])
                     tasks.cancel_scope.cancel()
 
     async def _stream_capture(self, client: Client, request: Capture, user: int) -> None:

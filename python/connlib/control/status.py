@@ -12,10 +12,10 @@ import msgspec
 
 from connlib._describe import describe_event
 from connlib._explain import Explanation, PeerState, explain
-from connlib._native import PublicKey
-from connlib._text import host_and_port
-from connlib._types import ConfigApplied, NodeEvent, PeerConfig, PeerStats
+from connlib._text import counted, host_and_port
+from connlib._types import PeerConfig, PeerStats
 from connlib.driver import Interface, InterfaceStats, is_errno
+from connlib.events import Happened
 
 from .protocol import ControlError
 
@@ -101,12 +101,13 @@ class ReportedEvent(msgspec.Struct, frozen=True, kw_only=True):
     """Something that has happened."""
 
     time: float
-    """Seconds since 1970."""
+    """When it happened, in seconds since 1970."""
     peer: str | None
     """The public key; None for what concerns the interface."""
     name: str | None
+    """What the peer was called then."""
     event: str
-    """The name of the class, `SessionEstablished` say."""
+    """The name of the class, `SessionEstablished` say; `Lost` for `count` events missing before the next one."""
     fields: dict[str, Any]
     """What the class holds."""
     text: str
@@ -147,18 +148,25 @@ def report_explanations(interface: Interface, names: Collection[str]) -> list[Pe
     return [_explanation(peer, told, stats.now) for peer, told in _told(stats, wanted)]
 
 
-def report_event(
-    interface: Interface, peer: PublicKey | None, event: NodeEvent | ConfigApplied
-) -> ReportedEvent:
-    """An event, at the moment at which it is read."""
+def report_event(happened: Happened) -> ReportedEvent:
+    """An event, as it was when it happened."""
+    peer, event = happened.event
     fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
     return ReportedEvent(
-        time=interface._clock.unix_time(),
+        time=happened.unix_time,
         peer=None if peer is None else peer.to_base64(),
-        name=next((each.name for each in interface.config.peers if each.public_key == peer), None),
+        name=happened.name,
         event=type(event).__name__,
         fields=fields,
         text=describe_event(event)[1],
+    )
+
+
+def report_loss(count: int, unix_time: float) -> ReportedEvent:
+    """So many events, up to then, found no room."""
+    text = f"{counted(count, 'event')} before this {'was' if count == 1 else 'were'} lost: the reader is too slow"
+    return ReportedEvent(
+        time=unix_time, peer=None, name=None, event="Lost", fields={"count": count}, text=text
     )
 
 
