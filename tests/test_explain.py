@@ -8,8 +8,19 @@ from ipaddress import ip_network
 import pytest
 import trio
 
-from connlib import Node, NodeConfig, PeerConfig, PeerState, PresharedKey, PrivateKey, Role, explain
+from connlib import (
+    InterfaceConfig,
+    Node,
+    NodeConfig,
+    PeerConfig,
+    PeerState,
+    PresharedKey,
+    PrivateKey,
+    Role,
+    explain,
+)
 from connlib._native import LabNode
+from connlib.driver import MemoryTun, open_interface
 from helpers_driver import (
     CLIENT,
     CLIENT_HOST,
@@ -21,7 +32,9 @@ from helpers_driver import (
     Pair,
     client_config,
     gateway_config,
+    in_real_time,
     in_virtual_time,
+    loopback_socket,
     open_pair,
     packet,
 )
@@ -165,6 +178,26 @@ async def test_addresses_that_are_not_allowed_are_named_though_the_session_is_up
         state, text = says(pair, "gateway")
         assert state is PeerState.UP
         assert "but 2 packets came from addresses that are not among its allowed IPs" in text
+
+
+@in_real_time
+async def test_what_this_machine_cannot_send_is_not_put_down_to_the_peer() -> None:
+    """Nobody may send to the broadcast address unasked. Of a missing route, the system says as much."""
+    peer = PeerConfig(public_key=GATEWAY_PEER, endpoint=("255.255.255.255", 7))
+    other = PeerConfig(public_key=CLIENT_PEER, endpoint=("127.0.0.1", 9))
+    config = InterfaceConfig(private_key=PrivateKey.generate(), peers=(peer, other))
+    sockets = loopback_socket()
+    with sockets:
+        async with open_interface(config, tun=MemoryTun(), udp=sockets) as interface:
+            interface.initiate_handshake(CLIENT_PEER)
+            interface.initiate_handshake(GATEWAY_PEER)
+            while not any("EACCES" in name for name in interface.stats().udp):
+                await trio.sleep(0.01)
+            explanation = interface.explain(GATEWAY_PEER)
+            assert explanation.state is PeerState.CONNECTING
+            assert explanation.why == "this machine cannot send to 255.255.255.255:7: Permission denied"
+            assert explanation.then == "another initiation"
+            assert interface.explain(CLIENT_PEER).why.startswith("no reply from 127.0.0.1:9 ever: ")
 
 
 def test_that_a_peer_has_asked_for_a_cookie_is_one_reason_among_others() -> None:

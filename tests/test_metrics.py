@@ -98,6 +98,8 @@ async def test_what_is_dropped_is_served_with_its_reason() -> None:
         assert seen["connlib_peer_drops_total", OF_THE_CLIENT | reason] == 1
         no_route = frozenset({("interface", "memory"), ("reason", "no route")})
         assert seen["connlib_drops_total", no_route] == 1
+        asked = frozenset({("interface", "memory"), ("result", "asked")})
+        assert seen["connlib_lookups_total", asked] == 0
 
 
 @in_real_time

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ._text import counted, duration, host_and_port
 from ._types import PeerStats, Role, Timeout, TimeoutReason
 
-__all__ = ["Explanation", "PeerState", "explain"]
+__all__ = ["Explanation", "Obstacle", "PeerState", "explain"]
 
 
 class PeerState(enum.Enum):
@@ -51,6 +52,16 @@ class Explanation:
         return f"{self.state.value}: {self.why}; next: {what}{when}{comma}{condition}"
 
 
+class Obstacle(NamedTuple):
+    """What keeps this side from sending to a peer, which its node does not know."""
+
+    why: str
+    then: str | None = None
+    """What happens next; None where that does not depend on this."""
+    at: float | None = None
+    """In how many seconds."""
+
+
 _NEXT = {
     TimeoutReason.HANDSHAKE_RETRY: "another initiation",
     TimeoutReason.GIVE_UP: "the attempt is given up",
@@ -63,25 +74,28 @@ _NEXT = {
 }
 
 
-def explain(peer: PeerStats, now: float, *, role: Role = Role.EITHER) -> Explanation:
+def explain(
+    peer: PeerStats, now: float, *, role: Role = Role.EITHER, obstacle: Obstacle | None = None
+) -> Explanation:
     """Explain a peer of a node.
 
     peer: as `Node.stats(now)` has it. now: seconds on the same clock. role: ours towards the peer, as configured.
+    obstacle: what else is known to be in the way.
     """
     tunnel = peer.tunnel
     if peer.poisoned:
         why = "connlib failed in this peer's tunnel, which is a bug"
         return Explanation(PeerState.DOWN, why, "nothing, until the peer is removed and added again", None)
     if tunnel.session_age is not None:
-        return _planned(PeerState.UP, _why_up(peer), peer.next_timeout, now, role)
+        return _planned(PeerState.UP, _why_up(peer, obstacle), peer.next_timeout, now, role)
     if tunnel.handshake_pending:
-        return _planned(PeerState.CONNECTING, _why_no_session(peer), peer.next_timeout, now, role)
+        return _planned(PeerState.CONNECTING, _why_no_session(peer, obstacle), peer.next_timeout, now, role)
     if _is_unconfirmed(peer):
         return _planned(PeerState.CONNECTING, _why_unused(peer), peer.next_timeout, now, role)
     if tunnel.queued:
         why = f"{counted(tunnel.queued, 'packet')} for it, and this side does not start sessions"
         return _planned(PeerState.WAITING, why, peer.next_timeout, now, role)
-    return _without_attempt(peer, now, role)
+    return _without_attempt(peer, now, role, obstacle)
 
 
 def _planned(state: PeerState, why: str, timeout: Timeout | None, now: float, role: Role) -> Explanation:
@@ -95,7 +109,7 @@ def _planned(state: PeerState, why: str, timeout: Timeout | None, now: float, ro
     return Explanation(state, why, then, max(0.0, timeout.at - now))
 
 
-def _why_up(peer: PeerStats) -> str:
+def _why_up(peer: PeerStats, obstacle: Obstacle | None) -> str:
     age = peer.tunnel.session_age
     assert age is not None, "only asked where there is a session"
     heard = "not heard yet" if peer.last_heard is None else f"heard {duration(peer.last_heard)} ago"
@@ -103,12 +117,14 @@ def _why_up(peer: PeerStats) -> str:
     if count := peer.trouble.source_not_allowed:
         said.append(f"but {counted(count, 'packet')} came from addresses that are not among its allowed IPs")
     if peer.tunnel.handshake_pending:
-        said.append(f"and a new one is sought: {_why_no_session(peer)}")
+        said.append(f"and a new one is sought: {_why_no_session(peer, obstacle)}")
     return ", ".join(said)
 
 
-def _why_no_session(peer: PeerStats) -> str:
+def _why_no_session(peer: PeerStats, obstacle: Obstacle | None) -> str:
     """Why an initiation of ours is unanswered."""
+    if obstacle is not None:
+        return obstacle.why
     if peer.trouble.unreadable:
         return f"what came from {_place(peer)} could not be decrypted: as a rule, the preshared keys differ"
     if _is_unconfirmed(peer):
@@ -138,7 +154,9 @@ def _why_unused(peer: PeerStats) -> str:
     )
 
 
-def _without_attempt(peer: PeerStats, now: float, role: Role) -> Explanation:
+def _without_attempt(peer: PeerStats, now: float, role: Role, obstacle: Obstacle | None) -> Explanation:
+    if role is not Role.RESPONDER and obstacle is not None and obstacle.then is not None:
+        return Explanation(PeerState.WAITING, obstacle.why, obstacle.then, obstacle.at)
     if role is Role.RESPONDER:
         then = "this side waits for the peer to start a session"
     elif peer.endpoint is None:
@@ -147,7 +165,7 @@ def _without_attempt(peer: PeerStats, now: float, role: Role) -> Explanation:
         then = "the next packet starts a handshake"
     waits = role is Role.RESPONDER or peer.endpoint is None
     if peer.trouble.gave_up:
-        state, why = PeerState.DOWN, f"given up: {_why_no_session(peer)}"
+        state, why = PeerState.DOWN, f"given up: {_why_no_session(peer, obstacle)}"
     elif peer.last_heard is None:
         state = PeerState.WAITING if waits else PeerState.IDLE
         why = "never heard" if waits else "never heard, and nothing was sent to it"

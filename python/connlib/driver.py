@@ -37,7 +37,9 @@ from ._types import (
     NodeConfig,
     NodeInput,
     NodeStats,
+    PeerConfig,
     PeerEvent,
+    PeerStats,
 )
 from .clock import Alarm, BootClock, Clock, LoopClock, alarm_for
 from .config import InterfaceConfig, what_is_new
@@ -282,11 +284,20 @@ class Interface:
 
     def explain(self, peer: PublicKey) -> Explanation:
         """Why a peer is up or down, and what happens next and when. Raises `KeyError` for an unknown peer."""
-        roles = {each.public_key: each.role for each in self._config.peers}
-        role = roles[peer]
+        config = {each.public_key: each for each in self._config.peers}[peer]
         stats = self.stats()
         (told,) = (each for each in stats.peers if each.public_key == peer)
-        return explain(told, stats.now, role=role)
+        return self._explained(config, told, stats.now)
+
+    def _explained(self, peer: PeerConfig, told: PeerStats, now: float) -> Explanation:
+        obstacle = None
+        if not self._open:
+            pass  # what it asks is closed
+        elif told.endpoint is None:
+            obstacle = self._resolver.obstacle(told.public_key)
+        elif told.tunnel.handshake_pending or told.trouble.gave_up:
+            obstacle = self._udp.obstacle(told.endpoint)
+        return explain(told, now, role=peer.role, obstacle=obstacle)
 
     def initiate_handshake(self, peer: PublicKey) -> None:
         """Start a session with a peer now, or nothing while a handshake is under way.

@@ -294,6 +294,14 @@ def _of_interface(name: str, stats: InterfaceStats) -> Iterator[Metric]:
     )
     wakes.add_metric((name,), stats.timer_wakes)
     yield wakes
+    lookups = CounterMetricFamily(
+        "connlib_lookups_total",
+        "Look-ups of peers' host names that were asked for, that failed, and that moved a silent peer",
+        labels=("interface", "result"),
+    )
+    for result, count in stats.lookups.items():
+        lookups.add_metric((name, result), count)
+    yield lookups
     errors = CounterMetricFamily(
         "connlib_errors_total",
         "Errors of the device and of the sockets, by the name of their errno",

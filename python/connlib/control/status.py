@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from connlib._describe import describe_event
-from connlib._explain import Explanation, PeerState, explain
+from connlib._explain import Explanation, PeerState
 from connlib._text import counted, host_and_port
 from connlib._types import PeerConfig, PeerStats
 from connlib.driver import Interface, InterfaceStats, is_errno
@@ -95,6 +95,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     errors: dict[str, int]
     """Of the device and the sockets: `udp ENETUNREACH`."""
     timer_wakes: int
+    lookups: dict[str, int] = {}
+    """Of host names of peers: `asked`, `failed`, and `moved` for those that gave a silent peer another address."""
 
 
 class ReportedEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,7 +131,9 @@ def report_status(interface: Interface, up_for: float) -> Status:
         pid=os.getpid(),
         up_for=up_for,
         unix_time=stats.unix_time,
-        peers=tuple(_peer_status(peer, told, stats.now) for peer, told in _told(stats, config.peers)),
+        peers=tuple(
+            _peer_status(interface, peer, told, stats.now) for peer, told in _told(stats, config.peers)
+        ),
         drops={reason.value: count for reason, count in stats.drops.items()},
         errors={
             f"{end} {name}": count
@@ -138,6 +142,7 @@ def report_status(interface: Interface, up_for: float) -> Status:
             if is_errno(name) and count
         },
         timer_wakes=stats.timer_wakes,
+        lookups=dict(stats.lookups),
     )
 
 
@@ -145,7 +150,7 @@ def report_explanations(interface: Interface, names: Collection[str]) -> list[Pe
     """Why those peers are up or down; all, if there is no name. Raises `ControlError` for one that is none's."""
     stats = interface.stats()
     wanted = _named(interface.config.peers, names)
-    return [_explanation(peer, told, stats.now) for peer, told in _told(stats, wanted)]
+    return [_explanation(interface, peer, told, stats.now) for peer, told in _told(stats, wanted)]
 
 
 def report_event(happened: Happened) -> ReportedEvent:
@@ -185,8 +190,8 @@ def _told(stats: InterfaceStats, peers: tuple[PeerConfig, ...]) -> Iterator[tupl
         yield peer, by_key[peer.public_key]
 
 
-def _explanation(peer: PeerConfig, told: PeerStats, now: float) -> PeerExplanation:
-    said = explain(told, now, role=peer.role)
+def _explanation(interface: Interface, peer: PeerConfig, told: PeerStats, now: float) -> PeerExplanation:
+    said = interface._explained(peer, told, now)
     return PeerExplanation(
         peer=peer.public_key.to_base64(),
         name=peer.name,
@@ -197,10 +202,10 @@ def _explanation(peer: PeerConfig, told: PeerStats, now: float) -> PeerExplanati
     )
 
 
-def _peer_status(peer: PeerConfig, told: PeerStats, now: float) -> PeerStatus:
+def _peer_status(interface: Interface, peer: PeerConfig, told: PeerStats, now: float) -> PeerStatus:
     tunnel = told.tunnel
     return PeerStatus(
-        **msgspec.structs.asdict(_explanation(peer, told, now)),
+        **msgspec.structs.asdict(_explanation(interface, peer, told, now)),
         role=peer.role.value,
         endpoint=None if told.endpoint is None else host_and_port(*told.endpoint),
         allowed_ips=tuple(str(prefix) for prefix in peer.allowed_ips),
