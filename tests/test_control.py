@@ -524,6 +524,32 @@ async def test_the_gateway_opens_no_file_for_whoever_asks(
         assert answer == {"error": {"kind": "request", "problems": problems}}
 
 
+@pytest.mark.parametrize(
+    ("interface", "says"),
+    [
+        ({"timers": {"rekey_aftr_time": 5}}, "timers: there is no 'rekey_aftr_time'"),
+        ({"limits": {"que": 1, "queue_packets": 2}}, "limits: there is no 'que'"),
+        ({"addresses": [5]}, "what should be text is not - at `$.gateway.interface.addresses[0]`"),
+        ({"addresses": [True]}, "what should be text is not - at `$.gateway.interface.addresses[0]`"),
+        (
+            {"addresses": ["fe80::1%eth0/128"]},
+            "an address or a prefix is malformed - at `$.gateway.interface.addresses[0]`",
+        ),
+        (
+            {"addresses": ["10.0.0.1/24, 10.0.0.2/24"]},
+            "an address or a prefix is malformed - at `$.gateway.interface.addresses[0]`",
+        ),
+        ({"masquerade": [5]}, "what should be text is not - at `$.gateway.interface.masquerade[0]`"),
+    ],
+)
+def test_what_the_schema_refuses_is_refused(interface: dict[str, Any], says: str) -> None:
+    keys = {"private_key": PrivateKey.generate().to_base64()}
+    request = {"version": 1, "method": "apply", "gateway": {"interface": {**keys, **interface}}}
+    with pytest.raises(ControlError) as caught:
+        protocol.parse_request(json.dumps(request).encode())
+    assert (caught.value.kind, caught.value.problems) == ("request", (f"{MALFORMED} {says}",))
+
+
 @control_test
 async def test_a_key_in_the_wrong_place_is_not_echoed(pair: Pair, client: ControlClient, path: Path) -> None:
     secret = PrivateKey.generate().to_base64()
