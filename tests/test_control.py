@@ -25,11 +25,14 @@ from connlib import (
     ControlClient,
     ControlError,
     DeviceError,
+    Dropped,
+    DropReason,
     Gateway,
     GatewayInterface,
     InterfaceConfig,
     Limits,
     PeerConfig,
+    PeerEvent,
     Policy,
     PresharedKey,
     PrivateKey,
@@ -41,7 +44,8 @@ from connlib import (
     serve_control,
 )
 from connlib import _clients as clients
-from connlib.control import protocol, running, server
+from connlib.control import protocol, running, server, status
+from connlib.control.status import ReportedEvent
 from connlib.control.wire import as_gateway, encoder
 from helpers_driver import CLIENT, CLIENT_KEY, GATEWAY, Pair, gateway_config, in_real_time, open_pair, packet
 
@@ -269,6 +273,58 @@ async def test_events_arrive_as_they_happen(pair: Pair, client: ControlClient, p
     assert first.time > 1.6e9
 
 
+@in_real_time
+async def test_an_event_that_is_read_late_has_the_time_and_the_name_that_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(tmp_path) as (pair, client, _):
+        clock = [1.7e9]
+        monkeypatch.setattr(pair.gateway._subscribers, "_unix_time", lambda: clock[0])
+        events = pair.gateway.events()
+        await exchange(pair)
+        clock[0] += 100.0
+        (peer,) = pair.gateway.config.peers
+        await client.apply(
+            dataclasses.replace(pair.gateway.config, peers=(dataclasses.replace(peer, name="new"),))
+        )
+        await client.apply(dataclasses.replace(pair.gateway.config, peers=()))
+        told: list[ReportedEvent] = []
+        for _ in range(4):
+            happened = await events._next()
+            assert happened is not None
+            told.append(status.report_event(happened))
+        assert [(event.event, event.name, event.time) for event in told] == [
+            ("SessionEstablished", "client", 1.7e9),
+            ("PeerRoamed", "client", 1.7e9),
+            ("ConfigApplied", None, 1.7e9 + 100.0),
+            ("ConfigApplied", None, 1.7e9 + 100.0),
+        ]
+
+
+@in_real_time
+async def test_what_a_slow_reader_has_lost_is_a_line_at_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("connlib.driver.EVENT_CAPACITY", 3)
+    async with served(tmp_path) as (pair, client, _), client.events() as events:
+        (peer,) = pair.gateway.config.peers
+        # All at once, so that nothing is read meanwhile.
+        for number in range(8):
+            pair.gateway._publish(PeerEvent(peer.public_key, Dropped(DropReason.NO_ROUTE, number)))
+        told = [await events.__anext__() for _ in range(4)]
+        assert [(event.event, event.fields.get("count")) for event in told] == [
+            ("Lost", 5),
+            ("Dropped", 5),
+            ("Dropped", 6),
+            ("Dropped", 7),
+        ]
+        assert told[0].text == "5 events before this were lost: the reader is too slow"
+        assert (told[0].peer, told[0].name) == (None, None)
+        # It is said once.
+        pair.gateway._publish(PeerEvent(peer.public_key, Dropped(DropReason.NO_ROUTE, 8)))
+        assert (await events.__anext__()).fields["count"] == 8
+
+
 @control_test
 async def test_what_happens_to_the_interface_is_no_peers(
     pair: Pair, client: ControlClient, path: Path
@@ -394,6 +450,63 @@ def test_what_is_no_request_gets_one_line(tmp_path: Path, line: bytes, kind: str
     run()
 
 
+def test_a_request_that_fails_for_a_reason_that_nobody_foresaw_ends_nothing_but_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever a bug raises, and whatever its text quotes."""
+    secret = PrivateKey.generate().to_base64()
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(f"no thread for {secret}")
+
+    @in_real_time
+    async def run() -> None:
+        async with served(tmp_path) as (pair, client, _):
+            for name, ask_for in (
+                ("report_status", client.show),
+                ("report_explanations", client.explain),
+                ("parse_request", client.show),
+                ("count_changes", lambda: client.apply(pair.gateway.config)),
+                ("capture_interface", client.capture().__aenter__),
+            ):
+                with monkeypatch.context() as patches:
+                    patches.setattr(server, name, fail)
+                    with pytest.raises(ControlError) as caught:
+                        await ask_for()
+                assert caught.value.kind == "internal"
+                (problem,) = caught.value.problems
+                assert problem.startswith("memory: internal error (RuntimeError, test_control.py line ")
+            assert (await client.show()).peers
+            await exchange(pair)
+
+    run()
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(said) == 5
+    assert all("memory: a request has failed: internal error (RuntimeError, " in line for line in said)
+    assert secret not in caplog.text
+
+
+def test_what_fails_in_the_middle_of_a_stream_is_said_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("x")
+
+    @in_real_time
+    async def run() -> None:
+        async with served(tmp_path) as (pair, client, _):
+            async with client.events() as events:
+                with monkeypatch.context() as patches:
+                    patches.setattr(server, "dump_line", fail)
+                    await pair.gateway.apply(dataclasses.replace(pair.gateway.config, peers=()))
+                    with pytest.raises(ControlError, match=r"internal error \(KeyError, ") as caught:
+                        await events.__anext__()
+                    assert caught.value.kind == "internal"
+            assert (await client.show()).peers == ()
+
+    run()
+
+
 @control_test
 async def test_the_gateway_opens_no_file_for_whoever_asks(
     pair: Pair, client: ControlClient, path: Path
@@ -409,6 +522,32 @@ async def test_the_gateway_opens_no_file_for_whoever_asks(
         (answer,) = await ask(path, json.dumps(request).encode() + b"\n")
         problems = ["the request names a file with a key; it must hold the keys themselves"]
         assert answer == {"error": {"kind": "request", "problems": problems}}
+
+
+@pytest.mark.parametrize(
+    ("interface", "says"),
+    [
+        ({"timers": {"rekey_aftr_time": 5}}, "timers: there is no 'rekey_aftr_time'"),
+        ({"limits": {"que": 1, "queue_packets": 2}}, "limits: there is no 'que'"),
+        ({"addresses": [5]}, "what should be text is not - at `$.gateway.interface.addresses[0]`"),
+        ({"addresses": [True]}, "what should be text is not - at `$.gateway.interface.addresses[0]`"),
+        (
+            {"addresses": ["fe80::1%eth0/128"]},
+            "an address or a prefix is malformed - at `$.gateway.interface.addresses[0]`",
+        ),
+        (
+            {"addresses": ["10.0.0.1/24, 10.0.0.2/24"]},
+            "an address or a prefix is malformed - at `$.gateway.interface.addresses[0]`",
+        ),
+        ({"masquerade": [5]}, "what should be text is not - at `$.gateway.interface.masquerade[0]`"),
+    ],
+)
+def test_what_the_schema_refuses_is_refused(interface: dict[str, Any], says: str) -> None:
+    keys = {"private_key": PrivateKey.generate().to_base64()}
+    request = {"version": 1, "method": "apply", "gateway": {"interface": {**keys, **interface}}}
+    with pytest.raises(ControlError) as caught:
+        protocol.parse_request(json.dumps(request).encode())
+    assert (caught.value.kind, caught.value.problems) == ("request", (f"{MALFORMED} {says}",))
 
 
 @control_test

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -208,3 +209,28 @@ def test_what_is_there_already_is_kept_and_nothing_is_captured(
     assert not (tmp_path / "new").exists()
     code, _, err = connlib("capture", "gw0", "-o", tmp_path / "new", "--inner", "--keys")
     assert code == 2 and "--keys are for what is encrypted: add --outer" in err
+
+
+def test_a_second_signal_ends_a_capture_whose_rest_does_not_come(run_dir: Path, tmp_path: Path) -> None:
+    """The interface's process was stopped meanwhile."""
+    run_dir.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.settimeout(20.0)
+        listener.bind(str(run_dir / "gw0.sock"))
+        listener.listen()
+        path = tmp_path / "gw0.pcapng"
+        capture = Background((*COMMAND, "capture", "gw0", "-o", str(path)), tmp_path / "capture.log")
+        try:
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(20.0)
+                assert connection.recv(4096).endswith(b"\n")
+                connection.sendall(b'{"result":null}\n')
+                wait_for(lambda: "gw0: capturing" in capture.output(), "the capture")
+                capture.send(signal.SIGINT)
+                assert connection.recv(4096) == b"", "it wants no more"
+                assert capture.stop(signal.SIGTERM) == 1
+        finally:
+            if capture.returncode is None:
+                capture.send(signal.SIGKILL)
+    assert capture.output().splitlines()[1:] == ["connlib: gw0: stopped before all of the file had come"]

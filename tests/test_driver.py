@@ -211,7 +211,7 @@ async def test_a_forgotten_subscription_costs_nothing() -> None:
     async with open_pair() as pair:
         pair.client.events()
         gc.collect()
-        assert len(pair.client._streams) == 0
+        assert len(pair.client._subscribers._streams) == 0
 
 
 @in_virtual_time

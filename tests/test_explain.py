@@ -8,8 +8,19 @@ from ipaddress import ip_network
 import pytest
 import trio
 
-from connlib import Node, NodeConfig, PeerConfig, PeerState, PresharedKey, PrivateKey, explain
+from connlib import (
+    InterfaceConfig,
+    Node,
+    NodeConfig,
+    PeerConfig,
+    PeerState,
+    PresharedKey,
+    PrivateKey,
+    Role,
+    explain,
+)
 from connlib._native import LabNode
+from connlib.driver import MemoryTun, open_interface
 from helpers_driver import (
     CLIENT,
     CLIENT_HOST,
@@ -20,7 +31,10 @@ from helpers_driver import (
     PORT,
     Pair,
     client_config,
+    gateway_config,
+    in_real_time,
     in_virtual_time,
+    loopback_socket,
     open_pair,
     packet,
 )
@@ -114,12 +128,44 @@ async def test_preshared_keys_that_differ_are_named() -> None:
         await trio.sleep(1)
         state, text = says(pair, "client")
         assert state is PeerState.CONNECTING
-        assert f"what {GATEWAY_HOST}:{PORT} answers cannot be decrypted: the preshared keys differ" in text
+        assert (
+            f"what came from {GATEWAY_HOST}:{PORT} could not be decrypted: as a rule, the preshared keys differ"
+            in text
+        )
         # Once they agree, that is over.
         await pair.client.apply(client_config())
         await trio.sleep(10)
         assert says(pair, "client")[0] is PeerState.UP
         assert "preshared" not in says(pair, "client")[1]
+
+
+@pytest.mark.parametrize("role", [Role.RESPONDER, Role.EITHER])
+def test_the_side_that_answers_says_that_its_answers_are_not_used(role: Role) -> None:
+    """The preshared keys differ, or the answers get lost: a gateway, which is the side that is asked, sees no more."""
+
+    @in_virtual_time
+    async def run() -> None:
+        async with open_pair(client_config(preshared_key=PresharedKey.generate())) as pair:
+            await pair.gateway.apply(gateway_config(role=role))
+            await pair.client_tun.send(packet(CLIENT, GATEWAY))
+            await trio.sleep(1)
+            unused = (
+                "it starts handshakes and has not used our answers: the preshared keys differ, or the answers do not "
+                "reach it, heard "
+            )
+            state, text = says(pair, "gateway")
+            assert state is PeerState.CONNECTING
+            assert (
+                text == f"connecting: {unused}1.0 s ago; next: what the peer has begun is forgotten in 3 min"
+            )
+            # The client gave up long ago, and whatever its attempts had begun is over.
+            await trio.sleep(600)
+            state, text = says(pair, "gateway")
+            assert state is PeerState.WAITING
+            assert text.startswith(f"{state.value}: {unused}")
+            assert "session has expired" not in text and "the session ends" not in text
+
+    run()
 
 
 @in_virtual_time
@@ -134,8 +180,32 @@ async def test_addresses_that_are_not_allowed_are_named_though_the_session_is_up
         assert "but 2 packets came from addresses that are not among its allowed IPs" in text
 
 
-def test_a_peer_under_load_is_named() -> None:
-    """In front of a gateway that demands a cookie from everybody (paper section 5.3)."""
+@in_real_time
+async def test_what_this_machine_cannot_send_is_not_put_down_to_the_peer() -> None:
+    """Nobody may send to the broadcast address unasked. Of a missing route, the system says as much."""
+    peer = PeerConfig(public_key=GATEWAY_PEER, endpoint=("255.255.255.255", 7))
+    other = PeerConfig(public_key=CLIENT_PEER, endpoint=("127.0.0.1", 9))
+    config = InterfaceConfig(private_key=PrivateKey.generate(), peers=(peer, other))
+    sockets = loopback_socket()
+    with sockets:
+        async with open_interface(config, tun=MemoryTun(), udp=sockets) as interface:
+            interface.initiate_handshake(CLIENT_PEER)
+            interface.initiate_handshake(GATEWAY_PEER)
+            while not any("EACCES" in name for name in interface.stats().udp):
+                await trio.sleep(0.01)
+            explanation = interface.explain(GATEWAY_PEER)
+            assert explanation.state is PeerState.CONNECTING
+            assert explanation.why == "this machine cannot send to 255.255.255.255:7: Permission denied"
+            assert explanation.then == "another initiation"
+            assert interface.explain(CLIENT_PEER).why.startswith("no reply from 127.0.0.1:9 ever: ")
+
+
+def test_that_a_peer_has_asked_for_a_cookie_is_one_reason_among_others() -> None:
+    """In front of a gateway that demands a cookie from everybody (paper section 5.3).
+
+    A cookie reply explains the silence after one initiation. Anybody who saw that can have sent it, and the gateway may
+    be off since.
+    """
     to_gateway = PeerConfig(
         public_key=GATEWAY_PEER, allowed_ips=(ip_network("10.0.0.1/32"),), endpoint=(GATEWAY_HOST, PORT)
     )
@@ -152,9 +222,17 @@ def test_a_peer_under_load_is_named() -> None:
     assert stats.last_heard is None, "anybody who saw the initiation can have sent that"
     explanation = explain(stats, 1.0)
     assert explanation.state is PeerState.CONNECTING
-    assert explanation.why == "192.0.2.1:51820 is under load and asks for cookies"
+    why = (
+        "no reply from 192.0.2.1:51820 ever, but 1 demand for a cookie: it is under load, off, does not know our "
+        "public key, has another one than we believe, or something between drops UDP"
+    )
+    assert explanation.why == why
     assert stats.next_timeout is not None
     assert explanation.at == stats.next_timeout.at - 1.0
+    for second in range(2, 120):
+        client.handle_timeout(float(second))
+    explanation = explain(client.stats(120.0).peers[0], 120.0)
+    assert (explanation.state, explanation.why) == (PeerState.DOWN, f"given up: {why}")
 
 
 @in_virtual_time

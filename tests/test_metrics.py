@@ -98,6 +98,8 @@ async def test_what_is_dropped_is_served_with_its_reason() -> None:
         assert seen["connlib_peer_drops_total", OF_THE_CLIENT | reason] == 1
         no_route = frozenset({("interface", "memory"), ("reason", "no route")})
         assert seen["connlib_drops_total", no_route] == 1
+        asked = frozenset({("interface", "memory"), ("result", "asked")})
+        assert seen["connlib_lookups_total", asked] == 0
 
 
 @in_real_time
@@ -199,6 +201,26 @@ async def test_a_client_that_goes_away_in_the_middle_is_no_error() -> None:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             client.close()
         assert (await get(server.port, "/readyz"))[0] == 200
+
+
+@in_real_time
+async def test_a_page_that_fails_is_a_status_and_the_interface_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: object) -> bytes:
+        raise RuntimeError("private")
+
+    async with served() as (pair, server):
+        with monkeypatch.context() as patches:
+            patches.setattr(module, "generate_latest", fail)
+            status, _, body = await get(server.port, "/metrics")
+        assert status == 500
+        assert body.startswith(b"internal error (RuntimeError, test_metrics.py line ")
+        (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert line.startswith("memory: a page has failed: internal error (RuntimeError, ")
+        assert "private" not in line
+        await pair.exchange()
+        assert (await get(server.port, "/metrics"))[0] == 200
 
 
 @in_real_time

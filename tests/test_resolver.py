@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 
+from connlib.control import status
 from connlib.driver import MemoryTun, MemoryUdp, open_interface
 from helpers_driver import (
     CLIENT,
@@ -62,6 +63,43 @@ async def test_a_host_name_is_looked_up_until_it_is_found(caplog: pytest.LogCapt
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 8
     assert warnings[0].startswith("gateway: cannot look up gateway.example: Temporary failure")
+
+
+@in_virtual_time
+async def test_explain_says_why_there_is_no_address_and_when_it_is_asked_for_again() -> None:
+    resolver = Resolver(failures=3)
+    trio.socket.set_custom_hostname_resolver(resolver)
+    async with open_pair(client_config(("gateway.example", PORT))) as pair:
+        gateway = GATEWAY_KEY.public_key()
+        assert str(pair.client.explain(gateway)) == (
+            "waiting: gateway.example is being looked up; next: it is tried again, if there is no answer"
+        )
+        await trio.sleep(1.5)  # after the second attempt, which is half a second ago, two seconds are waited
+        assert str(pair.client.explain(gateway)) == (
+            "waiting: gateway.example cannot be looked up: Temporary failure in name resolution; "
+            "next: another look-up in 1.5 s"
+        )
+        (told,) = status.report_status(pair.client, 0.0).peers
+        assert (told.why, told.next, told.next_in) == (
+            "gateway.example cannot be looked up: Temporary failure in name resolution",
+            "another look-up",
+            1.5,
+        )
+        assert status.report_status(pair.client, 0.0).lookups == {"asked": 2, "failed": 2, "moved": 0}
+        await trio.sleep(10)
+        assert pair.client.explain(gateway).why == "never heard, and nothing was sent to it"
+
+
+@in_virtual_time
+async def test_a_name_that_is_no_concern_of_a_responder_is_not_told() -> None:
+    """It waits for the peer, whether or not it knows where that is."""
+    trio.socket.set_custom_hostname_resolver(Resolver(failures=99))
+    async with open_pair() as pair:
+        (peer,) = pair.gateway.config.peers
+        named = gateway_config(peers=(dataclasses.replace(peer, endpoint=("gateway.example", 7)),))
+        await pair.gateway.apply(named)
+        await trio.sleep(2)
+        assert pair.gateway.explain(peer.public_key).why == "never heard"
 
 
 @in_virtual_time

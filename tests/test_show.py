@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import socket
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from connlib.cli import show
 from connlib.control import ControlClient, ControlError, PeerStatus, Status
-from helpers_driver import in_real_time
+from helpers_driver import gateway_config, in_real_time
 from test_control import served
 
 KEY = "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWY="
@@ -105,7 +106,10 @@ def test_a_wide_terminal_has_whole_keys_and_the_reasons_beside_them() -> None:
 @pytest.fixture
 def silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ControlClient]:
     """An interface whose process is stopped: the kernel accepts who connects, and nobody answers."""
-    monkeypatch.setattr(show, "PATIENCE", 0.5)
+    defaults = ControlClient.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "patience", 0.5)
+    monkeypatch.setattr("connlib.control.client.SERVER_PATIENCE", 0.5)
     directory = tmp_path / "run"
     directory.mkdir()
     with socket.socket(socket.AF_UNIX) as listener:
@@ -155,3 +159,23 @@ def test_a_stopped_process_is_a_line_of_what_all_are(
     out, err = capsys.readouterr()
     assert (out, err) == (("", f"connlib: {SILENCE}\n") if as_json else (out, ""))
     assert " ".join((out or err).split()).endswith(SILENCE)
+
+
+@in_real_time
+async def test_nobody_waits_for_a_stopped_process_for_ever(silent: ControlClient) -> None:
+    """Whatever is asked: an answer has a bound, and what follows one comes when it happens."""
+
+    async def begin(stream: AbstractAsyncContextManager[object]) -> None:
+        async with stream:
+            pass
+
+    for asking in (
+        silent.show(),
+        silent.explain(),
+        silent.apply(gateway_config()),
+        begin(silent.events()),
+        begin(silent.capture()),
+    ):
+        with pytest.raises(ControlError) as error:
+            await asking
+        assert (error.value.kind, str(error.value)) == ("connection", SILENCE)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         ForkedError,
         KeyFormatError,
     )
-    from connlib._explain import Explanation, PeerState, explain
+    from connlib._explain import Explanation, Obstacle, PeerState, explain
     from connlib._flows import Direction, EndReason, FlowEnd, FlowRecord
     from connlib._native import (
         IndexTable,
@@ -134,6 +134,7 @@ __all__ = [
     "NodeInput",
     "NodeOutput",
     "NodeStats",
+    "Obstacle",
     "Output",
     "PeerChange",
     "PeerConfig",
@@ -277,6 +278,7 @@ _HOMES = {
     ),
     "_explain": (
         "Explanation",
+        "Obstacle",
         "PeerState",
         "explain",
     ),

@@ -17,12 +17,20 @@ from collections.abc import Awaitable, Callable, Iterable
 import anyio
 import anyio.lowlevel
 
+from ._text import bug
+
 _READ_BYTES = 1 << 14
 """What is read of a request before others have their turn: some milliseconds of work."""
 _CREDENTIALS = "3i"
 """Process, user and group (struct ucred, unix(7))."""
 _PAUSE = 0.1
 """Seconds to wait where no client can be accepted, for want of descriptors say."""
+_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
+
+
+def went_away(error: BaseException) -> bool:
+    """Whether an exception says that the other end of a connection is not there any more."""
+    return isinstance(error, OSError) and error.errno in _GONE
 
 
 class Client:
@@ -116,9 +124,12 @@ class Clients:
                 client.answered()
                 await answer(client)
         except OSError as error:
-            # The client went away. Anything else is no news either: there is nobody to tell.
-            if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
+            # Anything else is no news either: there is nobody to tell.
+            if not went_away(error):
                 self._log.warning("a client of %s is lost: %s", self._what, error.strerror)
+        except Exception as error:
+            # A bug, but none that the interface and the other clients have to go down with.
+            self._log.error("a client of %s is lost: %s", self._what, bug(error))
         finally:
             self._gone(client)
 

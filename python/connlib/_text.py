@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Sequence
 
 MOST_SHOWN = 8
@@ -34,3 +36,11 @@ def duration(seconds: float) -> str:
         return f"{minutes} min"
     hours = round(seconds / 3600)
     return f"{hours} h" if hours < 48 else f"{round(seconds / 86_400)} days"
+
+
+def bug(error: BaseException) -> str:
+    """What an exception that nobody has foreseen is called. Its own text could quote anything, a key too."""
+    place = ""
+    if frames := traceback.extract_tb(error.__traceback__):
+        place = f", {os.path.basename(frames[-1].filename)} line {frames[-1].lineno}"
+    return f"internal error ({type(error).__name__}{place}); report it"

@@ -517,7 +517,7 @@ class PeerTrouble(NamedTuple):
     source_not_allowed: int
     """Packets whose inner source address is not one of the peer's allowed IPs."""
     cookie_replies: int
-    """Cookie replies: the peer is under load (paper section 5.3)."""
+    """Cookie replies: the peer was under load (paper section 5.3), or somebody else saw an initiation of ours."""
     gave_up: int
     """Attempts that ended without a session."""
 

@@ -19,7 +19,6 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
-from weakref import WeakSet
 
 import anyio
 import anyio.lowlevel
@@ -38,11 +37,13 @@ from ._types import (
     NodeConfig,
     NodeInput,
     NodeStats,
+    PeerConfig,
     PeerEvent,
+    PeerStats,
 )
 from .clock import Alarm, BootClock, Clock, LoopClock, alarm_for
 from .config import InterfaceConfig, what_is_new
-from .events import EventStream
+from .events import EventStream, Subscribers
 from .links import Surroundings
 from .memory import MemoryHost, MemoryTun, MemoryUdp
 from .resolver import Endpoint, Resolver, look_up_now
@@ -211,7 +212,7 @@ class Interface:
         # What the wall clock showed when the engine's clock was at zero, as the node knows it.
         self._unix_epoch = unix_epoch
         self._applying = anyio.Lock()
-        self._streams: WeakSet[EventStream] = WeakSet()
+        self._subscribers = Subscribers(clock.unix_time)
         self._draining: set[tuple[UdpEnd | TunEnd, int]] = set()
         self._timer_wakes = 0
         self._lookups: Counter[str] = Counter(asked=0, failed=0, moved=0)
@@ -260,9 +261,7 @@ class Interface:
         Raises `ClosedError` after the interface was closed.
         """
         self._check_open()
-        stream = EventStream(EVENT_CAPACITY)
-        self._streams.add(stream)
-        return stream
+        return self._subscribers.add(EVENT_CAPACITY)
 
     def stats(self) -> InterfaceStats:
         """The counters now, or, after the interface was closed, as they were then."""
@@ -286,11 +285,20 @@ class Interface:
 
     def explain(self, peer: PublicKey) -> Explanation:
         """Why a peer is up or down, and what happens next and when. Raises `KeyError` for an unknown peer."""
-        roles = {each.public_key: each.role for each in self._config.peers}
-        role = roles[peer]
+        config = {each.public_key: each for each in self._config.peers}[peer]
         stats = self.stats()
         (told,) = (each for each in stats.peers if each.public_key == peer)
-        return explain(told, stats.now, role=role)
+        return self._explained(config, told, stats.now)
+
+    def _explained(self, peer: PeerConfig, told: PeerStats, now: float) -> Explanation:
+        obstacle = None
+        if not self._open:
+            pass  # what it asks is closed
+        elif told.endpoint is None:
+            obstacle = self._resolver.obstacle(told.public_key)
+        elif told.tunnel.handshake_pending or told.trouble.gave_up:
+            obstacle = self._udp.obstacle(told.endpoint)
+        return explain(told, now, role=peer.role, obstacle=obstacle)
 
     def initiate_handshake(self, peer: PublicKey) -> None:
         """Start a session with a peer now, or nothing while a handshake is under way.
@@ -472,8 +480,7 @@ class Interface:
             self._last_stats = self.stats()
         finally:
             self._open = False
-            for stream in self._streams:
-                stream.end()
+            self._subscribers.end()
 
     def _found(self, peer: PublicKey, endpoint: Endpoint, replace: bool) -> bool:
         # What an authenticated packet has taught is newer than a name server's answer to a question asked before it.
@@ -549,8 +556,7 @@ class Interface:
                     tasks.start_soon(self._drain, end, descriptor)
 
     def _publish(self, event: PeerEvent | InterfaceEvent) -> None:
-        for stream in self._streams:
-            stream.publish(event)
+        self._subscribers.publish(event, self._config)
 
     async def _drain(self, end: UdpEnd | TunEnd, descriptor: int) -> None:
         """Send what a descriptor did not take at once."""

@@ -352,6 +352,9 @@ class MemoryUdpEnd:
         """Never."""
         return ()
 
+    def obstacle(self, remote: Address) -> None:
+        """Nothing: everybody can be reached."""
+
     async def follow_routes(self, node: Node) -> None:
         """Nothing: there are none here."""
 

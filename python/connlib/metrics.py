@@ -22,8 +22,9 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from ._clients import Client, Clients
+from ._clients import Client, Clients, went_away
 from ._errors import ConfigError, DeviceError
+from ._text import bug
 from ._types import PeerStats, PolicyStats, TunnStats
 from .driver import Interface, InterfaceStats, is_errno
 from .resolver import is_literal
@@ -75,6 +76,12 @@ class MetricsServer:
             status, kind, body = self._page(request)
         except h11.RemoteProtocolError as error:
             status, kind, body = error.error_status_hint, _PLAIN, b"this is no HTTP request\n"
+        except Exception as error:
+            if went_away(error):
+                raise
+            # Whatever a page does, the tunnel is worth more.
+            _log.error("%s: a page has failed: %s", self._interface.name, bug(error))
+            status, kind, body = 500, _PLAIN, bug(error).encode() + b"\n"
         headers = [("Content-Type", kind), ("Content-Length", str(len(body))), ("Connection", "close")]
         if status == 405:
             headers.append(("Allow", "GET, HEAD"))
@@ -287,6 +294,14 @@ def _of_interface(name: str, stats: InterfaceStats) -> Iterator[Metric]:
     )
     wakes.add_metric((name,), stats.timer_wakes)
     yield wakes
+    lookups = CounterMetricFamily(
+        "connlib_lookups_total",
+        "Look-ups of peers' host names that were asked for, that failed, and that moved a silent peer",
+        labels=("interface", "result"),
+    )
+    for result, count in stats.lookups.items():
+        lookups.add_metric((name, result), count)
+    yield lookups
     errors = CounterMetricFamily(
         "connlib_errors_total",
         "Errors of the device and of the sockets, by the name of their errno",

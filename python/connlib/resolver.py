@@ -20,6 +20,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from ._errors import DeviceError
+from ._explain import Obstacle
 from ._native import PublicKey
 from ._types import GaveUp, HandshakeStarted, NodeEvent, PeerConfig, SessionEstablished
 from .config import describe_peer
@@ -106,6 +107,10 @@ class _Name:
     """Whether the first answer takes the place of an address that the peer may have."""
     answer: str | None = None
     """The last one."""
+    problem: object = None
+    """Why there is none."""
+    next_at: float = 0.0
+    """When the next attempt to get the first one begins, on the clock of the event loop."""
     waiting: anyio.CancelScope | None = None
     """Of what is done until a handshake has an end."""
 
@@ -173,6 +178,17 @@ class Resolver:
             case SessionEstablished():
                 self._stop_waiting(name)
 
+    def obstacle(self, peer: PublicKey) -> Obstacle | None:
+        """Why there is no address for a peer that has a host name, if there is none."""
+        name = self._names.get(peer)
+        if name is None or name.answer is not None:
+            return None
+        host = name.endpoint[0]
+        if name.problem is None:
+            return Obstacle(f"{host} is being looked up", "it is tried again, if there is no answer")
+        at = max(0.0, name.next_at - anyio.current_time())
+        return Obstacle(f"{host} cannot be looked up: {name.problem}", "another look-up", at)
+
     def _stop_waiting(self, name: _Name) -> None:
         if name.waiting is not None:
             name.waiting.cancel()
@@ -186,6 +202,7 @@ class Resolver:
                     address = known or await self._address(name)
                 except (OSError, UnicodeError) as error:
                     self._complain(name, error, f"; next attempt in {pause:g} s")
+                    name.problem, name.next_at = _reason(error), anyio.current_time() + pause
                     await anyio.sleep(pause)
                     pause = min(2 * pause, LONGEST_PAUSE)
                 else:

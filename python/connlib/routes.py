@@ -85,12 +85,17 @@ def _choices(node: Node, set_up: Callable[[socket.socket], None]) -> Mapping[tup
 
 
 def _choice(remote: tuple[str, int], set_up: Callable[[socket.socket], None]) -> str | None:
-    family = socket.AF_INET6 if ":" in remote[0] else socket.AF_INET
     try:
-        with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
-            set_up(probe)
-            # For UDP this sends nothing: it only looks the way up.
-            probe.connect(remote)
-            return str(probe.getsockname()[0])
+        return source_towards(remote, set_up)
     except OSError:
         return None
+
+
+def source_towards(remote: tuple[str, int], set_up: Callable[[socket.socket], None]) -> str:
+    """From which address the system would send there now. Raises `OSError` if it would not; nothing is sent."""
+    family = socket.AF_INET6 if ":" in remote[0] else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        set_up(probe)
+        # For UDP this sends nothing: it only looks the way up.
+        probe.connect(remote)
+        return str(probe.getsockname()[0])

@@ -13,10 +13,12 @@ from typing import Protocol
 import anyio
 
 from ._errors import ConfigError, DeviceError
+from ._explain import Obstacle
 from ._native import Node, UdpIo
+from ._text import host_and_port
 from ._types import Transmit
 from .memory import MemoryHost, MemoryUdp
-from .routes import forget_stale_sources
+from .routes import forget_stale_sources, source_towards
 
 _log = logging.getLogger("connlib")
 
@@ -55,6 +57,9 @@ class UdpEnd(Protocol):
 
     def can_reach(self, address: str) -> bool:
         """Whether there is a socket for the family of this literal address."""
+
+    def obstacle(self, remote: tuple[str, int]) -> Obstacle | None:
+        """Why nothing can be sent to this literal address now, as far as this machine knows. Nothing is sent for it."""
 
     async def follow_routes(self, node: Node) -> None:
         """Have the node forget from where it sends when the routes change; returns if there are none to follow."""
@@ -265,12 +270,22 @@ class _SocketEnd:
         family = socket.AF_INET if ip_address(address).version == 4 else socket.AF_INET6
         return family in self._sockets
 
-    async def follow_routes(self, node: Node) -> None:
-        def set_up(probe: socket.socket) -> None:
-            if self._mark:
-                _set_mark(probe, self._mark)
+    def obstacle(self, remote: tuple[str, int]) -> Obstacle | None:
+        # Who has never failed to send need not be asked for each of ten thousand peers.
+        if any(name.startswith("send_E") and count for name, count in self.stats().items()):
+            try:
+                source_towards(remote, self._mark_like_ours)
+            except OSError as error:
+                place = host_and_port(*remote)
+                return Obstacle(f"this machine cannot send to {place}: {error.strerror or error}")
+        return None
 
-        await forget_stale_sources(node, set_up)
+    async def follow_routes(self, node: Node) -> None:
+        await forget_stale_sources(node, self._mark_like_ours)
+
+    def _mark_like_ours(self, probe: socket.socket) -> None:
+        if self._mark:
+            _set_mark(probe, self._mark)
 
     def set_mark(self, mark: int) -> None:
         before, changed = self._mark, []

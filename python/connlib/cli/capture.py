@@ -12,7 +12,7 @@ import trio
 
 from connlib._text import counted
 from connlib.capture import Target, opened_target
-from connlib.control import ControlClient
+from connlib.control import ControlClient, ControlError
 from connlib.control.client import CapturedFile
 
 STANDARD_OUTPUT = "-"
@@ -36,7 +36,7 @@ def run(name: str, file: str, *, run_dir: str, outer: bool, inner: bool, keys: b
         ):
             # Here, because a refusal must not leave a file.
             with _target(file) as target, trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                nursery.start_soon(_stop, captured, signals)
+                nursery.start_soon(_stop, name, captured, signals)
                 _say(f"{name}: capturing, stop with Ctrl-C")
                 if keys:
                     _say("what is encrypted can be read from each peer's next handshake on")
@@ -46,10 +46,12 @@ def run(name: str, file: str, *, run_dir: str, outer: bool, inner: bool, keys: b
     trio.run(follow)
 
 
-async def _stop(captured: CapturedFile, signals: AsyncIterator[int]) -> None:
-    async for _ in signals:
-        await captured.stop()
-        return
+async def _stop(name: str, captured: CapturedFile, signals: AsyncIterator[int]) -> None:
+    """The first signal has the rest of the file come, and the second one does without it. Raises `ControlError`."""
+    await anext(signals)
+    await captured.stop()
+    await anext(signals)
+    raise ControlError("connection", [f"{name}: stopped before all of the file had come"])
 
 
 async def _write(name: str, captured: CapturedFile, target: Target) -> None:

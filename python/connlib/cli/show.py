@@ -19,8 +19,6 @@ from connlib.control import ControlClient, ControlError, PeerStatus, Status, run
 
 FIRST_LOOK = 0.5
 """Seconds between two looks, of which rates are made where nobody watches for longer."""
-PATIENCE = 5.0
-"""Seconds for an interface to answer: a process that is stopped would never."""
 WIDE = 120
 """Columns from which on a table has room for whole keys and for sentences beside them."""
 SHORT_KEY = 8
@@ -93,7 +91,7 @@ async def _show_tables(clients: Sequence[ControlClient], look: Look, watch: bool
 
 async def _look(clients: Sequence[ControlClient]) -> dict[str, Status | ControlError]:
     """How they are. Raises `ControlError`."""
-    return {client.name: await _ask(client) for client in clients}
+    return {client.name: await client.show() for client in clients}
 
 
 async def _look_at_all(clients: Sequence[ControlClient]) -> dict[str, Status | ControlError]:
@@ -102,7 +100,7 @@ async def _look_at_all(clients: Sequence[ControlClient]) -> dict[str, Status | C
 
     async def ask(client: ControlClient) -> None:
         try:
-            found[client.name] = await _ask(client)
+            found[client.name] = await client.show()
         except ControlError as error:
             found[client.name] = error
 
@@ -110,15 +108,6 @@ async def _look_at_all(clients: Sequence[ControlClient]) -> dict[str, Status | C
         for client in clients:
             nursery.start_soon(ask, client)
     return {client.name: found[client.name] for client in clients}
-
-
-async def _ask(client: ControlClient) -> Status:
-    with trio.move_on_after(PATIENCE):
-        return await client.show()
-    problem = (
-        f"{client.name} does not answer: its process is stopped, or has had no time for {PATIENCE:g} seconds"
-    )
-    raise ControlError("connection", [problem])
 
 
 def _exit_code(found: Mapping[str, Status | ControlError]) -> int:

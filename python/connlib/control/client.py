@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import sys
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
@@ -32,8 +33,11 @@ from .protocol import (
     parse_line,
 )
 from .server import DIRECTORY
+from .server import PATIENCE as SERVER_PATIENCE
 from .status import PeerExplanation, ReportedEvent, Status
 from .wire import as_gateway
+
+PATIENCE = 5.0
 
 
 class ControlClient:
@@ -41,11 +45,17 @@ class ControlClient:
 
     Each call has a connection of its own, and raises `ControlError` if nobody answers there, if this user may not ask
     (root and the user of that process may), or if the request is refused.
+
+    patience: seconds that the interface has for an answer; a process that is stopped would never give one. Changing it
+        takes longer, and has a minute at least. What comes after the answer, of events and of a capture, has no bound.
+
+    Raises `ConfigError` for what names no interface.
     """
 
-    def __init__(self, name: str, *, directory: str = DIRECTORY) -> None:
+    def __init__(self, name: str, *, directory: str = DIRECTORY, patience: float = PATIENCE) -> None:
         self.name = check_interface_name(name)
         self._path = os.path.join(directory, f"{self.name}.sock")
+        self._patience = patience
 
     async def show(self) -> Status:
         """How the interface and its peers are."""
@@ -60,22 +70,23 @@ class ControlClient:
     async def apply(self, config: Gateway | InterfaceConfig, *, dry_run: bool = False) -> list[Difference]:
         """Have it change to another configuration, all of it or nothing; what has changed, or would change.
 
+        Where no answer comes in time, it may still change once its process goes on.
+
         Key files that a `Gateway` names are read here. Also raises `ConfigError` for those, and for what a gateway's
         file has no words for.
         """
         if isinstance(config, Gateway):
             config = config.to_interface_config()
         request = Apply(gateway=as_gateway(config), dry_run=dry_run)
-        done: list[Difference] = await self._ask(request, list[Difference])
+        done: list[Difference] = await self._ask(
+            request, list[Difference], max(self._patience, SERVER_PATIENCE)
+        )
         return done
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[ReportedEvents]:
         """What happens from now on, for as long as the block runs."""
-        async with self._connection() as connection:
-            await connection.send(dump_request(Events()))
-            incoming = _Incoming(connection)
-            await incoming.answer(None)
+        async with self._stream(Events()) as (_, incoming):
             yield ReportedEvents(incoming)
 
     @asynccontextmanager
@@ -86,17 +97,24 @@ class ControlClient:
 
         keys: for root only; the file then holds the interface's private key.
         """
-        async with self._connection() as connection:
-            request = Capture(outer=outer, inner=inner, keys=keys, snaplen=snaplen)
-            await connection.send(dump_request(request))
-            incoming = _Incoming(connection)
-            await incoming.answer(None)
-            yield CapturedFile(connection, incoming)
+        request = Capture(outer=outer, inner=inner, keys=keys, snaplen=snaplen)
+        async with self._stream(request) as (connection, incoming):
+            yield CapturedFile(self.name, connection, incoming)
 
-    async def _ask(self, request: Request, kind: Any) -> Any:
+    async def _ask(self, request: Request, kind: Any, patience: float | None = None) -> Any:
         async with self._connection() as connection:
-            await connection.send(dump_request(request))
-            return await _Incoming(connection).answer(kind)
+            with _patiently(self.name, patience or self._patience):
+                await connection.send(dump_request(request))
+                return await _Incoming(connection).answer(kind)
+
+    @asynccontextmanager
+    async def _stream(self, request: Request) -> AsyncIterator[tuple[SocketStream, _Incoming]]:
+        async with self._connection() as connection:
+            incoming = _Incoming(connection)
+            with _patiently(self.name, self._patience):
+                await connection.send(dump_request(request))
+                await incoming.answer(None)
+            yield connection, incoming
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[SocketStream]:
@@ -118,6 +136,18 @@ class ControlClient:
         if error.errno in (errno.EACCES, errno.EPERM):
             return f"no permission to ask {self.name}; run as root, or as the user that runs it"
         return f"cannot ask {self.name} at {self._path}: {os.strerror(error.errno or 0)}"
+
+
+@contextmanager
+def _patiently(name: str, seconds: float) -> Iterator[None]:
+    """Raises `ControlError` if that takes longer."""
+    with anyio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        problem = (
+            f"{name} does not answer: its process is stopped, or has had no time for {seconds:g} seconds"
+        )
+        raise ControlError("connection", [problem])
 
 
 class _Incoming:
@@ -172,23 +202,29 @@ class CapturedFile:
     It ends with the interface, or some time after `stop`.
     """
 
-    def __init__(self, connection: SocketStream, incoming: _Incoming) -> None:
+    def __init__(self, name: str, connection: SocketStream, incoming: _Incoming) -> None:
+        self._name = name
         self._connection = connection
         self._incoming = incoming
+        self._patience = math.inf
 
     async def stop(self) -> None:
-        """End the capture. The rest of the file comes, and without it there is no end to it."""
+        """End the capture. The rest of the file comes, and without it there is no end to it: whoever reads it waits for
+        a minute from one piece to the next at most.
+        """
+        self._patience = SERVER_PATIENCE
         await self._connection.send_eof()
 
     def __aiter__(self) -> CapturedFile:
         return self
 
     async def __anext__(self) -> tuple[CaptureNews, bytes]:
-        line = await self._incoming.line()
-        if line is None:
-            raise StopAsyncIteration
-        news: CaptureNews = parse_line(line, CaptureNews)
-        return news, await self._incoming.exactly(news.size)
+        with _patiently(self._name, self._patience):
+            line = await self._incoming.line()
+            if line is None:
+                raise StopAsyncIteration
+            news: CaptureNews = parse_line(line, CaptureNews)
+            return news, await self._incoming.exactly(news.size)
 
 
 def running(directory: str = DIRECTORY) -> list[str]:

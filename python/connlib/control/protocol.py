@@ -21,7 +21,7 @@ from msgspec import Meta
 from connlib._errors import ConnlibError
 from connlib.gateway import Gateway
 
-from .wire import decode_hook, encoder
+from .wire import decode_hook, encoder, unknown_settings
 
 VERSION = 1
 MAX_LINE = 16 * 1024 * 1024
@@ -149,6 +149,8 @@ def _parse_request(line: bytes) -> Request:
         # What it quotes may be a key that was put in the wrong place.
         text = re.sub(r"'[^']*'", "this value", str(error))
         raise ControlError("request", [f"the request is malformed: {text}"]) from None
+    if isinstance(request, Apply) and (unknown := list(unknown_settings(line))):
+        raise ControlError("request", [f"the request is malformed: {each}" for each in unknown])
     if isinstance(request, Apply) and request.gateway.key_files():
         # It would be read with the rights of this process, and may be a pipe that never ends.
         raise ControlError(
@@ -199,11 +201,11 @@ def parse_answer(line: bytes, kind: Any) -> Any:
 
 
 def parse_line(line: bytes, kind: Any) -> Any:
-    """A line of a stream, as a `kind`. Raises `ControlError`."""
+    """A line of a stream, as a `kind`. Raises `ControlError`, for the refusal that ends one too."""
     try:
         return msgspec.json.decode(line, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        raise ControlError("connection", ["what answers does not speak connlib's control protocol"]) from None
+        return parse_answer(line, kind)
 
 
 class Lines:

@@ -10,9 +10,10 @@ from contextlib import asynccontextmanager, suppress
 import anyio
 import anyio.to_thread
 
-from connlib._clients import Client, Clients
+from connlib._clients import Client, Clients, went_away
 from connlib._errors import CaptureError, ClosedError, ConfigError, ConnlibError, DeviceError
 from connlib._groups import WithoutGroup
+from connlib._text import bug
 from connlib.capture import Capture as RunningCapture
 from connlib.capture import capture_interface
 from connlib.config import InterfaceConfig
@@ -35,7 +36,7 @@ from .protocol import (
     dump_result,
     parse_request,
 )
-from .status import report_event, report_explanations, report_status
+from .status import report_event, report_explanations, report_loss, report_status
 
 _log = logging.getLogger("connlib.control")
 
@@ -71,8 +72,17 @@ class ControlServer:
                         return
                     client.answered()
         except ControlError as error:
-            await client.send([dump_error(error)])
-            await client.finish()
+            refusal = error
+        except Exception as error:
+            if went_away(error):
+                raise
+            # Whatever a request does, the tunnel is worth more. Its text could quote a key.
+            _log.error("%s: a request has failed: %s", self._interface.name, bug(error))
+            refusal = ControlError("internal", [f"{self._interface.name}: {bug(error)}"])
+        else:
+            return
+        await client.send([dump_error(refusal)])
+        await client.finish()
 
     async def _answer_line(self, client: Client, line: bytes, user: int) -> bool:
         """Answer a request; whether it was the last one."""
@@ -132,8 +142,13 @@ class ControlServer:
                         tasks.cancel_scope.cancel()
 
                     tasks.start_soon(leave)
-                    async for peer, event in events:
-                        await client.send([dump_line(report_event(self._interface, peer, event))])
+                    lost = 0
+                    while (happened := await events._next()) is not None:
+                        if events.lost > lost:
+                            loss = report_loss(events.lost - lost, happened.unix_time)
+                            lost = events.lost
+                            await client.send([dump_line(loss)])
+                        await client.send([dump_line(report_event(happened))])
                     tasks.cancel_scope.cancel()
 
     async def _stream_capture(self, client: Client, request: Capture, user: int) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 
 from connlib._describe import describe_event
-from connlib._explain import Explanation, PeerState, explain
-from connlib._native import PublicKey
-from connlib._text import host_and_port
-from connlib._types import ConfigApplied, NodeEvent, PeerConfig, PeerStats
+from connlib._explain import Explanation, PeerState
+from connlib._text import counted, host_and_port
+from connlib._types import PeerConfig, PeerStats
 from connlib.driver import Interface, InterfaceStats, is_errno
+from connlib.events import Happened
 
 from .protocol import ControlError
 
@@ -95,18 +95,21 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     errors: dict[str, int]
     """Of the device and the sockets: `udp ENETUNREACH`."""
     timer_wakes: int
+    lookups: dict[str, int] = {}
+    """Of host names of peers: `asked`, `failed`, and `moved` for those that gave a silent peer another address."""
 
 
 class ReportedEvent(msgspec.Struct, frozen=True, kw_only=True):
     """Something that has happened."""
 
     time: float
-    """Seconds since 1970."""
+    """When it happened, in seconds since 1970."""
     peer: str | None
     """The public key; None for what concerns the interface."""
     name: str | None
+    """What the peer was called then."""
     event: str
-    """The name of the class, `SessionEstablished` say."""
+    """The name of the class, `SessionEstablished` say; `Lost` for `count` events missing before the next one."""
     fields: dict[str, Any]
     """What the class holds."""
     text: str
@@ -128,7 +131,9 @@ def report_status(interface: Interface, up_for: float) -> Status:
         pid=os.getpid(),
         up_for=up_for,
         unix_time=stats.unix_time,
-        peers=tuple(_peer_status(peer, told, stats.now) for peer, told in _told(stats, config.peers)),
+        peers=tuple(
+            _peer_status(interface, peer, told, stats.now) for peer, told in _told(stats, config.peers)
+        ),
         drops={reason.value: count for reason, count in stats.drops.items()},
         errors={
             f"{end} {name}": count
@@ -137,6 +142,7 @@ def report_status(interface: Interface, up_for: float) -> Status:
             if is_errno(name) and count
         },
         timer_wakes=stats.timer_wakes,
+        lookups=dict(stats.lookups),
     )
 
 
@@ -144,21 +150,28 @@ def report_explanations(interface: Interface, names: Collection[str]) -> list[Pe
     """Why those peers are up or down; all, if there is no name. Raises `ControlError` for one that is none's."""
     stats = interface.stats()
     wanted = _named(interface.config.peers, names)
-    return [_explanation(peer, told, stats.now) for peer, told in _told(stats, wanted)]
+    return [_explanation(interface, peer, told, stats.now) for peer, told in _told(stats, wanted)]
 
 
-def report_event(
-    interface: Interface, peer: PublicKey | None, event: NodeEvent | ConfigApplied
-) -> ReportedEvent:
-    """An event, at the moment at which it is read."""
+def report_event(happened: Happened) -> ReportedEvent:
+    """An event, as it was when it happened."""
+    peer, event = happened.event
     fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
     return ReportedEvent(
-        time=interface._clock.unix_time(),
+        time=happened.unix_time,
         peer=None if peer is None else peer.to_base64(),
-        name=next((each.name for each in interface.config.peers if each.public_key == peer), None),
+        name=happened.name,
         event=type(event).__name__,
         fields=fields,
         text=describe_event(event)[1],
+    )
+
+
+def report_loss(count: int, unix_time: float) -> ReportedEvent:
+    """So many events, up to then, found no room."""
+    text = f"{counted(count, 'event')} before this {'was' if count == 1 else 'were'} lost: the reader is too slow"
+    return ReportedEvent(
+        time=unix_time, peer=None, name=None, event="Lost", fields={"count": count}, text=text
     )
 
 
@@ -177,8 +190,8 @@ def _told(stats: InterfaceStats, peers: tuple[PeerConfig, ...]) -> Iterator[tupl
         yield peer, by_key[peer.public_key]
 
 
-def _explanation(peer: PeerConfig, told: PeerStats, now: float) -> PeerExplanation:
-    said = explain(told, now, role=peer.role)
+def _explanation(interface: Interface, peer: PeerConfig, told: PeerStats, now: float) -> PeerExplanation:
+    said = interface._explained(peer, told, now)
     return PeerExplanation(
         peer=peer.public_key.to_base64(),
         name=peer.name,
@@ -189,10 +202,10 @@ def _explanation(peer: PeerConfig, told: PeerStats, now: float) -> PeerExplanati
     )
 
 
-def _peer_status(peer: PeerConfig, told: PeerStats, now: float) -> PeerStatus:
+def _peer_status(interface: Interface, peer: PeerConfig, told: PeerStats, now: float) -> PeerStatus:
     tunnel = told.tunnel
     return PeerStatus(
-        **msgspec.structs.asdict(_explanation(peer, told, now)),
+        **msgspec.structs.asdict(_explanation(interface, peer, told, now)),
         role=peer.role.value,
         endpoint=None if told.endpoint is None else host_and_port(*told.endpoint),
         allowed_ips=tuple(str(prefix) for prefix in peer.allowed_ips),

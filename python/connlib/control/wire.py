@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -11,8 +12,6 @@ from ipaddress import (
     IPv6Address,
     IPv6Interface,
     IPv6Network,
-    ip_interface,
-    ip_network,
 )
 from typing import Any
 
@@ -22,9 +21,9 @@ from connlib._errors import ConfigError
 from connlib._native import PresharedKey, PrivateKey, PublicKey
 from connlib._policy import Action, Protocol, Rule
 from connlib._text import host_and_port
-from connlib._types import PeerConfig
+from connlib._types import Limits, PeerConfig, Timers
 from connlib._wgvalues import BadValue
-from connlib.config import InterfaceConfig, describe_peer
+from connlib.config import InterfaceConfig, describe_peer, shown
 from connlib.gateway import Address, Gateway, GatewayInterface, GatewayPeer, GatewayRule, Prefix
 
 from .. import _wgvalues as values
@@ -118,20 +117,57 @@ def encode_hook(value: object) -> object:
 
 def decode_hook(kind: type, value: Any) -> Any:
     """The other way round. Raises `ValueError` without quoting the value: it may be a key."""
-    try:
-        if kind in _KEYS:
+    if not isinstance(value, str):
+        raise ValueError("what should be text is not")
+    if kind in _KEYS:
+        try:
             return values.key(_KEYS[kind], "what should be a key", value)
-        if kind in _ADDRESSES:
-            return _ADDRESSES[kind](value)
-    except BadValue as bad:
-        raise ValueError(bad.problem) from None
-    except (TypeError, ValueError):
-        raise ValueError("an address or a prefix is malformed") from None
+        except BadValue as bad:
+            raise ValueError(bad.problem) from None
+    if kind in _ADDRESSES:
+        try:
+            (found,) = _ADDRESSES[kind]("", value)
+        except (BadValue, ValueError):
+            raise ValueError("an address or a prefix is malformed") from None
+        return found
     raise NotImplementedError(f"a {kind.__name__} has no form in JSON")
 
 
 _KEYS: dict[type, Any] = {key: key for key in (PublicKey, PrivateKey, PresharedKey)}
 # Each name stands for two classes, and msgspec gives it back.
-_ADDRESSES: dict[Any, Callable[[str], object]] = {Prefix: ip_network, Address: ip_interface}
+_ADDRESSES: dict[Any, Callable[[str, str], Iterator[object]]] = {
+    Prefix: values.prefixes,
+    Address: values.addresses,
+}
+
+
+class _Settings(msgspec.Struct):
+    timers: dict[str, msgspec.Raw] = {}
+    limits: dict[str, msgspec.Raw] = {}
+
+
+class _GatewaySettings(msgspec.Struct):
+    interface: _Settings
+
+
+class _Settled(msgspec.Struct):
+    gateway: _GatewaySettings
+
+
+_settled = msgspec.json.Decoder(_Settled)
+_SETTINGS = {"timers": Timers, "limits": Limits}
+
+
+def unknown_settings(line: bytes) -> Iterator[str]:
+    """Which timers and limits there are not, of a request with a gateway that has been decoded: of dataclasses, msgspec
+    ignores what it does not know.
+    """
+    interface = _settled.decode(line).gateway.interface
+    for place, kind in _SETTINGS.items():
+        known = {field.name for field in dataclasses.fields(kind)}
+        for name in getattr(interface, place):
+            if name not in known:
+                yield f"{place}: there is no {shown(name)}"
+
 
 encoder = msgspec.json.Encoder(enc_hook=encode_hook)
