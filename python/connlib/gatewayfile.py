@@ -428,7 +428,11 @@ def _limit(field: str) -> Read:
     return _value(read, int, "a whole number", "write it without quotes")
 
 
-_boolean = _value(lambda _name, value: value, bool, "true or false", "write true or false, without quotes")
+def _flag(hint: str) -> Read:
+    return _value(lambda _name, value: value, bool, "true or false", hint)
+
+
+_boolean = _flag("write true or false, without quotes")
 
 
 def _key(kind: type[Secret]) -> Read:
@@ -502,8 +506,16 @@ def _ranges(field: str) -> Read:
     return _each(_either(int, _whole(low, high), text), some=True)
 
 
+def _allow(reader: _Reader, path: Path, value: object) -> Any:
+    return (
+        value
+        if value == "ask"
+        else _flag('write true or false, without quotes, or "ask"')(reader, path, value)
+    )
+
+
 def _action(reader: _Reader, path: Path, value: object) -> Action:
-    return Action(_one_of("allow", "deny")(reader, path, value))
+    return Action(_one_of("allow", "deny", "ask")(reader, path, value))
 
 
 _TIMERS: dict[str, Read] = {
@@ -529,7 +541,7 @@ _INTERFACE: dict[str, Read] = {
     "dns": _each(_text(values.dns_entry)),
 }
 _RULE: dict[str, Read] = {
-    "allow": _boolean,
+    "allow": _allow,
     "name": _text(lambda _name, text: values.display_name(text)),
     "protocol": _either(int, _whole(0, 255), _one_of("tcp", "udp", "icmp")),
     "to": _each(_text(_prefix), some=True),
