@@ -267,16 +267,16 @@ class Verdict(NamedTuple):
     def __str__(self) -> str:
         verb = "asks the hook" if self.asks else "allowed" if self.allowed else "denied"
         rule = f"rule {self.rule}" + (f" ({self.name})" if self.name is not None else "")
-        asked = f", which {rule} asks" if self.rule is not None else ""
+        asked = f", asked by {rule}" if self.rule is not None else ""
         return {
             VerdictReason.RULE: f"{verb} by {rule}",
             VerdictReason.DEFAULT: f"{verb} by default",
             VerdictReason.OUTBOUND: f"{verb} by outbound",
             VerdictReason.FRAGMENT: f"{verb}: a fragment without the first one",
             VerdictReason.HOOK: f"{verb} by the hook{asked}",
-            VerdictReason.NOT_ASKED: f"{verb} without asking the hook{asked}",
-            VerdictReason.UNANSWERED: f"{verb} for want of an answer of the hook{asked}",
-            VerdictReason.CROWDED: f"{verb}: as much as may waits for the hook{asked}",
+            VerdictReason.NOT_ASKED: f"{verb}: there is no hook, or no flow begins{asked}",
+            VerdictReason.UNANSWERED: f"{verb}: no answer of the hook{asked}",
+            VerdictReason.CROWDED: f"{verb}: too much waits for the hook{asked}",
         }.get(self.reason, f"{verb}: not a packet that can be judged")
 
 

@@ -41,8 +41,8 @@ ANSWER_TIME = 5.0
 """Seconds after which the node does not wait for an answer any more, and the hook is cancelled."""
 
 MOST_CALLS = 1024
-"""Calls of the hook that are under way at once: as many as flows can be pending. There would be more only of a hook that
-does not end when it is cancelled; nobody is asked then."""
+"""Calls of the hook that are under way at once: as many as flows can be pending. A hook that does not end when it is
+cancelled would bring more; nobody is asked then."""
 
 _PAUSE = 60.0
 """Seconds between two lines of the log about a hook that fails."""
@@ -135,9 +135,12 @@ def asks(policy: Policy) -> bool:
 
 
 def nobody_to_ask(peers: Iterable[PeerConfig]) -> str | None:
-    """What to tell of peers whose policies ask where there is no hook; None if none does."""
+    """What to tell where there is no hook, of the peers whose policies ask one; None if none does."""
     asking = [describe_peer(peer) for peer in peers if peer.policy is not None and asks(peer.policy)]
     if not asking:
         return None
     whose = f"the policy of {asking[0]} asks" if len(asking) == 1 else f"the policies of {listed(asking)} ask"
-    return f"{whose} a hook, and there is none: what would be asked about is refused"
+    return (
+        f"{whose} a hook, which a program has (`decide` of open_interface) and `connlib up` has not: what it would be "
+        "asked about is refused"
+    )

@@ -240,7 +240,7 @@ class _Reader:
             if said is None:  # what int() says
                 digits = re.search("[0-9_]{4000,}", self.text)
                 raise self._no_toml("a number is too long", digits.start() if digits else None) from None
-            problem = "this is not TOML: " + _without_names(said[1])
+            problem = "this is not TOML: " + values.without_names(said[1])
             if said[2] is None:
                 raise self._no_toml(problem, len(self.text.rstrip())) from None
             place = Place(int(said[2]), int(said[3]))
@@ -589,20 +589,8 @@ def _array_hint(path: Path) -> str:
 
 
 def _kind(value: object) -> str:
-    for kind, name in ((bool, "true or false"), (str, "text"), (int, "a whole number"), (float, "a number")):
+    kinds = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
+    for kind, name in {**kinds, dict: "a table", list: "an array"}.items():
         if isinstance(value, kind):
             return name
-    return (
-        "a table"
-        if isinstance(value, dict)
-        else "an array"
-        if isinstance(value, list)
-        else "a date or a time"
-    )
-
-
-def _without_names(said: str) -> str:
-    """What the parser says, without the names that it quotes: one may be a key."""
-    said = re.sub(r"\(.*\)|'[^']{5,}'|\"[^\"]{5,}\"", "it", said, flags=re.DOTALL)
-    said = "".join(c if c.isprintable() else " " for c in re.sub(r"[A-Za-z0-9+/=_]{13,}", "it", said))
-    return said[:1].lower() + said[1:]
+    return "a date or a time"

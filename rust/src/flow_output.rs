@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use connlib_core::Node;
-use connlib_core::policy::{FlowChange, FlowEnd, FlowRecord, Header, Question, Refusal, Verdict};
+use connlib_core::policy::{
+    Action, FlowChange, FlowEnd, FlowRecord, Header, Question, Refusal, Verdict,
+};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
@@ -176,6 +178,7 @@ fn verdict_to_python<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let rule = rule_number(verdict.reason.rule());
     let reason = classes.verdict_reason(verdict.reason, py)?;
-    let items = (verdict.is_allowed(), reason, rule, name.as_deref());
+    let asks = verdict.action == Action::Ask;
+    let items = (verdict.is_allowed(), reason, rule, name.as_deref(), asks);
     classes.named_tuple(&classes.verdict, items, py)
 }

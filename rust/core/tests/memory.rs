@@ -170,11 +170,7 @@ fn the_memory_of_a_session_and_of_what_waits_for_one_goes_with_it() {
     }
     // The first round has the shared buffers grow.
     // A counter stays, of the packets that waited in vain.
-    assert_eq!(
-        rounds[1].1 + 16,
-        rounds[2].1,
-        "{rounds:?}: something stays"
-    );
+    assert_eq!(rounds[1].1 + 16, rounds[2].1, "{rounds:?}: something stays");
 }
 
 #[test]
