@@ -38,6 +38,7 @@ from connlib.driver import MemoryTun, MemoryUdp, open_interface
 from helpers_driver import (
     CLIENT,
     CLIENT_HOST,
+    CLIENT_KEY,
     GATEWAY,
     GATEWAY_HOST,
     Pair,
@@ -428,6 +429,8 @@ async def test_an_answer_after_another_policy_has_decided_is_counted_as_late() -
     async with pair(hook) as opened:
         await opened.client_tun.send(flow(443))
         await trio.sleep(0.1)
+        explained = opened.gateway.explain(CLIENT_KEY.public_key())
+        assert "1 flow waiting for the hook" in str(explained)
         await opened.gateway.apply(asking(Policy(default=Action.ALLOW)))
         assert await opened.gateway_tun.receive() == flow(443)
         await trio.sleep(1)
@@ -467,7 +470,7 @@ async def test_without_a_hook_flows_are_refused_at_once_and_one_line_says_why(
             assert drops(opened) == {DropReason.DENIED: 1}
             assert opened.gateway.stats().hook == {}
     (line,) = (record.getMessage() for record in caplog.records)
-    assert "the policy of client asks a hook" in line and "`connlib up` has not" in line
+    assert "the policy of client asks a hook" in line and "`connlib up` has none" in line
 
 
 @in_virtual_time

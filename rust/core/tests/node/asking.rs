@@ -1,6 +1,5 @@
 //! Flows that the owner of a node decides about: what is held, what comes of an answer, and every bound.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,26 +9,25 @@ use connlib_core::policy::{
 use connlib_core::{
     DropReason, NodeConfig, NodeEvent, NodeTimeoutReason, PeerConfig, PolicyStats, Role,
 };
-use proptest::prelude::*;
 
 use crate::net::*;
 
-fn udp(source: u16, destination: u16, number: u16) -> Vec<u8> {
+pub fn udp(source: u16, destination: u16, number: u16) -> Vec<u8> {
     let words = [source, destination, 10, 0, number].map(u16::to_be_bytes);
     words.concat()
 }
 
 /// From host 1, the peer, to a port of host 2, the gateway; packet `number` of it.
-fn request(port: u16, number: u16) -> Vec<u8> {
+pub fn request(port: u16, number: u16) -> Vec<u8> {
     between(1, 2, &udp(5000, port, number))
 }
 
-fn reply(port: u16, number: u16) -> Vec<u8> {
+pub fn reply(port: u16, number: u16) -> Vec<u8> {
     between(2, 1, &udp(port, 5000, number))
 }
 
 /// Asks about UDP to port 443 and above, and denies the rest.
-fn asking() -> Arc<Policy> {
+pub fn asking() -> Arc<Policy> {
     let rule = Rule {
         action: Action::Ask,
         protocol: Protocol::Udp,
@@ -50,65 +48,65 @@ fn only_udp(port: u16) -> Rule {
     }
 }
 
-fn simple(default: Action, outbound: Action) -> Arc<Policy> {
+pub fn simple(default: Action, outbound: Action) -> Arc<Policy> {
     Arc::new(Policy::new(vec![], default, outbound).unwrap())
 }
 
-fn gateway(policy: Option<Arc<Policy>>) -> NodeConfig {
+pub fn gateway(policy: Option<Arc<Policy>>) -> NodeConfig {
     config(2, vec![PeerConfig { policy, ..peer(1) }])
 }
 
 /// Host 2 has this policy for host 1, and somebody who answers.
-fn connected(policy: Arc<Policy>) -> Net {
+pub fn connected(policy: Arc<Policy>) -> Net {
     let mut net = Net::connected();
     apply(&mut net, gateway(Some(policy)));
     ask(&mut net, true);
     net
 }
 
-fn apply(net: &mut Net, config: NodeConfig) {
+pub fn apply(net: &mut Net, config: NodeConfig) {
     let now = net.now;
     net.call(2, |node| node.apply(config, now)).unwrap();
 }
 
-fn ask(net: &mut Net, on: bool) {
+pub fn ask(net: &mut Net, on: bool) {
     let now = net.now;
     net.call(2, |node| node.ask(on, now));
 }
 
-fn decide(net: &mut Net, id: u64, allow: bool) -> bool {
+pub fn decide(net: &mut Net, id: u64, allow: bool) -> bool {
     let now = net.now;
     let decided = net.call(2, |node| node.decide(id, allow, now));
     net.run_for(0.1);
     decided
 }
 
-fn questions(net: &mut Net) -> Vec<Question> {
+pub fn questions(net: &mut Net) -> Vec<Question> {
     net.call(2, |node| node.take_questions())
 }
 
-fn one_question(net: &mut Net) -> u64 {
+pub fn one_question(net: &mut Net) -> u64 {
     let questions = questions(net);
     assert_eq!(questions.len(), 1);
     questions[0].id
 }
 
 /// Sends from one host to the other, and returns what came out there.
-fn arrives(net: &mut Net, from: u8, packet: &[u8]) -> Vec<Vec<u8>> {
+pub fn arrives(net: &mut Net, from: u8, packet: &[u8]) -> Vec<Vec<u8>> {
     net.send(from, packet);
     net.run_for(0.1);
     received(net, 3 - from)
 }
 
-fn received(net: &mut Net, host: u8) -> Vec<Vec<u8>> {
+pub fn received(net: &mut Net, host: u8) -> Vec<Vec<u8>> {
     std::mem::take(&mut net.host(host).received)
 }
 
-fn numbers(net: &Net) -> PolicyStats {
+pub fn numbers(net: &Net) -> PolicyStats {
     net.peer_stats(2, 1).policy.unwrap()
 }
 
-fn drops(net: &Net, reason: DropReason) -> u64 {
+pub fn drops(net: &Net, reason: DropReason) -> u64 {
     net.drops(2, 1, reason)
 }
 
@@ -322,101 +320,6 @@ fn what_starts_no_flow_is_refused_and_not_asked_about() {
 }
 
 #[test]
-fn a_flow_holds_eight_packets_and_the_rest_is_dropped_in_silence_and_counted() {
-    let mut net = connected(asking());
-    for number in 0..11 {
-        arrives(&mut net, 1, &request(443, number));
-    }
-    assert_eq!(drops(&net, DropReason::PendingFull), 3);
-    assert_eq!(received(&mut net, 1), [[]; 0]);
-    let id = one_question(&mut net);
-    assert!(decide(&mut net, id, true));
-    let expected: Vec<_> = (0..8).map(|number| request(443, number)).collect();
-    assert_eq!(received(&mut net, 2), expected);
-}
-
-#[test]
-fn a_peer_has_sixty_four_pending_flows_and_a_node_a_thousand_and_twenty_four() {
-    let mut net = connected(asking());
-    for port in 0..70 {
-        net.send(1, &request(1000 + port, 0));
-    }
-    net.run_for(0.1);
-    assert_eq!((numbers(&net).pending, numbers(&net).asked), (64, 64));
-    assert_eq!(drops(&net, DropReason::PendingFull), 6);
-    let ids: Vec<_> = questions(&mut net)
-        .iter()
-        .map(|question| question.id)
-        .collect();
-    assert_eq!(ids, (1..=64).collect::<Vec<_>>());
-    assert!(decide(&mut net, 17, false));
-    arrives(&mut net, 1, &request(2000, 0));
-    assert_eq!(numbers(&net).pending, 64);
-
-    // 17 peers, whose flows start on the node's side: nothing has to come from them.
-    let outbound = Some(simple(Action::Deny, Action::Ask));
-    let peers = (10..27).map(|number| PeerConfig {
-        policy: outbound.clone(),
-        ..peer(number)
-    });
-    let mut hub = node(config(9, peers.collect()));
-    hub.ask(true, START);
-    for number in 10..27 {
-        for port in 0..64 {
-            hub.handle_packet(&between(9, number, &udp(1000 + port, 443, 0)), START);
-        }
-    }
-    assert_eq!(hub.take_questions().len(), 1024);
-    let stats = hub.stats(START).peers;
-    let full: u64 = stats
-        .iter()
-        .map(|peer| peer.drops.get(DropReason::PendingFull))
-        .sum();
-    assert_eq!(full, 64);
-    hub.handle_timeout(START + Duration::from_secs(5));
-    let stats = hub.stats(START).peers;
-    let over: u64 = stats
-        .iter()
-        .map(|peer| peer.drops.get(DropReason::Unanswered))
-        .sum();
-    assert_eq!(over, 1024);
-}
-
-#[test]
-fn a_peer_holds_a_mebibyte_and_a_node_sixteen() {
-    let outbound = Some(simple(Action::Deny, Action::Ask));
-    let peers = (10..30).map(|number| PeerConfig {
-        policy: outbound.clone(),
-        ..peer(number)
-    });
-    let mut hub = node(config(9, peers.collect()));
-    hub.ask(true, START);
-    let mut large = udp(1, 443, 0);
-    large.resize(65_000 - 20, 0);
-    for number in 10..30 {
-        for port in 0..20u16 {
-            large[..2].copy_from_slice(&port.to_be_bytes());
-            hub.handle_packet(&between(9, number, &large), START);
-        }
-    }
-    let pending: Vec<_> = hub
-        .stats(START)
-        .peers
-        .iter()
-        .map(|peer| peer.policy.unwrap().pending)
-        .collect();
-    // 16 packets of 65,000 bytes go into 2^20, and 258 into 2^24: the peers came in the order of their numbers.
-    assert_eq!(pending.iter().max(), Some(&16));
-    assert_eq!(pending.iter().sum::<usize>(), 258);
-    // What is released makes room.
-    for question in hub.take_questions() {
-        hub.decide(question.id, false, START);
-    }
-    hub.handle_packet(&between(9, 29, &large), START);
-    assert_eq!(hub.take_questions().len(), 1);
-}
-
-#[test]
 fn a_policy_that_is_changed_meanwhile_decides_if_it_can_and_else_the_question_stays() {
     let mut net = connected(asking());
     let pending = |net: &mut Net, port| {
@@ -542,99 +445,4 @@ fn a_responder_whose_peer_is_away_keeps_what_is_released_as_it_keeps_the_rest() 
     net.send(2, &reply(443, 0));
     assert!(decide(&mut net, 1, true));
     assert_eq!(net.peer_stats(2, 1).tunnel.queued, 1);
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Step {
-    /// By the peer or not, of which flow.
-    Send(bool, u16),
-    /// The nth of the open questions.
-    Decide(usize, bool),
-    Wait(u64),
-    Ask(bool),
-    /// 0: the policy asks, 1: allows, 2: denies, 3: there is none.
-    Change(u8),
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        20 => (any::<bool>(), 0..6u16).prop_map(|(by_peer, flow)| Step::Send(by_peer, flow)),
-        6 => (0..8usize, any::<bool>()).prop_map(|(nth, allow)| Step::Decide(nth, allow)),
-        3 => prop::sample::select(vec![1, 1000, 4000, 5000, 10_000]).prop_map(Step::Wait),
-        1 => prop::bool::weighted(0.9).prop_map(Step::Ask),
-        1 => (0..4u8).prop_map(Step::Change),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
-
-    #[test]
-    fn whatever_comes_and_is_answered_each_packet_comes_out_once_and_in_order_or_is_counted(
-        steps in prop::collection::vec(step(), 1..150)
-    ) {
-        let policies = [
-            Some(simple(Action::Ask, Action::Ask)),
-            Some(simple(Action::Allow, Action::Allow)),
-            Some(simple(Action::Deny, Action::Deny)),
-            None,
-        ];
-        let mut net = connected(policies[0].clone().unwrap());
-        // The session stays: whoever sends has one.
-        let mut sent: BTreeMap<(bool, u16), u16> = BTreeMap::new();
-        let mut open = Vec::new();
-        let mut questions_of: BTreeMap<u64, usize> = BTreeMap::new();
-        for step in steps {
-            match step {
-                Step::Send(by_peer, flow) => {
-                    let number = sent.entry((by_peer, flow)).or_default();
-                    let packet = match by_peer {
-                        true => request(443 + flow, *number),
-                        false => reply(443 + flow, *number),
-                    };
-                    *number += 1;
-                    net.send(if by_peer { 1 } else { 2 }, &packet);
-                    net.run_for(0.05);
-                }
-                Step::Decide(nth, allow) => {
-                    if let Some(id) = open.get(nth).copied() {
-                        decide(&mut net, id, allow);
-                    }
-                }
-                Step::Wait(millis) => net.run_for(millis as f64 / 1000.0),
-                Step::Ask(on) => ask(&mut net, on),
-                Step::Change(which) => {
-                    apply(&mut net, gateway(policies[usize::from(which)].clone()));
-                    net.run_for(0.05);
-                }
-            }
-            for question in questions(&mut net) {
-                *questions_of.entry(question.id).or_default() += 1;
-                open.push(question.id);
-            }
-            if let Some(policy) = net.peer_stats(2, 1).policy {
-                prop_assert!(policy.pending <= 6);
-            }
-        }
-        net.run_for(6.0);
-        prop_assert!(questions_of.values().all(|count| *count == 1));
-        let pending = net.peer_stats(2, 1).policy.map_or(0, |policy| policy.pending);
-        prop_assert_eq!(pending, 0);
-
-        let mut out = 0;
-        for (host, by_peer) in [(2, true), (1, false)] {
-            let mut last: BTreeMap<u16, u16> = BTreeMap::new();
-            for packet in received(&mut net, host).iter().filter(|packet| packet[9] == 17) {
-                let word = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
-                let (flow, number) = (word(if by_peer { 22 } else { 20 }), word(28));
-                if let Some(before) = last.insert(flow, number) {
-                    prop_assert!(before < number, "{} after {} of {}", number, before, flow);
-                }
-                out += 1;
-            }
-        }
-        let counted = net.peer_stats(2, 1).drops.total();
-        let all: u16 = sent.values().sum();
-        prop_assert_eq!(out + counted, u64::from(all));
-    }
 }

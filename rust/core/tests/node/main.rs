@@ -2,6 +2,7 @@
 
 mod apply;
 mod asking;
+mod asking_bounds;
 mod capture;
 mod cookies;
 mod endpoints;
