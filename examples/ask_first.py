@@ -1,7 +1,7 @@
 """A gateway in one file whose hook asks a database whether a peer may begin a flow: python ask_first.py.
 
-The rules say what is sure, and ask about the rest; the first packet of such a flow waits for the answer. The database is
-SQLite's, in memory, asked in a thread, as one that takes its time would be.
+The rules say what is sure, and ask about the rest; the first packet of such a flow waits for the answer. The database
+is SQLite's, in memory, asked in a thread, as one that takes its time would be.
 
 Gateway and client are in this process and in memory. Without `tun` and `udp`, the gateway has a TUN device and a UDP
 port, which needs CAP_NET_ADMIN; the hook stays the same.

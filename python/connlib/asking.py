@@ -141,6 +141,6 @@ def nobody_to_ask(peers: Iterable[PeerConfig]) -> str | None:
         return None
     whose = f"the policy of {asking[0]} asks" if len(asking) == 1 else f"the policies of {listed(asking)} ask"
     return (
-        f"{whose} a hook, and `connlib up` has none (`decide` of open_interface is one): what it would be asked about is "
-        "refused"
+        f"{whose} a hook, and `connlib up` has none (`decide` of open_interface is one): what it would be asked about "
+        "is refused"
     )

@@ -446,3 +446,48 @@ fn a_responder_whose_peer_is_away_keeps_what_is_released_as_it_keeps_the_rest() 
     assert!(decide(&mut net, 1, true));
     assert_eq!(net.peer_stats(2, 1).tunnel.queued, 1);
 }
+
+#[test]
+fn of_a_packet_in_fragments_the_first_is_asked_about_and_the_later_ones_pass_after_it() {
+    let mut net = connected(asking());
+    let fragment = |offset: u16, more: bool| {
+        let mut packet = request(443, 0);
+        let field = (offset / 8) | (u16::from(more) << 13);
+        packet[6..8].copy_from_slice(&field.to_be_bytes());
+        packet
+    };
+    arrives(&mut net, 1, &fragment(0, true));
+    // The first one has not passed yet.
+    arrives(&mut net, 1, &fragment(16, false));
+    assert_eq!(drops(&net, DropReason::Denied), 1);
+    let id = one_question(&mut net);
+    assert!(decide(&mut net, id, true));
+    assert_eq!(received(&mut net, 2), [fragment(0, true)]);
+    assert_eq!(
+        arrives(&mut net, 1, &fragment(16, false)),
+        [fragment(16, false)]
+    );
+}
+
+#[test]
+fn a_connection_that_is_held_with_its_end_is_known_as_a_closed_one() {
+    let mut net = connected(simple(Action::Ask, Action::Deny));
+    let tcp = |flags| {
+        let header = [0x13, 0x88, 1, 187, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, flags];
+        let mut packet = between(1, 2, &[&header[..], &[0; 6]].concat());
+        packet[9] = 6;
+        packet
+    };
+    let (syn, rst) = (tcp(2), tcp(4));
+    for packet in [&syn, &rst, &syn] {
+        arrives(&mut net, 1, packet);
+    }
+    let id = one_question(&mut net);
+    assert!(decide(&mut net, id, true));
+    // A SYN where a connection was closed is a new flow, and is asked about as one.
+    assert_eq!(received(&mut net, 2), [syn.clone(), rst]);
+    let id = one_question(&mut net);
+    assert!(decide(&mut net, id, true));
+    assert_eq!(received(&mut net, 2), [syn]);
+    assert_eq!(numbers(&net).flows, 1);
+}

@@ -106,6 +106,31 @@ fn a_peer_holds_a_mebibyte_and_a_node_sixteen() {
     assert_eq!(hub.take_questions().len(), 1);
 }
 
+#[test]
+fn of_more_refusals_than_are_remembered_the_oldest_is_forgotten_and_asked_about_again() {
+    let outbound = Some(simple(Action::Deny, Action::Ask));
+    let peer = PeerConfig {
+        policy: outbound,
+        ..peer(10)
+    };
+    let mut hub = node(config(9, vec![peer]));
+    hub.ask(true, START);
+    let mut refuse = |port: u16| {
+        hub.handle_packet(&between(9, 10, &udp(port, 443, 0)), START);
+        let questions = hub.take_questions();
+        for question in &questions {
+            assert!(hub.decide(question.id, false, START));
+        }
+        hub.clear_output();
+        questions.len()
+    };
+    assert!((0..8192).all(|port| refuse(port) == 1));
+    assert!((0..8192).all(|port| refuse(port) == 0));
+    assert_eq!(refuse(8192), 1);
+    assert_eq!((refuse(1), refuse(8192)), (0, 0));
+    assert_eq!(refuse(0), 1);
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Step {
     /// By the peer or not, of which flow.
