@@ -402,6 +402,13 @@ async def test_a_hook_that_fails_costs_the_flow_and_is_logged_once_a_minute_with
 
 
 @in_virtual_time
+async def test_a_hook_that_is_no_function_is_refused_before_anything_is_opened() -> None:
+    with pytest.raises(TypeError, match="decide must be a function"):
+        async with pair("allow"):  # type: ignore[arg-type]
+            raise AssertionError("it is up")
+
+
+@in_virtual_time
 async def test_leaving_the_block_cancels_the_hook() -> None:
     events = []
 
@@ -492,6 +499,7 @@ async def test_a_hook_that_cannot_be_cancelled_is_not_called_without_end(
         await trio.sleep(10)
         assert calls == [443, 444]
         assert drops(opened) == {DropReason.UNANSWERED: 4}
+        assert opened.gateway.stats().hook["asked"] == 2
         await trio.sleep(20)
         await opened.client_tun.send(flow(447))
         await trio.sleep(0.1)

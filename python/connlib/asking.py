@@ -51,23 +51,28 @@ _PAUSE = 60.0
 class Hook:
     """The calls of one interface's hook."""
 
-    def __init__(self, decide: FlowHook, node: Node, name: str) -> None:
+    def __init__(self, decide: FlowHook) -> None:
+        if not callable(decide):
+            raise TypeError("decide must be a function that takes a connlib.FlowQuestion, or None")
         self._decide = decide
-        self._node = node
-        self._name = name
         self._names: dict[object, str | None] = {}
         self._calls = 0
         self._unlogged = 0
         self._log_again = 0.0
         self.counts: Counter[str] = Counter(asked=0, failed=0, late=0)
+        self._node: Node
+        self._name: str
         self._tasks: TaskGroup
         self._now: Callable[[], float]
         self._settle: Callable[[], None]
 
-    def start(self, tasks: TaskGroup, now: Callable[[], float], settle: Callable[[], None]) -> None:
-        """Begin to answer. Calls are tasks of `tasks`; `settle` follows each answer."""
+    def start(
+        self, node: Node, name: str, tasks: TaskGroup, now: Callable[[], float], settle: Callable[[], None]
+    ) -> None:
+        """Answer for a node from now on. Calls are tasks of `tasks`; `settle` follows each. name: the interface's."""
+        self._node, self._name = node, name
         self._tasks, self._now, self._settle = tasks, now, settle
-        self._node.ask(True, now())
+        node.ask(True, now())
 
     def update(self, peers: Iterable[PeerConfig]) -> None:
         """Learn the names of the peers."""
@@ -76,9 +81,9 @@ class Hook:
     def notice(self) -> None:
         """Ask what the node has to ask."""
         for question in self._node.take_questions():
-            self.counts["asked"] += 1
             if self._calls < MOST_CALLS:
                 self._calls += 1
+                self.counts["asked"] += 1
                 self._tasks.start_soon(self._answer, replace(question, name=self._names.get(question.peer)))
 
     async def _answer(self, question: FlowQuestion) -> None:

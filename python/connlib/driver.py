@@ -144,6 +144,7 @@ async def open_interface(
     if clock is None:
         in_memory = isinstance(tun, MemoryTun) and isinstance(udp, MemoryUdp | MemoryHost)
         clock = LoopClock() if in_memory else BootClock()
+    hook = None if decide is None else Hook(decide)
     # First, because this finds out what is wrong with the configuration before anything outside is touched.
     now, unix_time = clock.now(), clock.unix_time()
     node = _node(node_config(config), now, unix_time)
@@ -157,8 +158,7 @@ async def open_interface(
         alarm = alarm_for(clock)
         stack.callback(alarm.close)
         interface = Interface(config, node, tun_end, udp_end, clock, alarm, unix_time - now, surroundings)
-        if decide is not None:
-            interface._hook = Hook(decide, node, tun_end.name)
+        interface._hook = hook
         stack.callback(lambda: interface._udp.close())  # not always the one that it began with
         stack.callback(interface._closed)
         stack.push_async_callback(surroundings.leave, tun_end.name)
@@ -466,7 +466,7 @@ class Interface:
         self._resolver = Resolver(self._found, self._udp.can_reach, tasks, self._lookups)
         self._resolver.update(self._config.peers, known)
         if self._hook is not None:
-            self._hook.start(tasks, self._now, self._settle)
+            self._hook.start(self._node, self.name, tasks, self._now, self._settle)
         self._tell_hook()
         tasks.start_soon(self._keep_time)
         tasks.start_soon(keeper.run)
