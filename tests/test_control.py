@@ -234,6 +234,7 @@ EVERYTHING = InterfaceConfig(
                         name="web",
                     ),
                     Rule(action=Action.DENY, protocol=47),
+                    Rule(action=Action.ASK, protocol=Protocol.UDP),
                     Rule(action=Action.ALLOW, protocol=Protocol.ICMP, icmp_types=(8, (128, 129))),
                 ),
                 Action.ALLOW,

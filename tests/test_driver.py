@@ -24,7 +24,8 @@ from connlib import (
     TimeoutReason,
     Transmit,
 )
-from connlib.driver import BUDGET, MemoryTun, MemoryUdp, _serve, open_interface
+from connlib._turns import BUDGET, serve
+from connlib.driver import MemoryTun, MemoryUdp, open_interface
 from helpers_driver import (
     CLIENT,
     CLIENT_HOST,
@@ -437,7 +438,7 @@ async def test_a_descriptor_that_is_ready_for_nothing_does_not_cost_a_core() -> 
         return 0
 
     with trio.move_on_after(10):
-        await _serve(wait, turn)
+        await serve(wait, turn)
     assert turns < 10 / 0.05 + 10
 
 

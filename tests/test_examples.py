@@ -17,7 +17,7 @@ from interop.machine import missing, missing_rights, own_namespace
 from interop.netns import Background, Namespace, joined_namespaces, wait_for
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-RUN_HERE = {"tunn.py", "roles.py", "rotate_psk.py"}
+RUN_HERE = {"tunn.py", "roles.py", "rotate_psk.py", "ask_first.py"}
 WITH_DEVICES = {"gateway.py", "health_check.py", "add_peers.py", "test_two_interfaces.py"}
 
 
@@ -56,6 +56,24 @@ def test_a_preshared_key_is_rotated_within_one_session() -> None:
         "the gateway has the second key: a packet arrived, handshakes so far: 1",
         "both have it: a packet arrived, handshakes so far: 1",
         "two minutes later, time for the second key: a packet arrived, handshakes so far: 2",
+    ]
+
+
+def test_a_hook_asks_a_database_once_a_flow() -> None:
+    assert output_of("ask_first.py").splitlines() == [
+        "alice sends to port 53",
+        "  arrived",
+        "alice sends to port 443",
+        "  asked: may alice reach port 443? yes",
+        "  arrived",
+        "alice sends to port 443",
+        "  arrived",
+        "alice sends to port 22",
+        "  asked: may alice reach port 22? no",
+        "  refused, and told so by ICMP",
+        "alice sends to port 22",
+        "  refused, and told so by ICMP",
+        "hook: {'asked': 2, 'failed': 0, 'late': 0}",
     ]
 
 

@@ -138,6 +138,7 @@ def test_the_classes_that_a_script_builds_make_the_same_policy() -> None:
 
 
 ALLOW_WEB = '[[peers.rules]]\nallow = true\nprotocol = "tcp"\nports = [443]\n'
+ASK_WEB = ALLOW_WEB.replace("true", '"ask"')
 DENY_SSH = '[[peers.rules]]\nallow = false\nprotocol = "tcp"\nports = [22]\n'
 
 
@@ -154,6 +155,9 @@ DENY_SSH = '[[peers.rules]]\nallow = false\nprotocol = "tcp"\nports = [22]\n'
         ('outbound = "allow"\n' + ALLOW_WEB, Action.DENY, Action.ALLOW),
         ('default = "allow"\n' + DENY_SSH, Action.ALLOW, Action.ALLOW),
         ('default = "allow"\noutbound = "deny"\n', Action.ALLOW, Action.DENY),
+        ('default = "ask"\n', Action.ASK, Action.ASK),
+        ('outbound = "ask"\n', Action.DENY, Action.ASK),
+        (ASK_WEB, Action.DENY, Action.DENY),
     ],
 )
 def test_what_no_rule_fits_is_denied_unless_default_says_otherwise(
@@ -164,6 +168,12 @@ def test_what_no_rule_fits_is_denied_unless_default_says_otherwise(
     assert policy.default is default
     assert (policy.outbound or policy.default) is outbound
     assert policy.decide(Flow.parse("10.0.0.5:80/tcp")).allowed is (default is Action.ALLOW)
+
+
+def test_a_rule_may_leave_it_to_the_hook() -> None:
+    (rule,) = parse_gateway(with_peer(ASK_WEB)).peers[0].rules or ()
+    assert rule == GatewayRule(allow="ask", protocol="tcp", ports=(443,))
+    assert rule.to_rule() == Rule(action=Action.ASK, protocol=Protocol.TCP, ports=(443,))
 
 
 def test_a_peer_without_any_of_it_has_no_policy() -> None:
@@ -198,7 +208,7 @@ PREFIXES = f"to = {[f'10.{number // 256}.{number % 256}.0/24' for number in rang
 BAD = [
     # lines from the fifth on, line, column, part of the problem, part of the hint
     ("[[peers.rules]]\n", 5, 1, "does not say whether it allows", "allow = true"),
-    ('[[peers.rules]]\nallow = "yes"\n', 6, 9, "allow must be true or false, not text", "without quotes"),
+    ('[[peers.rules]]\nallow = "yes"\n', 6, 9, "allow must be true or false, not text", 'or "ask"'),
     ("rules = [{ allow = true, port = 1 }]\n", 5, 26, "port is not a key of [[peers.rules]]", "mean ports?"),
     ("rules = 5\n", 5, 9, "rules must be an array", "[[peers.rules]]"),
     ('[[peers.rules]]\nallow = true\nname = ""\n', 7, 8, "the name is empty", "short name"),
@@ -349,7 +359,7 @@ VALIDATOR = jsonschema.Draft202012Validator(schema())
 
 
 def test_the_schema_takes_what_the_reader_takes() -> None:
-    for lines in ("", RULES, ALLOW_WEB, "rules = []\n"):
+    for lines in ("", RULES, ALLOW_WEB, ASK_WEB, "rules = []\n"):
         VALIDATOR.validate(tomllib.loads(with_peer(lines)))
 
 
@@ -376,9 +386,9 @@ def test_the_schema_refuses_what_is_wrong_by_itself(rule: str) -> None:
     assert not VALIDATOR.is_valid(tomllib.loads(with_peer(f"rules = [{{ {rule} }}]\n")))
 
 
-def test_the_schema_knows_two_words_for_default_and_outbound() -> None:
+def test_the_schema_knows_three_words_for_default_and_outbound() -> None:
     for field in ("default", "outbound"):
-        for word, is_right in (("allow", True), ("deny", True), ("drop", False)):
+        for word, is_right in (("allow", True), ("deny", True), ("ask", True), ("drop", False)):
             document = tomllib.loads(with_peer(f'{field} = "{word}"\n'))
             assert VALIDATOR.is_valid(document) is is_right
 

@@ -53,6 +53,8 @@ LAYERS = {
         "_clients",
         "_nftables",
         "_nodeconfig",
+        "_turns",
+        "asking",
         "capture",
         "clock",
         "diff",

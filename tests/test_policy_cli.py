@@ -106,6 +106,51 @@ def test_it_says_which_rule_decides(
     assert by_key == expected
 
 
+def test_what_a_hook_would_be_asked_about_is_said_to_be_and_is_not_allowed(
+    connlib: Command, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "office.toml", FILE.replace("allow = true", 'allow = "ask"'))
+    arguments = (
+        "policy",
+        "test",
+        file,
+        "--peer",
+        "alice",
+        "--to",
+        "10.7.0.3:443/tcp",
+        "--to",
+        "10.0.0.5/icmp",
+    )
+    assert connlib(*arguments) == (
+        1,
+        "10.7.0.3:443/tcp: asks the hook by rule 2 (web)\n"
+        "10.0.0.5/icmp: asks the hook by rule 3: ask icmp types 8, 128\n",
+        "",
+    )
+
+
+def test_check_says_that_the_command_has_no_hook(connlib: Command, tmp_path: Path) -> None:
+    peer = '[[peers]]\nname = "NAME"\npublic_key = "KEY"\n'
+    alice = peer.replace("NAME", "alice").replace("KEY", ALICE.to_base64())
+    bob = peer.replace("NAME", "bob").replace("KEY", BOB.to_base64())
+    for lines, whose in (
+        (alice + 'default = "ask"\n', "policy of alice asks"),
+        (
+            alice + "[[peers.rules]]\nallow = 'ask'\n" + bob + 'default = "ask"\n',
+            "policies of alice, bob ask",
+        ),
+        (alice + 'default = "deny"\n', None),
+    ):
+        file = write(tmp_path / "office.toml", MINIMAL + lines)
+        code, said, warned = connlib("check", file)
+        assert code == 0 and " is right: " in said
+        expected = (
+            f"warning: {file}: the {whose} a hook, and `connlib up` has none (`decide` of open_interface is one): "
+            "what it would be asked about is refused\n"
+        )
+        assert warned == (expected if whose else "")
+
+
 def test_of_several_destinations_each_is_a_line_and_one_that_is_denied_decides_the_exit_code(
     connlib: Command, file: Path
 ) -> None:
@@ -143,6 +188,7 @@ def test_a_peer_without_a_policy_is_said_to_have_none(
         ('default = "allow"', "allowed towards 'alice' by default", 0),
         ('default = "allow"\noutbound = "deny"', "denied towards 'alice' by outbound", 1),
         ('default = "deny"\noutbound = "allow"', "allowed towards 'alice' by outbound", 0),
+        ('default = "deny"\noutbound = "ask"', "asks the hook towards 'alice' by outbound", 1),
     ],
 )
 def test_flows_from_the_gateway_are_for_outbound_alone_to_decide(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         KeyFormatError,
     )
     from connlib._explain import Explanation, Obstacle, PeerState, explain
-    from connlib._flows import Direction, EndReason, FlowEnd, FlowRecord
+    from connlib._flows import Direction, EndReason, FlowEnd, FlowQuestion, FlowRecord
     from connlib._native import (
         IndexTable,
         Node,
@@ -73,6 +73,7 @@ if TYPE_CHECKING:
         Transmit,
         TunnStats,
     )
+    from connlib.asking import FlowHook
     from connlib.capture import Capture, capture_interface
     from connlib.config import InterfaceConfig
     from connlib.control import ControlClient, ControlError, ControlServer, serve_control
@@ -111,6 +112,8 @@ __all__ = [
     "Explanation",
     "Flow",
     "FlowEnd",
+    "FlowHook",
+    "FlowQuestion",
     "FlowRecord",
     "ForkedError",
     "Gateway",
@@ -202,6 +205,7 @@ _HOMES = {
         "Direction",
         "EndReason",
         "FlowEnd",
+        "FlowQuestion",
         "FlowRecord",
     ),
     "_native": (
@@ -260,6 +264,7 @@ _HOMES = {
         "Transmit",
         "TunnStats",
     ),
+    "asking": ("FlowHook",),
     "capture": (
         "Capture",
         "capture_interface",

@@ -116,6 +116,8 @@ def _why_up(peer: PeerStats, obstacle: Obstacle | None) -> str:
     said = [f"a session of {duration(age)}, {heard}"]
     if count := peer.trouble.source_not_allowed:
         said.append(f"but {counted(count, 'packet')} came from addresses that are not among its allowed IPs")
+    if peer.policy is not None and (count := peer.policy.flows_pending):
+        said.append(f"{counted(count, 'flow')} waiting for the hook")
     if peer.tunnel.handshake_pending:
         said.append(f"and a new one is sought: {_why_no_session(peer, obstacle)}")
     return ", ".join(said)

@@ -1,4 +1,5 @@
-"""The flow log of a node: what begins, what is denied and what ends. docs/policy.md tells what a flow is.
+"""The flow log of a node: what begins, what is denied and what ends; and the question whether one may begin.
+docs/policy.md tells what a flow is.
 
 The extension module imports this module and builds instances of these classes.
 """
@@ -6,6 +7,7 @@ The extension module imports this module and builds instances of these classes.
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
@@ -73,3 +75,27 @@ class FlowRecord(NamedTuple):
     refused: int
     """How many refused packets of this peer a denied one stands for, since the last one; 0 for others."""
     end: FlowEnd | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowQuestion:
+    """May a flow begin? What its first packet says, and which rule asks. docs/policy.md tells when there is one."""
+
+    id: int
+    """Given once by one node, and what `Node.decide` takes."""
+    peer: PublicKey
+    name: str | None = None
+    """What the peer is called in the configuration of the interface; a `Node` knows no names."""
+    direction: Direction
+    protocol: Protocol | int
+    source: IPv4Address | IPv6Address
+    """Whoever sent the packet: the peer, if `direction` is `FROM_PEER`."""
+    source_port: int | None = None
+    """Of TCP and UDP."""
+    destination: IPv4Address | IPv6Address
+    destination_port: int | None = None
+    """Of TCP and UDP."""
+    icmp_type: int | None = None
+    rule: int | None = None
+    """Which rule asks, counted from 1; None: it is the policy's `default` or `outbound`."""
+    rule_name: str | None = None

@@ -12,12 +12,12 @@ to (`Poisoned`).
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NoReturn, final
+from typing import Any, Literal, NoReturn, TypeAlias, final
 
 from _typeshed import ReadableBuffer
 from typing_extensions import Self, disjoint_base
 
-from connlib._flows import FlowRecord
+from connlib._flows import FlowQuestion, FlowRecord
 from connlib._policy import Policy
 from connlib._types import (
     Batch,
@@ -51,6 +51,9 @@ __all__ = [
     "UdpIo",
     "UpstreamTunn",
 ]
+
+# A literal address and a port. Of this file: the module has no such name.
+_Address: TypeAlias = tuple[str, int]
 
 @final
 class PrivateKey:
@@ -203,9 +206,7 @@ class Tunn:
     def encapsulate(self, packet: ReadableBuffer, now: float) -> Output:
         """Send an IP packet: sealed at once, or queued while a session is started. Empty bytes are a keepalive."""
 
-    def decapsulate(
-        self, datagram: ReadableBuffer, now: float, source: tuple[str, int] | None = None
-    ) -> Output:
+    def decapsulate(self, datagram: ReadableBuffer, now: float, source: _Address | None = None) -> Output:
         """Take the payload of a UDP datagram that came from the peer.
 
         source: literal address and port, which a cookie reply is bound to. Without it there are no cookie replies.
@@ -239,11 +240,7 @@ class Tunn:
         """
 
     def decapsulate_batch(
-        self,
-        datagrams: ReadableBuffer,
-        lengths: Sequence[int],
-        now: float,
-        source: tuple[str, int] | None = None,
+        self, datagrams: ReadableBuffer, lengths: Sequence[int], now: float, source: _Address | None = None
     ) -> Batch:
         """Take many datagrams of the peer that lie back to back; see `encapsulate_batch` and `decapsulate`."""
 
@@ -308,9 +305,7 @@ class UpstreamTunn:
     def encapsulate(self, packet: ReadableBuffer, now: float) -> Output:
         """As `Tunn.encapsulate`. A packet beyond the queue's 256 is dropped without a word."""
 
-    def decapsulate(
-        self, datagram: ReadableBuffer, now: float, source: tuple[str, int] | None = None
-    ) -> Output:
+    def decapsulate(self, datagram: ReadableBuffer, now: float, source: _Address | None = None) -> Output:
         """As `Tunn.decapsulate`, with everything that upstream's repeated calls flush. The port is not used."""
 
     def handle_timeout(self, now: float) -> Output:
@@ -341,11 +336,7 @@ class UpstreamTunn:
         """As `Tunn.encapsulate_batch`."""
 
     def decapsulate_batch(
-        self,
-        datagrams: ReadableBuffer,
-        lengths: Sequence[int],
-        now: float,
-        source: tuple[str, int] | None = None,
+        self, datagrams: ReadableBuffer, lengths: Sequence[int], now: float, source: _Address | None = None
     ) -> Batch:
         """As `Tunn.decapsulate_batch`."""
 
@@ -354,7 +345,7 @@ class Node:
     """A WireGuard interface with many peers. Its methods, and their order: mutate, then drain, then mutate.
 
     - commands change what it is: `apply`, `initiate_handshake`, `set_unix_time`, `set_endpoint`, `restore_timestamps`,
-      `forget_timestamp`;
+      `forget_timestamp`; `ask` and `decide` (see `take_questions`);
     - `handle_*` tell it what happened: packets, datagrams, time;
     - `drain` takes out everything that these caused (a `TunIo` and a `UdpIo` do it without Python objects);
     - getters change nothing: `next_timeout`, `stats`, `pending`, `timestamps`, `timestamps_version`;
@@ -392,11 +383,7 @@ class Node:
         """Take IP packets of the TUN device that lie back to back; `lengths` must add up (else `ValueError`)."""
 
     def handle_datagrams(
-        self,
-        datagrams: ReadableBuffer,
-        lengths: Sequence[int],
-        sources: Sequence[tuple[str, int]],
-        now: float,
+        self, datagrams: ReadableBuffer, lengths: Sequence[int], sources: Sequence[_Address], now: float
     ) -> None:
         """Take UDP payloads that lie back to back; `sources[i]` is the literal address and port that sent the i-th."""
 
@@ -448,6 +435,17 @@ class Node:
         """What was logged since the last call, and how many more records found no room. Flows that are over by `now`
         have ended. The order is that of finding out: of flows of which nothing was seen, the end was before that."""
 
+    def ask(self, on: bool, now: float) -> None:
+        """Hold from now on the first packets of flows about which a policy asks (`Action.ASK`), for 5 s at most, until
+        `decide`; off, which is how a node begins, they are refused at once, and so is what waits."""
+
+    def take_questions(self) -> list[FlowQuestion]:
+        """The questions since the last call that are open, oldest first; at most 64 of a peer and 1,024 in all."""
+
+    def decide(self, question: int, allow: bool, now: float) -> bool:
+        """Answer a question by its `id`: what is held of the flow goes on, in order, or is refused. False, and nothing
+        happens, if it is not open: the time is over, another policy has decided, or the peer is gone."""
+
     def capture(
         self, capacity: int, *, outer: bool = True, inner: bool = False, snaplen: int | None = None
     ) -> None:
@@ -494,16 +492,16 @@ class LabNode(Node):
 class CompiledPolicy:
     """A `Policy` to ask without a node, about what a peer would send first. Raises `ValueError` for one that cannot be.
 
-    Decisions are: whether it may pass, the name of a `VerdictReason`, and which rule decided, counted from 0.
+    Decisions are: the value of an `Action`, the name of a `VerdictReason`, and which rule decided, counted from 0.
     """
 
     def __new__(cls, policy: Policy) -> Self: ...
-    def decide_packet(self, packet: ReadableBuffer) -> tuple[bool, str, int | None]:
+    def decide_packet(self, packet: ReadableBuffer) -> tuple[str, str, int | None]:
         """An IP packet."""
 
     def decide_flow(
         self, destination: ReadableBuffer, protocol: int, detail: int
-    ) -> tuple[bool, str, int | None]:
+    ) -> tuple[str, str, int | None]:
         """The 4 or 16 bytes of an address, the number of a protocol, and the destination port or the ICMP type."""
 
 @final

@@ -21,6 +21,9 @@ class Action(enum.Enum):
 
     ALLOW = "allow"
     DENY = "deny"
+    ASK = "ask"
+    """The hook of the interface decides about the first packet of a flow (`open_interface(decide=...)`), which is held
+    meanwhile; without a hook it is refused."""
 
 
 class Protocol(enum.Enum):
@@ -128,12 +131,13 @@ class Policy:
         compiled = CompiledPolicy(self)
         if isinstance(first, Flow):
             number, detail = first._selector()
-            allowed, reason, index = compiled.decide_flow(first.destination.packed, number, detail)
+            action, reason, index = compiled.decide_flow(first.destination.packed, number, detail)
         else:
-            allowed, reason, index = compiled.decide_packet(first)
+            action, reason, index = compiled.decide_packet(first)
+        allowed, asks = action == Action.ALLOW.value, action == Action.ASK.value
         if index is None:
-            return Verdict(allowed, VerdictReason[reason])
-        return Verdict(allowed, VerdictReason[reason], index + 1, self.rules[index].name)
+            return Verdict(allowed, VerdictReason[reason], asks=asks)
+        return Verdict(allowed, VerdictReason[reason], index + 1, self.rules[index].name, asks)
 
 
 # An IPv6 address in brackets may have a port, and one without has none.
@@ -237,6 +241,15 @@ class VerdictReason(enum.Enum):
     """A fragment without ports, which shares the fate of the first one: none was seen."""
     UNPARSEABLE = "unparseable"
     """Not an IP packet, cut off, source-routed, or readable in more than one way."""
+    HOOK = "hook"
+    """The hook of the interface said so. Here and below, `Verdict.rule` is the rule that asks; None: it is
+    `Policy.default` or `.outbound`."""
+    NOT_ASKED = "not asked"
+    """The policy asks, and there is no hook, or the packet starts no flow."""
+    UNANSWERED = "unanswered"
+    """The hook gave no answer within five seconds, or none that is one."""
+    CROWDED = "crowded"
+    """As much waits for answers of the hook as may."""
 
 
 class Verdict(NamedTuple):
@@ -248,15 +261,22 @@ class Verdict(NamedTuple):
     """Which rule decided, counted from 1."""
     name: str | None = None
     """What that rule is called."""
+    asks: bool = False
+    """It is neither allowed nor denied yet: the hook would be asked. Only `Policy.decide` gives such verdicts."""
 
     def __str__(self) -> str:
-        verb = "allowed" if self.allowed else "denied"
-        if self.reason is VerdictReason.RULE:
-            return f"{verb} by rule {self.rule}" + (f" ({self.name})" if self.name is not None else "")
+        verb = "asks the hook" if self.asks else "allowed" if self.allowed else "denied"
+        rule = f"rule {self.rule}" + (f" ({self.name})" if self.name is not None else "")
+        asked = f", asked by {rule}" if self.rule is not None else ""
         return {
+            VerdictReason.RULE: f"{verb} by {rule}",
             VerdictReason.DEFAULT: f"{verb} by default",
             VerdictReason.OUTBOUND: f"{verb} by outbound",
             VerdictReason.FRAGMENT: f"{verb}: a fragment without the first one",
+            VerdictReason.HOOK: f"{verb} by the hook{asked}",
+            VerdictReason.NOT_ASKED: f"{verb}: there is no hook, or no flow begins{asked}",
+            VerdictReason.UNANSWERED: f"{verb}: no answer of the hook{asked}",
+            VerdictReason.CROWDED: f"{verb}: too much waits for the hook{asked}",
         }.get(self.reason, f"{verb}: not a packet that can be judged")
 
 

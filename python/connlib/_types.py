@@ -47,6 +47,8 @@ class TimeoutReason(enum.Enum):
     """A session that this side answered was not confirmed by the peer; what is queued needs another way."""
     QUEUE_TIMEOUT = "queue timeout"
     """Packets that wait for a session of the peer are dropped."""
+    UNANSWERED = "unanswered"
+    """`Node`: a flow about which the hook gave no answer is refused."""
     TICK = "tick"
     """The engine cannot name an instant and wants to be polled: `connlib.upstream.Tunn` only."""
 
@@ -106,6 +108,10 @@ class DropReason(enum.Enum):
     """`Node`: the inner source address does not belong to the peer that sent it (paper section 2)."""
     DENIED = "denied"
     """`Node`: the policy of the peer that sent it, or that it is for, refused it; see `Policy`."""
+    UNANSWERED = "unanswered"
+    """`Node`: the hook that was asked about its flow gave no answer in time, or the peer was removed before."""
+    PENDING_FULL = "pending full"
+    """`Node`: as many packets or flows wait for the hook as may."""
     NOT_IP = "not ip"
     """`Node`: what the TUN device delivered is neither IPv4 nor IPv6."""
     TOO_LARGE = "too large"
@@ -499,7 +505,8 @@ class NodeOutput(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyStats:
-    """The counters of a peer's policy. What it refused is counted as `DropReason.DENIED`."""
+    """The counters of a peer's policy. What it refused is counted as `DropReason.DENIED`, `UNANSWERED` and
+    `PENDING_FULL`."""
 
     flows: int
     """Flows that are known now."""
@@ -507,6 +514,10 @@ class PolicyStats:
     """Flows that gave way to newer ones before their time."""
     answers: int
     """ICMP messages that told a sender of a refusal."""
+    flows_pending: int = 0
+    """Flows that wait for an answer of the hook now."""
+    questions: int = 0
+    """Flows that the hook was asked about."""
 
 
 class PeerTrouble(NamedTuple):

@@ -243,3 +243,10 @@ def display_name(value: str) -> str:
     if re.search(r"[A-Za-z0-9+/]{42,}=", value):
         raise BadValue("the name looks like a key", "use a short name")
     return value
+
+
+def without_names(said: str) -> str:
+    """What the parser says, without the names that it quotes: one may be a key."""
+    said = re.sub(r"\(.*\)|'[^']{5,}'|\"[^\"]{5,}\"", "it", said, flags=re.DOTALL)
+    said = "".join(c if c.isprintable() else " " for c in re.sub(r"[A-Za-z0-9+/=_]{13,}", "it", said))
+    return said[:1].lower() + said[1:]

@@ -17,11 +17,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 
 import anyio
-import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from ._errors import ClosedError, ConfigError, DeviceError
@@ -30,6 +29,7 @@ from ._flows import FlowRecord
 from ._groups import WithoutGroup
 from ._native import Node, PublicKey
 from ._nodeconfig import node_config, with_what_the_node_does_not_see
+from ._turns import BUDGET, serve
 from ._types import (
     ConfigApplied,
     ConfigDiff,
@@ -41,6 +41,7 @@ from ._types import (
     PeerEvent,
     PeerStats,
 )
+from .asking import FlowHook, Hook, nobody_to_ask
 from .clock import Alarm, BootClock, Clock, LoopClock, alarm_for
 from .config import InterfaceConfig, what_is_new
 from .events import EventStream, Subscribers
@@ -68,19 +69,11 @@ _log = logging.getLogger("connlib")
 # Without a handler of the application, a library is silent.
 _log.addHandler(logging.NullHandler())
 
-BUDGET = 64
-"""Packets or datagrams that one turn of a task moves before others have theirs."""
-
 EVENT_CAPACITY = 1024
 """Events that a subscriber may be behind."""
 
 _CLOCK_STEP = 1.0
 """Seconds by which the wall clock has to be off to count as set. Slewing stays far below."""
-
-_FUTILE_WAKES = 4
-_FUTILE_PAUSE = 0.05
-"""A descriptor that says it is ready and is not, so many times in a row, is left alone for so many seconds: some errors
-never go away, and must not cost a core."""
 
 _DRAIN_PAUSE = 0.001
 """Seconds between two attempts to send what waits for a descriptor."""
@@ -103,6 +96,9 @@ class InterfaceStats(NodeStats):
     """The wall clock when this was counted, in seconds since 1970: what ages count back from."""
     now: float = 0.0
     """The interface's own clock then, in seconds, as `connlib.explain` takes it."""
+    hook: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """How often the hook (`decide`) was `asked` and how often it `failed`, raising or returning no bool, and how many
+    answers came too `late`. Empty without one."""
 
 
 def is_errno(counter: str) -> bool:
@@ -118,6 +114,7 @@ async def open_interface(
     udp: Sockets | MemoryUdp | MemoryHost | None = None,
     clock: Clock | None = None,
     timestamps: TimestampStore | None = None,
+    decide: FlowHook | None = None,
 ) -> AsyncIterator[Interface]:
     """Bring a WireGuard interface up, and take it down at the end of the block, whatever ends it.
 
@@ -134,6 +131,10 @@ async def open_interface(
     timestamps: where those of handshakes outlive the interface (`connlib.timestamps`); None for nowhere. What is wrong
     with it is logged, and stops nothing.
 
+    decide: a function, asynchronous or not, that is asked about flows whose policy says `Action.ASK`, and returns
+    whether each may begin (`connlib.asking`). If it raises, returns no bool, or takes more than five seconds, the flow
+    is refused, and that is counted in `InterfaceStats.hook`. Without one they are all refused.
+
     A peer's endpoint may be a host name: it is looked up while the interface is up already, again until that works, and
     again when the peer does not answer handshakes. With `dns`, the interface is not up before that works: the name
     servers are asked through it.
@@ -145,6 +146,7 @@ async def open_interface(
     if clock is None:
         in_memory = isinstance(tun, MemoryTun) and isinstance(udp, MemoryUdp | MemoryHost)
         clock = LoopClock() if in_memory else BootClock()
+    hook = None if decide is None else Hook(decide)
     # First, because this finds out what is wrong with the configuration before anything outside is touched.
     now, unix_time = clock.now(), clock.unix_time()
     node = _node(node_config(config), now, unix_time)
@@ -158,6 +160,7 @@ async def open_interface(
         alarm = alarm_for(clock)
         stack.callback(alarm.close)
         interface = Interface(config, node, tun_end, udp_end, clock, alarm, unix_time - now, surroundings)
+        interface._hook = hook
         stack.callback(lambda: interface._udp.close())  # not always the one that it began with
         stack.callback(interface._closed)
         stack.push_async_callback(surroundings.leave, tun_end.name)
@@ -222,6 +225,7 @@ class Interface:
         # Those that wait for the descriptors of `_udp`, once there are any.
         self._udp_tasks: TaskGroup | None = None
         self._resolver: Resolver
+        self._hook: Hook | None = None
 
     def __repr__(self) -> str:
         peers = len(self._config.peers)
@@ -281,6 +285,7 @@ class Interface:
             lookups=dict(self._lookups),
             unix_time=unix_time,
             now=now,
+            hook={} if self._hook is None else dict(self._hook.counts),
         )
 
     def explain(self, peer: PublicKey) -> Explanation:
@@ -387,6 +392,7 @@ class Interface:
                 undo.pop_all()
             before, self._config = self._config, config
             self._resolver.update(config.peers, known)
+            self._tell_hook()
             if udp is not self._udp or config.fwmark != before.fwmark:
                 self._node.forget_sources()
             self._replace_udp(udp)
@@ -469,11 +475,21 @@ class Interface:
         self._tasks, self._keeper = tasks, keeper
         self._resolver = Resolver(self._found, self._udp.can_reach, tasks, self._lookups)
         self._resolver.update(self._config.peers, known)
+        if self._hook is not None:
+            self._hook.start(self._node, self.name, tasks, self._now, self._settle)
+        self._tell_hook()
         tasks.start_soon(self._keep_time)
         tasks.start_soon(keeper.run)
         tasks.start_soon(self._read_tun)
         tasks.start_soon(self._serve_udp, self._udp)
         self._settle()
+
+    def _tell_hook(self) -> None:
+        """Whose flows it is asked about; or, where there is none, that nobody is."""
+        if self._hook is not None:
+            self._hook.update(self._config.peers)
+        elif problem := nobody_to_ask(self._config.peers):
+            _log.warning("%s: %s", self.name, problem)
 
     def _closed(self) -> None:
         try:
@@ -506,7 +522,7 @@ class Interface:
             self._tun.check()
             return count
 
-        await _serve(self._tun.wait_readable, turn)
+        await serve(self._tun.wait_readable, turn)
 
     async def _serve_udp(self, udp: UdpEnd) -> None:
         """Receive from one end until another one takes its place."""
@@ -533,7 +549,7 @@ class Interface:
         async def wait_readable() -> None:
             await udp.wait_readable(family)
 
-        await _serve(wait_readable, turn)
+        await serve(wait_readable, turn)
 
     def _settle(self) -> None:
         """Take out everything that the node was caused to say, and learn when it wants to be called next."""
@@ -547,6 +563,8 @@ class Interface:
             self._resolver.notice(*event)
             self._publish(event)
         self._keeper.notice()
+        if self._hook is not None:
+            self._hook.notice()
         deadline = self._node.next_timeout()
         self._alarm.set(None if deadline is None else deadline.at)
         for end, tasks in ((self._udp, self._udp_tasks), (self._tun, self._tasks)):
@@ -582,16 +600,3 @@ class Interface:
     def _was_set(self, unix_time: float, now: float) -> bool:
         """Whether the wall clock shows something else than it did, less the time that has gone by."""
         return abs(unix_time - now - self._unix_epoch) > _CLOCK_STEP
-
-
-async def _serve(wait: Callable[[], Awaitable[None]], turn: Callable[[], int]) -> None:
-    """Take turns for as long as there is something: `turn` returns how much it moved, at most about `BUDGET`."""
-    futile = 0
-    while True:
-        await wait()
-        while (count := turn()) >= BUDGET:
-            futile = 0
-            await anyio.lowlevel.checkpoint()
-        futile = 0 if count else futile + 1
-        if futile >= _FUTILE_WAKES:
-            await anyio.sleep(_FUTILE_PAUSE)

@@ -69,7 +69,13 @@ _NAME_PATTERN = "^[A-Za-z0-9_=+.-]{1,15}$"
 class GatewayRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a peer may reach, or may not. The first rule that fits a packet decides."""
 
-    allow: Annotated[bool, Meta(description="Whether what fits this rule passes.")]
+    allow: Annotated[
+        bool | Literal["ask"],
+        Meta(
+            description="Whether what fits this rule passes; ask leaves that to the hook of the program that runs "
+            "the gateway. connlib up has none, and refuses it."
+        ),
+    ]
     name: Annotated[
         str | None,
         Meta(
@@ -104,8 +110,8 @@ class GatewayRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __post_init__(self) -> None:
         # What is neither would count as true, and allow.
-        if not isinstance(self.allow, bool):
-            raise TypeError("allow must be a bool")
+        if not isinstance(self.allow, bool) and self.allow != "ask":
+            raise TypeError('allow must be a bool or "ask"')
         with _as_config_error():
             if self.name is not None:
                 values.display_name(self.name)
@@ -122,7 +128,7 @@ class GatewayRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """What a `Policy` is made of."""
         protocol = self.protocol
         return Rule(
-            action=Action.ALLOW if self.allow else Action.DENY,
+            action=Action.ASK if self.allow == "ask" else Action.ALLOW if self.allow else Action.DENY,
             protocol=protocol if isinstance(protocol, int) else Protocol(protocol or "any"),
             destinations=() if self.to is None else self.to,
             ports=_ranges("ports", self.ports),

@@ -244,7 +244,7 @@ class _Reader:
             if said is None:  # what int() says
                 digits = re.search("[0-9_]{4000,}", self.text)
                 raise self._no_toml("a number is too long", digits.start() if digits else None) from None
-            problem = "this is not TOML: " + _without_names(said[1])
+            problem = "this is not TOML: " + values.without_names(said[1])
             if said[2] is None:
                 raise self._no_toml(problem, len(self.text.rstrip())) from None
             place = Place(int(said[2]), int(said[3]))
@@ -432,7 +432,11 @@ def _limit(field: str) -> Read:
     return _value(read, int, "a whole number", "write it without quotes")
 
 
-_boolean = _value(lambda _name, value: value, bool, "true or false", "write true or false, without quotes")
+def _flag(hint: str) -> Read:
+    return _value(lambda _name, value: value, bool, "true or false", hint)
+
+
+_boolean = _flag("write true or false, without quotes")
 
 
 def _key(kind: type[Secret]) -> Read:
@@ -506,8 +510,16 @@ def _ranges(field: str) -> Read:
     return _each(_either(int, _whole(low, high), text), some=True)
 
 
+def _allow(reader: _Reader, path: Path, value: object) -> Any:
+    return (
+        value
+        if value == "ask"
+        else _flag('write true or false, without quotes, or "ask"')(reader, path, value)
+    )
+
+
 def _action(reader: _Reader, path: Path, value: object) -> Action:
-    return Action(_one_of("allow", "deny")(reader, path, value))
+    return Action(_one_of("allow", "deny", "ask")(reader, path, value))
 
 
 _TIMERS: dict[str, Read] = {
@@ -533,7 +545,7 @@ _INTERFACE: dict[str, Read] = {
     "dns": _each(_text(values.dns_entry)),
 }
 _RULE: dict[str, Read] = {
-    "allow": _boolean,
+    "allow": _allow,
     "name": _text(lambda _name, text: values.display_name(text)),
     "protocol": _either(int, _whole(0, 255), _one_of("tcp", "udp", "icmp")),
     "to": _each(_text(_prefix), some=True),
@@ -581,20 +593,8 @@ def _array_hint(path: Path) -> str:
 
 
 def _kind(value: object) -> str:
-    for kind, name in ((bool, "true or false"), (str, "text"), (int, "a whole number"), (float, "a number")):
+    kinds = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
+    for kind, name in {**kinds, dict: "a table", list: "an array"}.items():
         if isinstance(value, kind):
             return name
-    return (
-        "a table"
-        if isinstance(value, dict)
-        else "an array"
-        if isinstance(value, list)
-        else "a date or a time"
-    )
-
-
-def _without_names(said: str) -> str:
-    """What the parser says, without the names that it quotes: one may be a key."""
-    said = re.sub(r"\(.*\)|'[^']{5,}'|\"[^\"]{5,}\"", "it", said, flags=re.DOTALL)
-    said = "".join(c if c.isprintable() else " " for c in re.sub(r"[A-Za-z0-9+/=_]{13,}", "it", said))
-    return said[:1].lower() + said[1:]
+    return "a date or a time"

@@ -217,6 +217,7 @@ _POLICY_COUNTERS: dict[str, tuple[str, Callable[[PolicyStats], int]]] = {
         "ICMP messages that told a sender of a refusal; the refusals are drops for the reason denied",
         lambda p: p.answers,
     ),
+    "connlib_peer_questions_total": ("Flows that the hook was asked about", lambda p: p.questions),
 }
 
 
@@ -256,9 +257,13 @@ def _of_peers(peers: _Peers, unix_time: float) -> Iterator[Metric]:
 def _of_policies(policies: list[tuple[tuple[str, str, str], PolicyStats]]) -> Iterator[Metric]:
     """Of the peers that have one: others have no flows to be counted."""
     flows = GaugeMetricFamily("connlib_peer_flows", "Flows that are known", labels=_PEER_LABELS)
+    pending = GaugeMetricFamily(
+        "connlib_peer_flows_pending", "Flows that wait for an answer of the hook", labels=_PEER_LABELS
+    )
     for labels, policy in policies:
         flows.add_metric(labels, policy.flows)
-    yield flows
+        pending.add_metric(labels, policy.flows_pending)
+    yield from (flows, pending)
     for name, (text, count) in _POLICY_COUNTERS.items():
         counter = CounterMetricFamily(name, text, labels=_PEER_LABELS)
         for labels, policy in policies:
@@ -302,6 +307,14 @@ def _of_interface(name: str, stats: InterfaceStats) -> Iterator[Metric]:
     for result, count in stats.lookups.items():
         lookups.add_metric((name, result), count)
     yield lookups
+    hook = CounterMetricFamily(
+        "connlib_hook_total",
+        "How often the hook was asked about a flow and failed, and how many answers came too late",
+        labels=("interface", "what"),
+    )
+    for what, count in stats.hook.items():
+        hook.add_metric((name, what), count)
+    yield hook
     errors = CounterMetricFamily(
         "connlib_errors_total",
         "Errors of the device and of the sockets, by the name of their errno",

@@ -1,7 +1,7 @@
 //! The classes of `connlib._types`, `_policy` and `_flows`, imported once, when the first instance is needed.
 
 use connlib_core::policy::{Direction, EndReason, Reason};
-use connlib_core::{DropReason, InputKind, Role, TimeoutReason};
+use connlib_core::{DropReason, InputKind, NodeTimeoutReason, Role, TimeoutReason};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTuple, PyType};
@@ -38,6 +38,7 @@ pub struct Classes {
     pub verdict: Py<PyType>,
     pub flow_record: Py<PyType>,
     pub flow_end: Py<PyType>,
+    pub flow_question: Py<PyType>,
     pub tunn_stats: Py<PyType>,
     pub node_stats: Py<PyType>,
     pub peer_stats: Py<PyType>,
@@ -102,6 +103,7 @@ pub fn classes(py: Python<'_>) -> PyResult<&'static Classes> {
             verdict: class_of(&policy, "Verdict")?,
             flow_record: class_of(&flows, "FlowRecord")?,
             flow_end: class_of(&flows, "FlowEnd")?,
+            flow_question: class_of(&flows, "FlowQuestion")?,
             tunn_stats: class("TunnStats")?,
             node_stats: class("NodeStats")?,
             peer_stats: class("PeerStats")?,
@@ -157,9 +159,12 @@ impl Classes {
 
     pub fn timeout_reason<'py>(
         &self,
-        reason: TimeoutReason,
+        reason: NodeTimeoutReason,
         py: Python<'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
+        let NodeTimeoutReason::Tunnel(reason) = reason else {
+            return self.timeout_reason.bind(py).getattr("UNANSWERED");
+        };
         let name = match reason {
             TimeoutReason::HandshakeRetry => "HANDSHAKE_RETRY",
             TimeoutReason::GiveUp => "GIVE_UP",
@@ -249,6 +254,10 @@ pub fn verdict_reason_name(reason: Reason) -> &'static str {
         Reason::Outbound => "OUTBOUND",
         Reason::Fragment => "FRAGMENT",
         Reason::Unparseable => "UNPARSEABLE",
+        Reason::Hook { .. } => "HOOK",
+        Reason::NotAsked { .. } => "NOT_ASKED",
+        Reason::Unanswered { .. } => "UNANSWERED",
+        Reason::Crowded { .. } => "CROWDED",
         // What goes on begins nothing: of packets of known flows there is nothing to say.
         Reason::Default | Reason::Flow | Reason::Related => "DEFAULT",
     }

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use connlib_core::Node;
-use connlib_core::policy::{FlowChange, FlowEnd, FlowRecord, Header, Reason, Refusal, Verdict};
+use connlib_core::policy::{
+    Action, FlowChange, FlowEnd, FlowRecord, Header, Question, Refusal, Verdict,
+};
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyTuple};
+use pyo3::types::{PyDict, PyList, PyTuple};
 
 use crate::classes::{Classes, classes};
 use crate::public_key::PublicKey;
@@ -133,6 +135,40 @@ fn end_to_python<'py>(
     classes.named_tuple(&classes.flow_end, items, py)
 }
 
+/// People count from one.
+fn rule_number(rule: Option<usize>) -> Option<usize> {
+    rule.map(|rule| rule + 1)
+}
+
+/// A list of `connlib.FlowQuestion`.
+pub fn questions_to_python<'py>(
+    questions: &[Question],
+    py: Python<'py>,
+) -> PyResult<Bound<'py, PyList>> {
+    let list = PyList::empty(py);
+    if questions.is_empty() {
+        return Ok(list);
+    }
+    let classes = classes(py)?;
+    for question in questions {
+        let header = HeaderObjects::new(&question.header, classes, py)?;
+        let fields = PyDict::new(py);
+        fields.set_item("id", question.id)?;
+        fields.set_item("peer", PublicKey::new(question.peer))?;
+        fields.set_item("direction", header.direction)?;
+        fields.set_item("protocol", header.protocol)?;
+        fields.set_item("source", header.source)?;
+        fields.set_item("source_port", header.source_port)?;
+        fields.set_item("destination", header.destination)?;
+        fields.set_item("destination_port", header.destination_port)?;
+        fields.set_item("icmp_type", header.icmp_type)?;
+        fields.set_item("rule", rule_number(question.rule))?;
+        fields.set_item("rule_name", question.rule_name.as_deref())?;
+        list.append(classes.flow_question.bind(py).call((), Some(&fields))?)?;
+    }
+    Ok(list)
+}
+
 /// `connlib.Verdict`.
 fn verdict_to_python<'py>(
     verdict: Verdict,
@@ -140,12 +176,9 @@ fn verdict_to_python<'py>(
     classes: &Classes,
     py: Python<'py>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let rule = match verdict.reason {
-        // People count from one.
-        Reason::Rule(rule) => Some(rule + 1),
-        _ => None,
-    };
+    let rule = rule_number(verdict.reason.rule());
     let reason = classes.verdict_reason(verdict.reason, py)?;
-    let items = (verdict.is_allowed(), reason, rule, name.as_deref());
+    let asks = verdict.action == Action::Ask;
+    let items = (verdict.is_allowed(), reason, rule, name.as_deref(), asks);
     classes.named_tuple(&classes.verdict, items, py)
 }

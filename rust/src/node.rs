@@ -267,6 +267,39 @@ impl Node {
         Ok((flow_output::records_to_python(&records, py)?, missed))
     }
 
+    fn ask(&self, py: Python<'_>, on: bool, now: Now) -> PyResult<()> {
+        self.engine.call_detached(py, |node| {
+            tracelessly(node, |node| {
+                node.ask(on, now.0);
+                false
+            })
+        })
+    }
+
+    fn take_questions<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let questions = self.engine.call(py, |node| node.take_questions())?;
+        flow_output::questions_to_python(&questions, py)
+    }
+
+    fn decide(
+        &self,
+        py: Python<'_>,
+        question: &Bound<'_, PyAny>,
+        allow: bool,
+        now: Now,
+    ) -> PyResult<bool> {
+        let id = arguments::integer(question, "question", 0..=u64::MAX)?;
+        self.engine.call_detached(py, |node| {
+            let mut is_open = false;
+            // What is released for the peer may start a session.
+            tracelessly(node, |node| {
+                is_open = node.decide(id, allow, now.0);
+                false
+            });
+            is_open
+        })
+    }
+
     fn timestamps<'py>(
         &self,
         py: Python<'py>,

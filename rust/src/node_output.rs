@@ -130,7 +130,7 @@ pub fn stats_to_python<'py>(stats: &NodeStats, py: Python<'py>) -> PyResult<Boun
         );
         let trouble = classes.named_tuple(&classes.peer_trouble, trouble, py)?;
         fields.set_item("trouble", trouble)?;
-        let next = results::timeout_to_python(peer.next_timeout, py)?;
+        let next = results::timeout_to_python(peer.next_timeout.map(Into::into), py)?;
         fields.set_item("next_timeout", next)?;
         fields.set_item("poisoned", peer.poisoned)?;
         if let Some(policy) = &peer.policy {
@@ -154,5 +154,7 @@ fn policy_stats_to_python<'py>(
     fields.set_item("flows", stats.flows)?;
     fields.set_item("flows_evicted", stats.evicted)?;
     fields.set_item("answers", stats.answered)?;
+    fields.set_item("flows_pending", stats.pending)?;
+    fields.set_item("questions", stats.asked)?;
     classes(py)?.policy_stats.bind(py).call((), Some(&fields))
 }

@@ -5,9 +5,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use connlib_core::policy::{
-    Action, Flow, Policy, PolicyError, Protocol, Reason, Rule, Transport, Verdict,
-};
+use connlib_core::policy::{Action, Flow, Policy, PolicyError, Protocol, Rule, Transport, Verdict};
 use pyo3::prelude::*;
 
 use crate::arguments::{Data, MAX_PACKET};
@@ -73,6 +71,7 @@ fn action(object: &Bound<'_, PyAny>) -> PyResult<Action> {
     match object.getattr("value")?.extract::<&str>()? {
         "allow" => Ok(Action::Allow),
         "deny" => Ok(Action::Deny),
+        "ask" => Ok(Action::Ask),
         _ => Err(type_error("an action must be a member of connlib.Action")),
     }
 }
@@ -120,8 +119,8 @@ fn policy_error(error: PolicyError) -> PyErr {
 #[pyclass(module = "connlib._native", frozen)]
 pub struct CompiledPolicy(Policy);
 
-/// Whether it may pass, the name of a `connlib.VerdictReason`, and which rule decided, counted from 0.
-type Decision = (bool, &'static str, Option<usize>);
+/// The value of a `connlib.Action`, the name of a `connlib.VerdictReason`, and which rule decided, counted from 0.
+type Decision = (&'static str, &'static str, Option<usize>);
 
 #[pymethods]
 impl CompiledPolicy {
@@ -153,12 +152,13 @@ impl CompiledPolicy {
 }
 
 fn decision(verdict: Verdict) -> Decision {
-    let rule = match verdict.reason {
-        Reason::Rule(rule) => Some(rule),
-        _ => None,
+    let action = match verdict.action {
+        Action::Allow => "allow",
+        Action::Deny => "deny",
+        Action::Ask => "ask",
     };
     let reason = verdict_reason_name(verdict.reason);
-    (verdict.is_allowed(), reason, rule)
+    (action, reason, verdict.reason.rule())
 }
 
 /// 4 or 16 bytes.

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
-use connlib_core::{DropReason, Event, Output, Packets, Stats, Timeout};
+use connlib_core::{DropReason, Event, NodeTimeout, Output, Packets, Stats};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
@@ -162,7 +162,7 @@ pub fn batch_to_python<'py>(
 
 /// `connlib.Timeout`, or None.
 pub fn timeout_to_python<'py>(
-    timeout: Option<Timeout>,
+    timeout: Option<NodeTimeout>,
     py: Python<'py>,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     let Some(timeout) = timeout else {

@@ -234,7 +234,7 @@ impl Tunn {
 
     fn next_timeout<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let timeout = self.engine.call(py, |engine| engine.tunn.next_timeout())?;
-        results::timeout_to_python(timeout, py)
+        results::timeout_to_python(timeout.map(Into::into), py)
     }
 
     fn stats<'py>(&self, py: Python<'py>, now: Now) -> PyResult<Bound<'py, PyAny>> {

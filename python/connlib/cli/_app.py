@@ -324,7 +324,8 @@ def policy_test(
 ) -> None:
     """Say what would become of flows that a peer starts, and which rule decides. Reads no key file.
 
-    Exit code 0 if all are allowed, 1 if one is denied, and 2 for what is no such file, peer or destination.
+    Exit code 0 if all are allowed, 1 if one is denied or a hook would be asked, and 2 for what is no such file, peer or
+    destination.
     """
     from connlib._policy import Flow
 

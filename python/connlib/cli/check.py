@@ -7,6 +7,7 @@ import sys
 
 from connlib._configfile import display_path
 from connlib._errors import ConfigError
+from connlib.asking import nobody_to_ask
 from connlib.config import InterfaceConfig
 
 from ._files import load
@@ -28,6 +29,8 @@ def run(file: str, *, allow_world_readable: bool) -> int:
         return 1
     finally:
         log.removeHandler(handler)
+    if problem := nobody_to_ask(config.peers):
+        print(f"warning: {display_path(file)}: {problem}", file=sys.stderr)
     print(f"{display_path(file)} is right: {summary(config)}")
     return 0
 

@@ -68,8 +68,8 @@ def _outbound(peer: GatewayPeer, itself: str = "") -> Step:
     if policy is None:
         return True, f"allowed towards {peer}{itself}, which has no policy"
     field, action = ("default", policy.default) if policy.outbound is None else ("outbound", policy.outbound)
-    passes = action is Action.ALLOW
-    return passes, f"{'allowed' if passes else 'denied'} towards {peer}{itself} by {field}"
+    said = {Action.ALLOW: "allowed", Action.DENY: "denied", Action.ASK: "asks the hook"}[action]
+    return action is Action.ALLOW, f"{said} towards {peer}{itself} by {field}"
 
 
 def _owner(gateway: Gateway, address: IPv4Address | IPv6Address) -> GatewayPeer | None:

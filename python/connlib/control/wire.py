@@ -85,7 +85,7 @@ def _whole_seconds(peer: PeerConfig) -> int | None:
 def _rule(rule: Rule) -> GatewayRule:
     protocol = rule.protocol
     return GatewayRule(
-        allow=rule.action is Action.ALLOW,
+        allow="ask" if rule.action is Action.ASK else rule.action is Action.ALLOW,
         name=rule.name,
         protocol=protocol
         if isinstance(protocol, int)

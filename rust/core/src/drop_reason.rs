@@ -78,6 +78,10 @@ drop_reasons! {
     SourceNotAllowed = "SOURCE_NOT_ALLOWED",
     /// The peer's policy refused it.
     Denied = "DENIED",
+    /// Whoever decides about the first packet of its flow gave no answer in time.
+    Unanswered = "UNANSWERED",
+    /// As many packets and flows wait for such an answer as may.
+    PendingFull = "PENDING_FULL",
     /// Neither IPv4 nor IPv6.
     NotIp = "NOT_IP",
     /// Longer than what a UDP datagram carries.

@@ -10,6 +10,7 @@ mod output;
 mod own;
 mod path;
 mod peers;
+mod pending;
 mod record;
 mod stats;
 #[cfg(test)]
@@ -23,6 +24,7 @@ pub use config::{
 };
 pub use output::{NodeEvent, NodeOutput};
 pub use path::Path;
+pub use pending::{NodeTimeout, NodeTimeoutReason};
 pub use record::{Input, InputKind};
 pub use stats::{DropCounts, NodeStats, PeerStats, PolicyStats, Trouble};
 
@@ -37,7 +39,7 @@ use connlib_boringtun::noise::{self, Packet, Received};
 use crate::allowed_ips::AllowedIps;
 use crate::indices::IndexTable;
 use crate::policy::{Flows, MAX_FLOWS_PER_PEER};
-use crate::{DropReason, Instant, LARGEST_PACKET, Rng, Timeout};
+use crate::{DropReason, Instant, LARGEST_PACKET, Rng};
 use apply::Common;
 use capture::{Captor, NodeKeyLog};
 use deadlines::Deadlines;
@@ -61,11 +63,11 @@ pub const MOST_WAITING: usize = 8192;
 /// - *commands* of whoever owns the node: [`apply`](Node::apply), [`initiate_handshake`](Node::initiate_handshake),
 ///   [`set_endpoint`](Node::set_endpoint), [`forget_sources`](Node::forget_sources),
 ///   [`source_refused`](Node::source_refused), [`set_unix_time`](Node::set_unix_time), [`record`](Node::record),
-///   [`log_flows`](Node::log_flows), [`capture`](Node::capture), [`log_keys`](Node::log_keys),
+///   [`log_flows`](Node::log_flows), [`ask`](Node::ask), [`decide`](Node::decide), [`capture`](Node::capture), [`log_keys`](Node::log_keys),
 ///   [`restore_timestamps`](Node::restore_timestamps), [`forget_timestamp`](Node::forget_timestamp).
 /// - *drain*: [`output`](Node::output), then [`drain_datagrams`](Node::drain_datagrams) and
 ///   [`drain_packets`](Node::drain_packets) for as many as were delivered, [`take_events`](Node::take_events), or
-///   [`clear_output`](Node::clear_output) for everything.
+///   [`clear_output`](Node::clear_output) for everything; [`take_questions`](Node::take_questions).
 ///
 /// The order: call one `handle_*` or command, or a batch of them; drain; ask `next_timeout`; wait for a packet, a datagram
 /// or that instant; begin again. Calls append to the output, so that it is the caller's draining after each batch that
@@ -87,7 +89,8 @@ pub const MOST_WAITING: usize = 8192;
 /// A peer's policy is asked about what the peer sent, after its source address was checked, and about what is for it, before it
 /// is sealed or queued. What it refuses is counted (`DENIED`); the sender may be told by ICMP, which adds a datagram for the
 /// peer to the output, or a packet for the TUN device. An event says what was refused, within bounds: see
-/// [`NodeEvent::Denied`].
+/// [`NodeEvent::Denied`]. A policy may leave the first packet of a flow to the node's owner, who gets a question and
+/// [`decide`](Node::decide)s; until then the flow's packets are held, within bounds.
 ///
 /// # Panics
 /// A panic in a peer's tunnel is a bug of ours, and stops that peer alone: the tunnel is gone, an event says so, and
@@ -178,9 +181,9 @@ impl Node {
 
     /// The earliest deadline of any peer, in O(1); `None` if nothing is due, ever, unless something else happens first.
     /// Never before the time of the last call.
-    pub fn next_timeout(&self) -> Option<Timeout> {
-        let first = self.next_deadline()?.timeout;
-        Some(Timeout {
+    pub fn next_timeout(&self) -> Option<NodeTimeout> {
+        let (first, _) = self.next_due()?;
+        Some(NodeTimeout {
             at: first.at.max(self.clock),
             ..first
         })
@@ -188,8 +191,14 @@ impl Node {
 
     /// The public key of the peer whose deadline `next_timeout` is.
     pub fn next_timeout_peer(&self) -> Option<[u8; 32]> {
-        let slot = self.next_deadline()?.slot;
+        let (_, slot) = self.next_due()?;
         Some(self.peers.get(slot)?.settings.public_key)
+    }
+
+    fn next_due(&self) -> Option<(NodeTimeout, Slot)> {
+        let tunnel = self.next_deadline();
+        let tunnel = tunnel.map(|deadline| (deadline.timeout.into(), deadline.slot));
+        tunnel.into_iter().chain(self.next_question()).min()
     }
 
     /// Everything that is counted. A peer's tunnel that had to be made anew counts from zero.
@@ -203,7 +212,7 @@ impl Node {
             public_key: peer.settings.public_key,
             endpoint: peer.endpoint,
             tunnel: peer.stats(now),
-            drops: peer.drops,
+            drops: peer.drops.counts(),
             policy: self.policy_stats(slot, peer, now),
             heard: peer.heard.map(|at| now.duration_since(at)),
             trouble: peer.trouble,
@@ -261,20 +270,8 @@ impl Node {
         let Some(slot) = self.routes.longest_match(destination) else {
             return self.drops.add(DropReason::NoRoute);
         };
-        if self
-            .peers
-            .get(slot)
-            .is_some_and(|peer| !peer.is_reachable())
-        {
-            return self.drop_from(slot, DropReason::NoEndpoint);
-        }
-        if packet.len() > LARGEST_PACKET {
-            return self.drop_from(slot, DropReason::TooLarge);
-        }
-        if self.waiting >= MOST_WAITING
-            && self.peers.get(slot).is_some_and(|peer| peer.waiting() > 0)
-        {
-            return self.drop_from(slot, DropReason::QueueFull);
+        if let Some(reason) = self.obstacle(slot, packet.len()) {
+            return self.drop_from(slot, reason);
         }
         if self.is_own(slot, destination, packet) {
             return self.drop_from(slot, DropReason::RoutingLoop);
@@ -315,6 +312,7 @@ impl Node {
     pub fn handle_timeout(&mut self, now: Instant) {
         let now = self.advance(now);
         self.flows.reap(now, MAX_FLOWS_PER_PEER);
+        self.refuse_unanswered(now);
         self.note_latest();
         let mut due = mem::take(&mut self.due);
         while let Some(slot) = self.deadlines.pop_due(now) {
@@ -417,6 +415,19 @@ impl Node {
     }
 
     // Inside.
+
+    /// Why a packet of this size cannot be sent to a peer, if it cannot.
+    #[inline]
+    fn obstacle(&self, slot: Slot, size: usize) -> Option<DropReason> {
+        let peer = self.peers.get(slot)?;
+        if !peer.is_reachable() {
+            return Some(DropReason::NoEndpoint);
+        }
+        if size > LARGEST_PACKET {
+            return Some(DropReason::TooLarge);
+        }
+        (self.waiting >= MOST_WAITING && peer.waiting() > 0).then_some(DropReason::QueueFull)
+    }
 
     /// Gives a peer's tunnel a packet to send; `settle` has to follow.
     fn encapsulate(&mut self, slot: Slot, packet: &[u8], now: Instant) {

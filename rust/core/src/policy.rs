@@ -9,7 +9,9 @@
 //!
 //! - `packet.rs` reads an IP packet as far as this needs, and refuses what could be read in two ways.
 //! - `compiled.rs` finds the first of many rules in a few steps.
-//! - `flows.rs` holds the flows of all peers, within bounds, and `fragments.rs` what fragments have in common.
+//! - `flows.rs` holds the flows of all peers, within bounds, by what `key.rs` takes from a packet, and `fragments.rs` what
+//!   fragments have in common.
+//! - `pending.rs` holds the first packets of flows that somebody else decides about ([`Action::Ask`]), until there is an answer.
 //! - `filter.rs` puts them together for one peer and gives a [`Verdict`]. A dry run ([`Policy::decide`]) and the first packet
 //!   of a flow go through the same function.
 //! - `log.rs` is the flow log, for whoever asks for one, and `refusals.rs` what is told of refused packets: who talked to
@@ -21,8 +23,10 @@ mod filter;
 mod flows;
 mod fragments;
 mod header;
+mod key;
 mod log;
 mod packet;
+mod pending;
 mod refusal;
 mod refusals;
 #[cfg(test)]
@@ -34,7 +38,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use crate::Prefix;
+use crate::{DropReason, Prefix};
 use compiled::Compiled;
 pub use filter::Direction;
 pub(crate) use filter::Filter;
@@ -43,6 +47,11 @@ pub use flows::{MAX_FLOWS, MAX_FLOWS_PER_PEER};
 pub use header::{Header, Ports};
 pub use log::{EndReason, FlowChange, FlowEnd, FlowRecord, Traffic};
 use packet::{Packet, parse};
+pub(crate) use pending::Asked;
+pub use pending::{
+    ANSWER_TIME, MAX_HELD, MAX_HELD_BYTES, MAX_HELD_BYTES_PER_PEER, MAX_PENDING,
+    MAX_PENDING_PER_PEER, MAX_REFUSED, Question, REFUSAL_TIME,
+};
 pub(crate) use refusal::write as write_refusal;
 pub use refusals::Refusal;
 
@@ -62,6 +71,8 @@ pub enum Action {
     Allow,
     #[default]
     Deny,
+    /// Somebody else is asked: the *hook* of whoever owns the node.
+    Ask,
 }
 
 /// The protocols that a rule is for.
@@ -142,6 +153,28 @@ pub enum Reason {
     Fragment,
     /// Not to be read, or in more than one way.
     Unparseable,
+    /// The hook said so. Here and below: it was asked by a rule, counted from 0, or by `default` or `outbound`.
+    Hook { rule: Option<usize> },
+    /// It was to be asked, and there is none, or the packet starts no flow.
+    NotAsked { rule: Option<usize> },
+    /// It did not answer in time.
+    Unanswered { rule: Option<usize> },
+    /// As much waits for its answers as may.
+    Crowded { rule: Option<usize> },
+}
+
+impl Reason {
+    /// Which rule decided or asked, counted from 0.
+    pub fn rule(self) -> Option<usize> {
+        match self {
+            Reason::Rule(rule) => Some(rule),
+            Reason::Hook { rule }
+            | Reason::NotAsked { rule }
+            | Reason::Unanswered { rule }
+            | Reason::Crowded { rule } => rule,
+            _ => None,
+        }
+    }
 }
 
 /// Why rules make no policy.
@@ -214,10 +247,7 @@ impl Policy {
 
     /// What the rule that decided is called.
     pub(crate) fn rule_name(&self, reason: Reason) -> Option<Arc<str>> {
-        match reason {
-            Reason::Rule(rule) => self.rules.get(rule)?.name.clone(),
-            _ => None,
-        }
+        self.rules.get(reason.rule()?)?.name.clone()
     }
 
     /// Whether a flow that starts on our side may pass.
@@ -243,7 +273,48 @@ impl Verdict {
         self.action == Action::Allow
     }
 
-    fn allow(reason: Reason) -> Self {
+    /// Whether the sender of a refused packet is told so: what found no room may pass a moment later.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.action == Action::Deny && !matches!(self.reason, Reason::Crowded { .. })
+    }
+
+    /// What it counts as that a packet was refused.
+    pub(crate) fn drop_reason(&self) -> DropReason {
+        match self.reason {
+            Reason::Unanswered { .. } => DropReason::Unanswered,
+            Reason::Crowded { .. } => DropReason::PendingFull,
+            _ => DropReason::Denied,
+        }
+    }
+
+    /// What becomes of a flow that the hook was asked about.
+    pub(crate) fn decided(self, allow: bool) -> Self {
+        let rule = self.reason.rule();
+        match allow {
+            true => Verdict::allow(Reason::Hook { rule }),
+            false => Verdict::deny(Reason::Hook { rule }),
+        }
+    }
+
+    /// What becomes of a packet that would have to wait for the hook, and finds no room.
+    fn crowded(self) -> Self {
+        let rule = self.reason.rule();
+        Verdict::deny(Reason::Crowded { rule })
+    }
+
+    /// What becomes of a packet that the hook is not asked about.
+    pub(crate) fn not_asked(self) -> Self {
+        let rule = self.reason.rule();
+        Verdict::deny(Reason::NotAsked { rule })
+    }
+
+    /// What becomes of a flow whose question is over.
+    pub(crate) fn unanswered(self) -> Self {
+        let rule = self.reason.rule();
+        Verdict::deny(Reason::Unanswered { rule })
+    }
+
+    pub(crate) fn allow(reason: Reason) -> Self {
         Verdict {
             action: Action::Allow,
             reason,

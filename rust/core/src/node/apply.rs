@@ -202,13 +202,17 @@ impl Node {
                     owner: slot,
                 });
                 // What was counted for it, and what waited for it, is counted for the node from here on: no total falls.
-                self.drops.add_all(&peer.drops);
+                self.drops.add_all(&peer.drops.counts());
                 self.drops.add_many(DropReason::NoSession, peer.queued(now));
                 self.waiting = self.waiting.saturating_sub(peer.waiting());
                 self.timestamps
                     .keep(peer.settings.public_key, peer.timestamp);
             }
             self.deadlines.set(slot, None);
+            for asked in self.flows.pending.forget(slot) {
+                self.drops
+                    .add_many(DropReason::Unanswered, asked.held.len());
+            }
             self.flows.forget(slot, now);
         }
         if self.common.public != common.public
@@ -289,8 +293,11 @@ impl Node {
             }
             (None, None) => {}
         }
-        self.adjust_policy(slot);
+        let settled = self.adjust_policy(slot);
         self.adjust_keepalive(slot, now);
+        for (asked, verdict) in settled {
+            self.settle_flow(asked, verdict, now);
+        }
     }
 }
 

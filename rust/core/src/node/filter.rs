@@ -7,8 +7,11 @@ use std::sync::Arc;
 use super::Node;
 use super::peers::{Peer, Slot};
 use super::stats::PolicyStats;
-use crate::policy::{Direction, Filter, FlowRecord, MAX_FLOWS_PER_PEER, write_refusal};
-use crate::{DropReason, Instant};
+use crate::Instant;
+use crate::policy::{
+    Action, Asked, Direction, Filter, FlowRecord, MAX_FLOWS_PER_PEER, Reason, Verdict,
+    write_refusal,
+};
 
 impl Node {
     /// Keeps a log of the flows that begin from now on and of what is denied, until `capacity` records wait to be taken out;
@@ -31,30 +34,30 @@ impl Node {
         self.flows.take_log()
     }
 
-    /// Whether a packet may go to a peer. If not, it is counted, and whoever sent it may be told.
+    /// Whether a packet may go to a peer now. If not, it is held, or counted, and whoever sent it may be told.
     #[inline]
     pub(super) fn may_send(&mut self, slot: Slot, packet: &[u8], now: Instant) -> bool {
         let Some(filter) = filter_of(self.peers.get_mut(slot)) else {
             return true;
         };
         let verdict = filter.check(packet, Direction::ToPeer, slot, &mut self.flows, now);
-        if verdict.is_allowed() {
-            return true;
+        match verdict.action {
+            Action::Allow => return true,
+            Action::Ask => return false,
+            Action::Deny => {}
         }
-        let answer = &mut self.refusal;
-        if write_refusal(packet, answer) && filter.may_answer(now) {
-            self.output.push_packet(answer);
-            self.capture_delivered(slot);
+        if verdict.is_answered() && self.may_answer(slot, packet, now) {
+            self.answer(slot, Direction::ToPeer, now);
         }
-        self.drop_from(slot, DropReason::Denied);
+        self.drop_from(slot, verdict.drop_reason());
         if let Some(peer) = self.peers.get_mut(slot) {
             peer.tell(now, &mut self.output.events);
         }
         false
     }
 
-    /// Whether the policy of the peer that sent it lets the last packet pass. If not, it is taken back and counted, and the
-    /// peer may be told; `settle` has to follow.
+    /// Whether the policy of the peer that sent it lets the last packet pass now. If not, it is taken back, and held, or
+    /// counted, and the peer may be told; `settle` has to follow.
     #[inline]
     pub(super) fn check_received(&mut self, slot: Slot, now: Instant) -> bool {
         let Some(filter) = filter_of(self.peers.get_mut(slot)) else {
@@ -65,29 +68,57 @@ impl Node {
         if verdict.is_allowed() {
             return true;
         }
-        let answers = write_refusal(packet, &mut self.refusal) && filter.may_answer(now);
+        let answers = verdict.is_answered()
+            && write_refusal(packet, &mut self.refusal)
+            && filter.may_answer(now);
         self.output.take_back_last_packet();
-        self.drop_from(slot, DropReason::Denied);
+        if verdict.action == Action::Ask {
+            return false;
+        }
+        self.drop_from(slot, verdict.drop_reason());
         if answers {
-            let answer = mem::take(&mut self.refusal);
-            self.capture_made(slot, &answer);
-            self.encapsulate(slot, &answer, now);
-            self.refusal = answer;
+            self.answer(slot, Direction::FromPeer, now);
         }
         false
     }
 
-    /// Sees to it that a peer's filter is the one of its settings. Flows that a new policy forbids end at once.
-    pub(super) fn adjust_policy(&mut self, slot: Slot) {
+    /// Whether the sender of a refused packet is told so now. The answer is written then.
+    pub(super) fn may_answer(&mut self, slot: Slot, packet: &[u8], now: Instant) -> bool {
+        let filter = filter_of(self.peers.get_mut(slot));
+        write_refusal(packet, &mut self.refusal)
+            && filter.is_some_and(|filter| filter.may_answer(now))
+    }
+
+    /// Tells the sender of a packet that went this way of its refusal, as it was written.
+    pub(super) fn answer(&mut self, slot: Slot, direction: Direction, now: Instant) {
+        let answer = mem::take(&mut self.refusal);
+        match direction {
+            Direction::ToPeer => {
+                self.output.push_packet(&answer);
+                self.capture_delivered(slot);
+            }
+            Direction::FromPeer => {
+                self.capture_made(slot, &answer);
+                self.encapsulate(slot, &answer, now);
+            }
+        }
+        self.refusal = answer;
+    }
+
+    /// Sees to it that a peer's filter is the one of its settings. Flows that a new policy forbids end at once, and those that
+    /// were pending and are not any more are returned, with what becomes of each.
+    #[must_use]
+    pub(super) fn adjust_policy(&mut self, slot: Slot) -> Vec<(Asked, Verdict)> {
         let now = self.clock;
+        let mut settled = Vec::new();
         let Some(peer) = self.peers.get_mut(slot) else {
-            return;
+            return settled;
         };
         match (&mut peer.filter, &peer.settings.policy) {
             (None, None) => {}
             (Some(filter), Some(policy)) => {
                 if !Arc::ptr_eq(filter.policy(), policy) && filter.policy() != policy {
-                    filter.change(policy.clone(), slot, &mut self.flows, now);
+                    settled = filter.change(policy.clone(), slot, &mut self.flows, now);
                 }
             }
             (None, Some(policy)) => {
@@ -96,12 +127,18 @@ impl Node {
             }
             (Some(_), None) => {
                 peer.filter = None;
+                // Nothing is forbidden any more.
+                let pending = self.flows.pending.forget(slot).into_iter();
+                settled = pending
+                    .map(|asked| (asked, Verdict::allow(Reason::Default)))
+                    .collect();
                 self.flows.forget(slot, now);
             }
         }
         if let Some(policy) = &peer.settings.policy {
             self.flows.introduce(slot, peer.settings.public_key, policy);
         }
+        settled
     }
 
     pub(super) fn policy_stats(
@@ -115,10 +152,12 @@ impl Node {
             flows: self.flows.count(slot, now),
             evicted: self.flows.evicted(slot),
             answered: filter.answered,
+            pending: self.flows.pending.count(slot),
+            asked: filter.asked,
         })
     }
 }
 
-fn filter_of(peer: Option<&mut Peer>) -> Option<&mut Filter> {
+pub(super) fn filter_of(peer: Option<&mut Peer>) -> Option<&mut Filter> {
     peer?.filter.as_deref_mut()
 }

@@ -10,7 +10,7 @@ use connlib_boringtun::noise::{self, Indices, Role, Stats};
 use super::config::PeerSettings;
 use super::output::NodeEvent;
 use super::path::Path;
-use super::stats::{DropCounts, Trouble};
+use super::stats::{PeerDrops, Trouble};
 use super::timestamps::{NONE, Timestamp};
 use crate::bucket::Bucket;
 use crate::policy::Filter;
@@ -28,7 +28,7 @@ pub(crate) struct Peer {
     moves: Option<Box<Moves>>,
     /// From which address of ours; `None` leaves it to the system.
     pub source: Option<IpAddr>,
-    pub drops: DropCounts,
+    pub drops: PeerDrops,
     pub trouble: Trouble,
     /// When something last came that only the peer can have sent.
     pub heard: Option<Instant>,
@@ -55,7 +55,7 @@ impl Peer {
             endpoint,
             moves: None,
             source: None,
-            drops: DropCounts::default(),
+            drops: PeerDrops::default(),
             trouble: Trouble::default(),
             heard: None,
             timestamp: NONE,

@@ -50,6 +50,40 @@ impl DropCounts {
     }
 }
 
+/// The same of one peer: a reason that did not occur costs nothing, for there are many reasons and many peers.
+#[derive(Debug, Default)]
+pub(crate) struct PeerDrops(Vec<(DropReason, u64)>);
+
+impl PeerDrops {
+    pub fn counts(&self) -> DropCounts {
+        let mut counts = DropCounts::default();
+        for (reason, count) in &self.0 {
+            if let Some(counter) = counts.0.get_mut(*reason as usize) {
+                *counter = *count;
+            }
+        }
+        counts
+    }
+
+    pub fn add(&mut self, reason: DropReason) {
+        self.add_many(reason, 1);
+    }
+
+    pub fn add_many(&mut self, reason: DropReason, count: usize) {
+        if count == 0 {
+            return;
+        }
+        let count = count as u64;
+        match self.0.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, counter)) => *counter = counter.saturating_add(count),
+            None => {
+                self.0.reserve_exact(1);
+                self.0.push((reason, count));
+            }
+        }
+    }
+}
+
 /// What went wrong since the last session was established, for whoever wants to know why there is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Trouble {
@@ -102,6 +136,10 @@ pub struct PolicyStats {
     pub evicted: u64,
     /// ICMP messages that told a sender of a refusal.
     pub answered: u64,
+    /// Flows that wait for the hook's answer now.
+    pub pending: usize,
+    /// Flows that the hook was asked about.
+    pub asked: u64,
 }
 
 /// A node in numbers.

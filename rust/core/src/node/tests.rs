@@ -263,7 +263,7 @@ fn what_a_peer_had_queued_is_counted_once_when_a_call_that_queues_or_sends_panic
         });
         hub.settle(slot, None);
         assert!(result.is_none());
-        let drops = &hub.peers.get(slot).unwrap().drops;
+        let drops = hub.peers.get(slot).unwrap().drops.counts();
         assert_eq!(drops.get(DropReason::PeerPoisoned), waiting as u64);
     }
 }
@@ -378,7 +378,7 @@ fn what_waits_for_peers_that_are_not_there_is_bounded_for_all_together() {
     let full: u64 = hub
         .peers
         .iter()
-        .map(|peer| peer.drops.get(DropReason::QueueFull))
+        .map(|peer| peer.drops.counts().get(DropReason::QueueFull))
         .sum();
     assert_eq!(full, 300_000 - (8192 + 968));
     assert!(hub.peers.iter().all(|peer| peer.waiting() >= 1));

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use super::flows::{Flows, Key, Seen};
+use super::flows::{Flows, Seen};
 use super::fragments::Fragments;
 use super::header::Header;
+use super::key::Key;
 use super::log::FlowChange;
 use super::packet::{ACK, Content, Packet, RST, SYN, parse, parse_quoted};
+use super::pending::Asked;
 use super::refusals::{Refusal, Refusals};
-use super::{Policy, Reason, Verdict};
+use super::{Action, Policy, Reason, Verdict};
 use crate::Instant;
 use crate::bucket::Bucket;
 
@@ -40,6 +42,8 @@ pub(crate) struct Filter {
     refusals: Refusals,
     /// ICMP messages that told a sender of a refusal.
     pub answered: u64,
+    /// Flows that the hook was asked about.
+    pub asked: u64,
 }
 
 impl Filter {
@@ -50,24 +54,38 @@ impl Filter {
             answers: Bucket::default(),
             refusals: Refusals::default(),
             answered: 0,
+            asked: 0,
         }
     }
 
-    /// Goes over to another policy. Flows that it forbids end at once.
-    pub fn change(&mut self, policy: Arc<Policy>, slot: usize, flows: &mut Flows, now: Instant) {
+    /// Goes over to another policy. Flows that it forbids end at once. Those that are pending and about which it says by
+    /// itself what becomes of them are returned with that: the caller sees to it.
+    pub fn change(
+        &mut self,
+        policy: Arc<Policy>,
+        slot: usize,
+        flows: &mut Flows,
+        now: Instant,
+    ) -> Vec<(Asked, Verdict)> {
         flows.retain(slot, now, |flow| match flow {
             Some(flow) => policy.decide(flow),
             None => policy.decide_outbound(),
         });
+        let settled = flows.pending.judge_again(slot, |asked| match asked.flow() {
+            Some(flow) => policy.decide(&flow),
+            None => policy.decide_outbound(),
+        });
         self.policy = policy;
         self.fragments.clear();
+        settled
     }
 
     pub fn policy(&self) -> &Arc<Policy> {
         &self.policy
     }
 
-    /// Whether a packet may pass; if so, the flow that it starts or belongs to is known from here on.
+    /// Whether a packet may pass; if so, the flow that it starts or belongs to is known from here on. If the verdict is to ask,
+    /// the packet is held with the flow that is pending.
     pub fn check(
         &mut self,
         packet: &[u8],
@@ -76,24 +94,60 @@ impl Filter {
         flows: &mut Flows,
         now: Instant,
     ) -> Verdict {
-        let size = packet.len();
-        let Ok(packet) = parse(packet) else {
+        let bytes = packet;
+        let Ok(packet) = parse(bytes) else {
             let verdict = Verdict::deny(Reason::Unparseable);
-            let header = Header::of_unreadable(packet, direction);
-            self.refuse(header, verdict, slot, flows, now);
+            let header = Header::of_unreadable(bytes, direction);
+            self.refuse(header, verdict, 1, slot, flows, now);
             return verdict;
         };
-        let verdict = self.judge(&packet, size, direction, slot, flows, now);
+        let verdict = self.judge(&packet, bytes, direction, slot, flows, now);
         match packet.fragmented {
             Some(id) if verdict.is_allowed() => self.fragments.remember(&packet, id, now),
             Some(id) => self.fragments.forget(&packet, id),
             None => {}
         }
-        if !verdict.is_allowed() {
+        if verdict.action == Action::Deny {
             let header = Header::of(&packet, direction);
-            self.refuse(header, verdict, slot, flows, now);
+            self.refuse(header, verdict, 1, slot, flows, now);
         }
         verdict
+    }
+
+    /// A flow that was pending may begin, with its first packet; those after it are then checked like any others.
+    pub fn begin(&mut self, asked: &Asked, verdict: Verdict, flows: &mut Flows, now: Instant) {
+        let Some(first) = asked.held.first() else {
+            return;
+        };
+        // It was read when it came.
+        let Ok(packet) = parse(&first.packet) else {
+            return;
+        };
+        let seen = Seen {
+            flags: packet.flags(),
+            size: first.packet.len(),
+            direction: first.direction,
+            now,
+        };
+        flows.begin(asked.key, seen, verdict);
+        if let Some(id) = packet.fragmented {
+            self.fragments.remember(&packet, id, now);
+        }
+    }
+
+    /// A flow that was pending is refused, with everything of it that was held.
+    pub fn refuse_asked(
+        &mut self,
+        asked: &Asked,
+        verdict: Verdict,
+        flows: &mut Flows,
+        now: Instant,
+    ) {
+        if matches!(verdict.reason, Reason::Hook { .. }) {
+            flows.pending.refuse(asked.key, now);
+        }
+        let count = asked.held.len() as u64;
+        self.refuse(asked.header, verdict, count, asked.slot(), flows, now);
     }
 
     /// What there is to tell of refused packets, at most once a second.
@@ -119,11 +173,12 @@ impl Filter {
         &mut self,
         header: Header,
         verdict: Verdict,
+        count: u64,
         slot: usize,
         flows: &mut Flows,
         now: Instant,
     ) {
-        self.refusals.add(header, verdict);
+        self.refusals.add(header, verdict, count);
         if let Some(log) = flows.log_mut()
             && let Some(count) = self.refusals.take_line(now)
         {
@@ -134,7 +189,7 @@ impl Filter {
     fn judge(
         &mut self,
         packet: &Packet<'_>,
-        size: usize,
+        bytes: &[u8],
         direction: Direction,
         slot: usize,
         flows: &mut Flows,
@@ -158,13 +213,10 @@ impl Filter {
             }
             _ => {}
         }
-        let flags = match packet.content {
-            Content::Ports { flags, .. } => flags,
-            _ => 0,
-        };
+        let flags = packet.flags();
         let seen = Seen {
             flags,
-            size,
+            size: bytes.len(),
             direction,
             now,
         };
@@ -173,6 +225,14 @@ impl Filter {
             && flows.touch(key, seen)
         {
             return Verdict::allow(Reason::Flow);
+        }
+        if let Some(key) = &key
+            && let Some(verdict) = flows.pending.verdict(key)
+        {
+            return match flows.pending.join(key, direction, bytes) {
+                true => verdict,
+                false => verdict.crowded(),
+            };
         }
         let verdict = match direction {
             Direction::FromPeer => self.policy.decide_first(packet),
@@ -187,6 +247,33 @@ impl Filter {
         {
             flows.begin(key, seen, verdict);
         }
+        match (verdict.action, key) {
+            (Action::Ask, Some(key)) if starts && flows.pending.is_on() => {
+                let header = Header::of(packet, direction);
+                self.ask(key, header, verdict, bytes, flows, now)
+            }
+            (Action::Ask, _) => verdict.not_asked(),
+            _ => verdict,
+        }
+    }
+
+    #[cold]
+    fn ask(
+        &mut self,
+        key: Key,
+        header: Header,
+        verdict: Verdict,
+        bytes: &[u8],
+        flows: &mut Flows,
+        now: Instant,
+    ) -> Verdict {
+        if flows.pending.is_refused(&key, now) {
+            return verdict.decided(false);
+        }
+        if !flows.pending.ask(key, header, verdict, bytes, now) {
+            return verdict.crowded();
+        }
+        self.asked += 1;
         verdict
     }
 }

@@ -13,18 +13,18 @@
 )]
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hash, Hasher, SipHasher};
-use std::net::IpAddr;
+use std::hash::{BuildHasher, SipHasher};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand_core::CryptoRngCore;
 
 use super::filter::Direction;
-use super::header::{Header, Ports};
+use super::key::Key;
 use super::log::{EndReason, FlowLog, FlowRecord};
-use super::packet::{ACK, Content, FIN, Packet, RST, SYN};
-use super::{Flow, Policy, Reason, TCP, Transport, UDP, Verdict};
+use super::packet::{ACK, FIN, RST, SYN};
+use super::pending::Pending;
+use super::{Action, Flow, Policy, Reason, TCP, Verdict};
 use crate::Instant;
 
 /// Flows of one peer that are known at once.
@@ -60,134 +60,6 @@ impl Life {
     }
 }
 
-/// One flow, the same for both directions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Key {
-    slot: usize,
-    protocol: u8,
-    /// The peer's end.
-    peer: IpAddr,
-    /// The end in the network behind us.
-    far: IpAddr,
-    peer_port: u16,
-    far_port: u16,
-}
-
-impl Key {
-    /// The flow that a packet belongs to, if it is of a kind that flows are made of.
-    pub fn of(packet: &Packet<'_>, slot: usize, direction: Direction) -> Option<Self> {
-        let (protocol, source_port, destination_port) = match packet.content {
-            Content::Ports {
-                protocol,
-                source,
-                destination,
-                ..
-            } => (protocol, source, destination),
-            // Questions of the two sides are different flows, though both may pick the same identifier.
-            Content::Query { question, id, .. } => {
-                let from_peer = direction == Direction::FromPeer;
-                let asked_by_peer = from_peer != packet.content.is_answer();
-                let question = (u16::from(question) << 1) | u16::from(asked_by_peer);
-                let protocol = match packet.source {
-                    IpAddr::V4(_) => super::ICMP,
-                    IpAddr::V6(_) => super::ICMPV6,
-                };
-                match direction {
-                    Direction::FromPeer => (protocol, id, question),
-                    Direction::ToPeer => (protocol, question, id),
-                }
-            }
-            Content::Other { protocol } => (protocol, 0, 0),
-            Content::Error { .. } | Content::Message { .. } | Content::Later(_) => return None,
-        };
-        let source = (packet.source, source_port);
-        let destination = (packet.destination, destination_port);
-        let ((peer, peer_port), (far, far_port)) = match direction {
-            Direction::FromPeer => (source, destination),
-            Direction::ToPeer => (destination, source),
-        };
-        Some(Key {
-            slot,
-            protocol,
-            peer,
-            far,
-            peer_port,
-            far_port,
-        })
-    }
-
-    /// What rules would look at, if the peer starts it.
-    fn flow(&self) -> Flow {
-        Flow {
-            destination: self.far,
-            transport: match (self.protocol, self.far) {
-                (TCP, _) => Transport::Tcp(self.far_port),
-                (UDP, _) => Transport::Udp(self.far_port),
-                (super::ICMP, IpAddr::V4(_)) | (super::ICMPV6, IpAddr::V6(_)) => {
-                    Transport::Icmp((self.far_port >> 1) as u8)
-                }
-                (protocol, _) => Transport::Other(protocol),
-            },
-        }
-    }
-
-    /// What its first packet said, as far as the key tells; `by_peer`: the peer sent it.
-    fn header(&self, by_peer: bool) -> Header {
-        let flow = self.flow();
-        let (peer, far) = ((self.peer, self.peer_port), (self.far, self.far_port));
-        let (direction, source, destination) = match by_peer {
-            true => (Direction::FromPeer, peer, far),
-            false => (Direction::ToPeer, far, peer),
-        };
-        let (ports, icmp_type) = match flow.transport {
-            Transport::Tcp(_) | Transport::Udp(_) => {
-                let ports = Ports {
-                    source: source.1,
-                    destination: destination.1,
-                };
-                (Some(ports), None)
-            }
-            Transport::Icmp(kind) => (None, Some(kind)),
-            Transport::Other(_) => (None, None),
-        };
-        Header {
-            direction,
-            protocol: Some(self.protocol),
-            source: source.0,
-            destination: destination.0,
-            ports,
-            icmp_type,
-        }
-    }
-}
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        let (peer, far) = (bits(self.peer), bits(self.far));
-        let ports = (u64::from(self.peer_port) << 16) | u64::from(self.far_port);
-        let family = (u64::from(self.far.is_ipv4()) << 8) | u64::from(self.protocol);
-        for word in [
-            peer as u64,
-            far as u64,
-            ports | (family << 32),
-            self.slot as u64,
-        ] {
-            state.write_u64(word);
-        }
-        if self.far.is_ipv6() {
-            state.write_u64((peer >> 64) as u64);
-            state.write_u64((far >> 64) as u64);
-        }
-    }
-}
-
-fn bits(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(address) => address.to_bits().into(),
-        IpAddr::V6(address) => address.to_bits(),
-    }
-}
-
 /// What a packet tells the flow that it belongs to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen {
@@ -203,6 +75,8 @@ pub(super) struct Seen {
 struct Entry {
     key: Key,
     by_peer: bool,
+    /// It was the hook that let it begin.
+    by_hook: bool,
     life: Life,
     /// Which sides have sent FIN: the peer, and ours.
     finished: (bool, bool),
@@ -295,6 +169,8 @@ pub(crate) struct Flows {
     lives: [List; 3],
     is_keyed: bool,
     log: Option<Box<FlowLog>>,
+    /// Those that the hook is asked about.
+    pub pending: Pending,
 }
 
 impl Flows {
@@ -349,6 +225,7 @@ impl Flows {
         let mut entry = Entry {
             key,
             by_peer: direction == Direction::FromPeer,
+            by_hook: matches!(verdict.reason, Reason::Hook { .. }),
             life: if key.protocol == TCP {
                 Life::Tcp
             } else {
@@ -441,7 +318,8 @@ impl Flows {
         }
     }
 
-    /// Ends the flows of a peer that may not go on: `judge` is asked for each, with what the peer started, if it did.
+    /// Ends the flows of a peer that may not go on: `judge` is asked for each, with what the peer started, if it did. What the
+    /// hook has let pass needs not be asked again.
     pub fn retain(&mut self, slot: usize, now: Instant, judge: impl Fn(Option<&Flow>) -> Verdict) {
         let mut next = self.owners.get(slot).and_then(|owner| owner.flows.first);
         while let Some(place) = next {
@@ -450,7 +328,11 @@ impl Flows {
             };
             next = entry.in_peer.after;
             let flow = entry.by_peer.then(|| entry.key.flow());
-            let verdict = judge(flow.as_ref());
+            let mut verdict = judge(flow.as_ref());
+            if verdict.action == Action::Ask && entry.by_hook {
+                // It has been asked.
+                verdict = verdict.decided(true);
+            }
             if !verdict.is_allowed() {
                 self.remove(place, EndReason::Revoked, now);
             } else if let Some(log) = &mut self.log {

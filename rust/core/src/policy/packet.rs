@@ -132,6 +132,14 @@ impl Packet<'_> {
         })
     }
 
+    /// TCP's; none of others.
+    pub fn flags(&self) -> u8 {
+        match self.content {
+            Content::Ports { flags, .. } => flags,
+            _ => 0,
+        }
+    }
+
     /// Whether it is a message that no ICMP error may answer (RFC 1122, section 3.2.2; RFC 4443, section 2.4).
     pub fn is_error_or_redirect(&self) -> bool {
         match (self.content, self.destination) {

@@ -32,9 +32,10 @@ pub(super) struct Refusals {
 }
 
 impl Refusals {
-    pub fn add(&mut self, header: Header, verdict: Verdict) {
+    pub fn add(&mut self, header: Header, verdict: Verdict, count: u64) {
         self.latest = Some((header, verdict));
-        self.count += 1;
+        self.count += count;
+        self.unlogged += count;
     }
 
     /// What there is to say, if it may be said now: the latest one, and how many there were.
@@ -49,7 +50,6 @@ impl Refusals {
 
     /// How many a line of the flow log stands for, if there may be one now.
     pub fn take_line(&mut self, now: Instant) -> Option<u64> {
-        self.unlogged += 1;
         let may = self.lines.take(now);
         may.then(|| std::mem::take(&mut self.unlogged))
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use connlib_core::{DropReason, Event, PeerConfig, Role, TimeoutReason};
+use connlib_core::{DropReason, Event, NodeTimeoutReason, PeerConfig, Role, TimeoutReason};
 
 use crate::net::*;
 
@@ -110,7 +110,7 @@ fn a_deadline_names_its_reason_and_its_peer() {
     let node = &net.host(2).node;
     assert_eq!(
         node.next_timeout().map(|timeout| timeout.reason),
-        Some(TimeoutReason::PassiveKeepalive)
+        Some(NodeTimeoutReason::Tunnel(TimeoutReason::PassiveKeepalive))
     );
     assert_eq!(node.next_timeout_peer(), Some(public_key(1)));
 }

@@ -1,6 +1,8 @@
 //! Nodes joined by a network in memory: no clock, no socket, and the same trace every time.
 
 mod apply;
+mod asking;
+mod asking_bounds;
 mod capture;
 mod cookies;
 mod endpoints;

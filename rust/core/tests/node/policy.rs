@@ -80,6 +80,8 @@ fn what_a_peer_may_not_reach_is_dropped_counted_and_answered_through_the_tunnel(
         flows: 1,
         evicted: 0,
         answered: 1,
+        pending: 0,
+        asked: 0,
     };
     assert_eq!(numbers(&net), expected);
     assert_eq!(net.stats(2).drops.total(), 0);

@@ -1,0 +1,151 @@
+"""The hook of an interface: a function of the application's that decides about the first packet of a flow.
+
+    async def decide(question: FlowQuestion) -> bool:
+        return await database.may(question.name, question.destination, question.destination_port)
+
+    async with open_interface(config, decide=decide) as interface:
+        ...
+
+A policy asks it (`Action.ASK`), and the node holds the flow's packets meanwhile. Each question is a task of its own, so
+that a slow answer keeps nobody waiting but its own flow; a hook that is no coroutine function runs in the event loop,
+and must return at once. What the hook gets wrong costs the flow, which is refused, and never the interface.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
+from typing import TypeAlias
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ._flows import FlowQuestion
+from ._native import Node
+from ._policy import Action, Policy
+from ._text import listed
+from ._types import PeerConfig
+from .config import describe_peer
+
+__all__ = ["FlowHook"]
+
+_log = logging.getLogger("connlib")
+
+FlowHook: TypeAlias = Callable[[FlowQuestion], bool | Awaitable[bool]]
+"""Whether a flow may begin: True lets it pass, False refuses it."""
+
+ANSWER_TIME = 5.0
+"""Seconds after which the node does not wait for an answer any more, and the hook is cancelled."""
+
+MOST_CALLS = 1024
+"""Calls of the hook that are under way at once: as many as flows can be pending. A hook that does not end when it is
+cancelled would bring more; nobody is asked then."""
+
+_PAUSE = 60.0
+"""Seconds between two lines of the log about a hook that fails."""
+
+
+class Hook:
+    """The calls of one interface's hook."""
+
+    def __init__(self, decide: FlowHook) -> None:
+        if not callable(decide):
+            raise TypeError("decide must be a function that takes a connlib.FlowQuestion, or None")
+        self._decide = decide
+        self._names: dict[object, str | None] = {}
+        self._calls = 0
+        self._unlogged = 0
+        self._log_again = 0.0
+        self.counts: Counter[str] = Counter(asked=0, failed=0, late=0)
+        self._node: Node
+        self._name: str
+        self._tasks: TaskGroup
+        self._now: Callable[[], float]
+        self._settle: Callable[[], None]
+
+    def start(
+        self, node: Node, name: str, tasks: TaskGroup, now: Callable[[], float], settle: Callable[[], None]
+    ) -> None:
+        """Answer for a node from now on. Calls are tasks of `tasks`; `settle` follows each. name: the interface's."""
+        self._node, self._name = node, name
+        self._tasks, self._now, self._settle = tasks, now, settle
+        node.ask(True, now())
+
+    def update(self, peers: Iterable[PeerConfig]) -> None:
+        """Learn the names of the peers."""
+        self._names = {peer.public_key: peer.name for peer in peers}
+
+    def notice(self) -> None:
+        """Ask what the node has to ask."""
+        for question in self._node.take_questions():
+            if self._calls < MOST_CALLS:
+                self._calls += 1
+                self.counts["asked"] += 1
+                self._tasks.start_soon(self._answer, replace(question, name=self._names.get(question.peer)))
+
+    async def _answer(self, question: FlowQuestion) -> None:
+        try:
+            with anyio.move_on_after(ANSWER_TIME):
+                allow = await self._ask(question)
+                if self._node.decide(question.id, allow, self._now()):
+                    self._settle()
+                    return
+            # The node has refused the flow by itself, or another policy has decided.
+            self.counts["late"] += 1
+        finally:
+            self._calls -= 1
+
+    async def _ask(self, question: FlowQuestion) -> bool:
+        try:
+            answer = self._decide(question)
+            if inspect.isawaitable(answer):
+                answer = await answer
+        except Exception as error:
+            self._failed(f"raised {type(error).__name__}{_place(error)}")
+            return False
+        if not isinstance(answer, bool):
+            # What is meant by it is unknown: None would be a forgotten return.
+            self._failed(f"returned {type(answer).__name__}, which is not a bool")
+            return False
+        return answer
+
+    def _failed(self, how: str) -> None:
+        # Without the exception's own words, which may say anything, and not once for each packet of a port scan.
+        self.counts["failed"] += 1
+        self._unlogged += 1
+        if (now := self._now()) < self._log_again:
+            return
+        more = f"; {self._unlogged - 1:,} more since the last such line" if self._unlogged > 1 else ""
+        _log.warning("%s: the hook %s, and the flow is refused%s", self._name, how, more)
+        self._unlogged, self._log_again = 0, now + _PAUSE
+
+
+def _place(error: BaseException) -> str:
+    """Where it was raised: the file's name without its folder, and the line."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return ""
+    file = trace.tb_frame.f_code.co_filename.rpartition("/")[2]
+    return f" ({file}:{trace.tb_lineno})"
+
+
+def asks(policy: Policy) -> bool:
+    """Whether a policy asks about anything."""
+    return Action.ASK in (policy.default, policy.outbound, *(rule.action for rule in policy.rules))
+
+
+def nobody_to_ask(peers: Iterable[PeerConfig]) -> str | None:
+    """What to tell where there is no hook, of the peers whose policies ask one; None if none does."""
+    asking = [describe_peer(peer) for peer in peers if peer.policy is not None and asks(peer.policy)]
+    if not asking:
+        return None
+    whose = f"the policy of {asking[0]} asks" if len(asking) == 1 else f"the policies of {listed(asking)} ask"
+    return (
+        f"{whose} a hook, and `connlib up` has none (`decide` of open_interface is one): what it would be asked about "
+        "is refused"
+    )

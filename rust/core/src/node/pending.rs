@@ -1,0 +1,160 @@
+//! Flows that the owner of a node decides about: see [`Action::Ask`](crate::policy::Action).
+
+use connlib_boringtun::noise::{self, TimeoutReason};
+
+use super::Node;
+use super::filter::filter_of;
+use super::peers::Slot;
+use crate::policy::{Asked, Direction, Question, Verdict};
+use crate::{DropReason, Instant, Timeout};
+
+/// When a node is to be called next, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NodeTimeout {
+    pub at: Instant,
+    pub reason: NodeTimeoutReason,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NodeTimeoutReason {
+    /// A peer's tunnel wants it.
+    Tunnel(TimeoutReason),
+    /// A question of a policy was not answered, and its flow is refused.
+    Unanswered,
+}
+
+impl From<Timeout> for NodeTimeout {
+    fn from(timeout: Timeout) -> Self {
+        NodeTimeout {
+            at: timeout.at,
+            reason: NodeTimeoutReason::Tunnel(timeout.reason),
+        }
+    }
+}
+
+impl Node {
+    /// Whether somebody answers questions, from now on. Without, which is how a node begins, what a policy would ask about is
+    /// refused at once, and so is what waits when this is switched off.
+    pub fn ask(&mut self, on: bool, now: Instant) {
+        let now = self.advance(now);
+        self.flows.pending.switch(on);
+        while !on && let Some(asked) = self.flows.pending.take_first() {
+            let verdict = asked.verdict.not_asked();
+            self.settle_flow(asked, verdict, now);
+        }
+    }
+
+    /// The questions that policies have since the last call and that are still open, oldest first. Each waits for
+    /// [`ANSWER_TIME`](crate::policy::ANSWER_TIME), from the first packet on.
+    pub fn take_questions(&mut self) -> Vec<Question> {
+        let Node { flows, peers, .. } = self;
+        let questions = flows.pending.take_questions().filter_map(|(id, asked)| {
+            let settings = &peers.get(asked.slot())?.settings;
+            let reason = asked.verdict.reason;
+            Some(Question {
+                id,
+                peer: settings.public_key,
+                header: asked.header,
+                rule: reason.rule(),
+                rule_name: settings
+                    .policy
+                    .as_ref()
+                    .and_then(|policy| policy.rule_name(reason)),
+            })
+        });
+        questions.collect()
+    }
+
+    /// Answers a question: its flow may begin, and what was held of it goes on, in order; or it is refused.
+    ///
+    /// False, and nothing happens, if the question is not open: it was over, another policy has decided, the peer is gone, or
+    /// there never was one of this number.
+    pub fn decide(&mut self, id: u64, allow: bool, now: Instant) -> bool {
+        let now = self.advance(now);
+        // What is over at this instant is over, whoever is called first.
+        self.refuse_unanswered(now);
+        let Some(asked) = self.flows.pending.take(id) else {
+            return false;
+        };
+        let verdict = asked.verdict.decided(allow);
+        self.settle_flow(asked, verdict, now);
+        true
+    }
+
+    /// Refuses the flows whose questions are over.
+    pub(super) fn refuse_unanswered(&mut self, now: Instant) {
+        while let Some(asked) = self.flows.pending.take_due(now) {
+            let verdict = asked.verdict.unanswered();
+            self.settle_flow(asked, verdict, now);
+        }
+        self.flows.pending.reap(now);
+    }
+
+    /// The next deadline of a question, and the peer's key.
+    pub(super) fn next_question(&self) -> Option<(NodeTimeout, Slot)> {
+        let (at, slot) = self.flows.pending.next()?;
+        let reason = NodeTimeoutReason::Unanswered;
+        Some((NodeTimeout { at, reason }, slot))
+    }
+
+    /// It is known what becomes of a flow that was pending.
+    pub(super) fn settle_flow(&mut self, asked: Asked, verdict: Verdict, now: Instant) {
+        let slot = asked.slot();
+        match verdict.is_allowed() {
+            true => self.release(asked, verdict, now),
+            false => self.refuse_asked(asked, verdict, now),
+        }
+        self.settle(slot, None);
+    }
+
+    /// Lets go on what was held of a flow, as if it came now: routes and peers may have changed meanwhile.
+    fn release(&mut self, asked: Asked, verdict: Verdict, now: Instant) {
+        let slot = asked.slot();
+        if let Some(filter) = filter_of(self.peers.get_mut(slot)) {
+            filter.begin(&asked, verdict, &mut self.flows, now);
+        }
+        for (number, held) in asked.held.into_iter().enumerate() {
+            let is_first = number == 0;
+            match held.direction {
+                Direction::FromPeer => {
+                    self.output.push_packet(&held.packet);
+                    if self.check_source(slot) && (is_first || self.check_received(slot, now)) {
+                        self.capture_delivered(slot);
+                    }
+                }
+                Direction::ToPeer => self.release_to(slot, &held.packet, is_first, now),
+            }
+        }
+    }
+
+    fn release_to(&mut self, slot: Slot, packet: &[u8], is_first: bool, now: Instant) {
+        let destination = noise::Tunn::dst_address(packet);
+        let owner = destination.and_then(|to| self.routes.longest_match(to));
+        if owner != Some(slot) {
+            return self.drop_from(slot, DropReason::NoRoute);
+        }
+        if let Some(reason) = self.obstacle(slot, packet.len()) {
+            return self.drop_from(slot, reason);
+        }
+        if is_first || self.may_send(slot, packet, now) {
+            self.encapsulate(slot, packet, now);
+        }
+    }
+
+    /// Drops what was held of a flow, counts it, and tells whoever sent the first packet.
+    fn refuse_asked(&mut self, asked: Asked, verdict: Verdict, now: Instant) {
+        let slot = asked.slot();
+        if let Some(filter) = filter_of(self.peers.get_mut(slot)) {
+            filter.refuse_asked(&asked, verdict, &mut self.flows, now);
+        }
+        if let Some(peer) = self.peers.get_mut(slot) {
+            let count = asked.held.len();
+            peer.drops.add_many(verdict.drop_reason(), count);
+        }
+        if let Some(first) = asked.held.first()
+            && self.may_answer(slot, &first.packet, now)
+        {
+            self.answer(slot, first.direction, now);
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Flows that somebody else decides about: their first packets are held here until there is an answer.
+//!
+//! The core calls nobody. A flow whose verdict is [`Action::Ask`](super::Action) becomes a [`Question`], which is handed out
+//! once; whoever has the answer brings it by the question's number. Until then the flow is *pending*, and what belongs to it,
+//! in either direction, joins its queue. Everything has a bound, and each question an end: numbers rise with time, so that
+//! the question with the lowest one is always the next to be over.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::filter::Direction;
+use super::header::Header;
+use super::key::Key;
+use super::{Action, Flow, Reason, Verdict};
+use crate::Instant;
+
+/// Packets of one flow that are held: what a sender without an answer repeats in five seconds, or a resolver asks at once.
+pub const MAX_HELD: usize = 8;
+
+/// Flows of one peer that are pending: what a browser opens at once for a page or two.
+pub const MAX_PENDING_PER_PEER: usize = 64;
+
+/// Flows of all peers that are pending, and so calls of the hook that are under way: 16 peers at their own bound.
+pub const MAX_PENDING: usize = 1024;
+
+/// Bytes of packets that are held for one peer: its flows with eight packets each of more than full size.
+pub const MAX_HELD_BYTES_PER_PEER: usize = 1 << 20;
+
+/// Bytes of packets that are held for all peers: 16 of them at their own bound.
+pub const MAX_HELD_BYTES: usize = 1 << 24;
+
+/// For how long a question waits. A TCP client has then repeated its SYN twice, and a person still waits.
+pub const ANSWER_TIME: Duration = Duration::from_secs(5);
+
+/// For how long a refusal by the hook holds without asking again: longer than the first repetitions of TCP and of resolvers.
+pub const REFUSAL_TIME: Duration = Duration::from_secs(10);
+
+/// Refusals by the hook that are remembered, of all peers, at some 150 bytes. The oldest is forgotten for a new one, whose
+/// sender is then asked about once more.
+pub const MAX_REFUSED: usize = 8192;
+
+/// May a flow begin?
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// Numbers are given once.
+    pub id: u64,
+    /// The peer's public key.
+    pub peer: [u8; 32],
+    /// The flow's first packet.
+    pub header: Header,
+    /// Which rule asks, counted from 0; `None`: it is the policy's `default`, or its `outbound`.
+    pub rule: Option<usize>,
+    /// What that rule is called.
+    pub rule_name: Option<Arc<str>>,
+}
+
+/// A packet that waits, and which way it goes.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub direction: Direction,
+    pub packet: Box<[u8]>,
+}
+
+/// A flow that is pending.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(super) key: Key,
+    pub header: Header,
+    /// What asks.
+    pub verdict: Verdict,
+    until: Instant,
+    /// In the order in which they came; there is at least the first.
+    pub held: Vec<Held>,
+}
+
+impl Asked {
+    pub fn slot(&self) -> usize {
+        self.key.slot
+    }
+
+    fn bytes(&self) -> usize {
+        self.held.iter().map(|held| held.packet.len()).sum()
+    }
+
+    /// What rules would look at, if the peer started it.
+    pub(super) fn flow(&self) -> Option<Flow> {
+        (self.header.direction == Direction::FromPeer).then(|| self.key.flow())
+    }
+}
+
+/// What one peer has of it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    flows: usize,
+    bytes: usize,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Pending {
+    /// Whether there is a hook.
+    is_on: bool,
+    /// The last number that was given, and the last one that was handed out.
+    ids: u64,
+    told: u64,
+    by_id: BTreeMap<u64, Asked>,
+    by_key: BTreeMap<Key, u64>,
+    /// By slot, of those that have any.
+    shares: BTreeMap<usize, Share>,
+    bytes: usize,
+    /// Flows that the hook refused, and until when that holds.
+    refused: BTreeMap<Key, Instant>,
+    /// The same in the order of their ends. What is forgotten before, with its peer or by another policy, stays in here.
+    ends: VecDeque<(Instant, Key)>,
+}
+
+impl Pending {
+    /// Whether flows become pending from now on.
+    pub fn switch(&mut self, on: bool) {
+        self.is_on = on;
+    }
+
+    pub fn is_on(&self) -> bool {
+        self.is_on
+    }
+
+    /// Whether the hook has refused a flow not long ago.
+    pub(super) fn is_refused(&self, key: &Key, now: Instant) -> bool {
+        self.refused.get(key).is_some_and(|until| now < *until)
+    }
+
+    /// Asks about a flow, and holds its first packet. False, and nothing, for want of room.
+    pub(super) fn ask(
+        &mut self,
+        key: Key,
+        header: Header,
+        verdict: Verdict,
+        packet: &[u8],
+        now: Instant,
+    ) -> bool {
+        let share = self.shares.get(&key.slot).copied().unwrap_or_default();
+        let is_full = self.by_id.len() >= MAX_PENDING || share.flows >= MAX_PENDING_PER_PEER;
+        if is_full || !self.has_room(share, packet) {
+            return false;
+        }
+        self.ids += 1;
+        let held = Held {
+            direction: header.direction,
+            packet: packet.into(),
+        };
+        let asked = Asked {
+            key,
+            header,
+            verdict,
+            until: now + ANSWER_TIME,
+            held: vec![held],
+        };
+        self.by_id.insert(self.ids, asked);
+        self.by_key.insert(key, self.ids);
+        let share = self.shares.entry(key.slot).or_default();
+        share.flows += 1;
+        share.bytes += packet.len();
+        self.bytes += packet.len();
+        true
+    }
+
+    /// Holds another packet of a pending flow. False, and nothing, for want of room.
+    pub(super) fn join(&mut self, key: &Key, direction: Direction, packet: &[u8]) -> bool {
+        let share = self.shares.get(&key.slot).copied().unwrap_or_default();
+        let has_room = self.has_room(share, packet);
+        let id = self.by_key.get(key).copied();
+        let asked = id.and_then(|id| self.by_id.get_mut(&id));
+        let Some(asked) = asked.filter(|asked| has_room && asked.held.len() < MAX_HELD) else {
+            return false;
+        };
+        asked.held.push(Held {
+            direction,
+            packet: packet.into(),
+        });
+        self.shares.entry(key.slot).or_default().bytes += packet.len();
+        self.bytes += packet.len();
+        true
+    }
+
+    fn has_room(&self, share: Share, packet: &[u8]) -> bool {
+        self.bytes + packet.len() <= MAX_HELD_BYTES
+            && share.bytes + packet.len() <= MAX_HELD_BYTES_PER_PEER
+    }
+
+    /// What asks about a pending flow.
+    pub(super) fn verdict(&self, key: &Key) -> Option<Verdict> {
+        let id = self.by_key.get(key)?;
+        Some(self.by_id.get(id)?.verdict)
+    }
+
+    /// The questions that are still open and were not handed out yet, oldest first.
+    pub fn take_questions(&mut self) -> impl Iterator<Item = (u64, &Asked)> {
+        let told = std::mem::replace(&mut self.told, self.ids);
+        self.by_id
+            .range(told.saturating_add(1)..)
+            .map(|(id, asked)| (*id, asked))
+    }
+
+    /// The flow that a question is about, which is not pending any more.
+    pub fn take(&mut self, id: u64) -> Option<Asked> {
+        let asked = self.by_id.remove(&id)?;
+        self.by_key.remove(&asked.key);
+        let bytes = asked.bytes();
+        self.bytes = self.bytes.saturating_sub(bytes);
+        if let Some(share) = self.shares.get_mut(&asked.key.slot) {
+            share.flows = share.flows.saturating_sub(1);
+            share.bytes = share.bytes.saturating_sub(bytes);
+            if share.flows == 0 {
+                self.shares.remove(&asked.key.slot);
+            }
+        }
+        Some(asked)
+    }
+
+    /// When the next question is over, and whose it is.
+    pub fn next(&self) -> Option<(Instant, usize)> {
+        let (_, asked) = self.by_id.first_key_value()?;
+        Some((asked.until, asked.key.slot))
+    }
+
+    /// Takes out the first question that is over.
+    pub fn take_due(&mut self, now: Instant) -> Option<Asked> {
+        let (id, asked) = self.by_id.first_key_value()?;
+        let (id, is_over) = (*id, asked.until <= now);
+        is_over.then(|| self.take(id)).flatten()
+    }
+
+    /// Takes out the first question, whenever it is over.
+    pub fn take_first(&mut self) -> Option<Asked> {
+        let id = *self.by_id.first_key_value()?.0;
+        self.take(id)
+    }
+
+    /// Judges the pending flows of a peer anew: takes out those that need no answer any more, each with what becomes of it,
+    /// in order. What was refused is forgotten.
+    pub fn judge_again(
+        &mut self,
+        slot: usize,
+        judge: impl Fn(&Asked) -> Verdict,
+    ) -> Vec<(Asked, Verdict)> {
+        if !self.refused.is_empty() {
+            self.refused.retain(|key, _| key.slot != slot);
+        }
+        let mut settled = Vec::new();
+        for (id, asked) in self.by_id.iter_mut() {
+            if asked.key.slot != slot {
+                continue;
+            }
+            let verdict = judge(asked);
+            match verdict.action {
+                Action::Ask => asked.verdict = verdict,
+                _ => settled.push((*id, verdict)),
+            }
+        }
+        let settled = settled.into_iter();
+        settled
+            .filter_map(|(id, verdict)| Some((self.take(id)?, verdict)))
+            .collect()
+    }
+
+    /// Takes out everything of a peer that is gone.
+    pub fn forget(&mut self, slot: usize) -> Vec<Asked> {
+        let settled = self.judge_again(slot, |_| Verdict::deny(Reason::Default));
+        settled.into_iter().map(|(asked, _)| asked).collect()
+    }
+
+    /// The hook has refused a flow.
+    pub(super) fn refuse(&mut self, key: Key, now: Instant) {
+        self.reap(now);
+        if self.ends.len() >= MAX_REFUSED {
+            self.forget_first_refusal();
+        }
+        let until = now + REFUSAL_TIME;
+        self.refused.insert(key, until);
+        self.ends.push_back((until, key));
+    }
+
+    /// Forgets the refusals that do not hold any more.
+    pub fn reap(&mut self, now: Instant) {
+        while self.ends.front().is_some_and(|(until, _)| *until <= now) {
+            self.forget_first_refusal();
+        }
+    }
+
+    fn forget_first_refusal(&mut self) {
+        if let Some((until, key)) = self.ends.pop_front()
+            && self.refused.get(&key) == Some(&until)
+        {
+            self.refused.remove(&key);
+        }
+        if self.ends.is_empty() {
+            self.ends = VecDeque::new();
+        }
+    }
+
+    /// How many flows of a peer are pending.
+    pub fn count(&self, slot: usize) -> usize {
+        self.shares.get(&slot).map_or(0, |share| share.flows)
+    }
+}

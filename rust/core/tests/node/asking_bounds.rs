@@ -1,0 +1,227 @@
+//! What is held for the owner of a node to decide about has bounds, and whatever happens to it, nothing of it is lost
+//! uncounted.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use connlib_core::policy::Action;
+use connlib_core::{DropReason, PeerConfig};
+use proptest::prelude::*;
+
+use crate::asking::*;
+use crate::net::*;
+
+#[test]
+fn a_flow_holds_eight_packets_and_the_rest_is_dropped_in_silence_and_counted() {
+    let mut net = connected(asking());
+    for number in 0..11 {
+        arrives(&mut net, 1, &request(443, number));
+    }
+    assert_eq!(drops(&net, DropReason::PendingFull), 3);
+    assert_eq!(received(&mut net, 1), [[]; 0]);
+    let id = one_question(&mut net);
+    assert!(decide(&mut net, id, true));
+    let expected: Vec<_> = (0..8).map(|number| request(443, number)).collect();
+    assert_eq!(received(&mut net, 2), expected);
+}
+
+#[test]
+fn a_peer_has_sixty_four_pending_flows_and_a_node_a_thousand_and_twenty_four() {
+    let mut net = connected(asking());
+    for port in 0..70 {
+        net.send(1, &request(1000 + port, 0));
+    }
+    net.run_for(0.1);
+    assert_eq!((numbers(&net).pending, numbers(&net).asked), (64, 64));
+    assert_eq!(drops(&net, DropReason::PendingFull), 6);
+    let ids: Vec<_> = questions(&mut net)
+        .iter()
+        .map(|question| question.id)
+        .collect();
+    assert_eq!(ids, (1..=64).collect::<Vec<_>>());
+    assert!(decide(&mut net, 17, false));
+    arrives(&mut net, 1, &request(2000, 0));
+    assert_eq!(numbers(&net).pending, 64);
+
+    // 17 peers, whose flows start on the node's side: nothing has to come from them.
+    let outbound = Some(simple(Action::Deny, Action::Ask));
+    let peers = (10..27).map(|number| PeerConfig {
+        policy: outbound.clone(),
+        ..peer(number)
+    });
+    let mut hub = node(config(9, peers.collect()));
+    hub.ask(true, START);
+    for number in 10..27 {
+        for port in 0..64 {
+            hub.handle_packet(&between(9, number, &udp(1000 + port, 443, 0)), START);
+        }
+    }
+    assert_eq!(hub.take_questions().len(), 1024);
+    let stats = hub.stats(START).peers;
+    let full: u64 = stats
+        .iter()
+        .map(|peer| peer.drops.get(DropReason::PendingFull))
+        .sum();
+    assert_eq!(full, 64);
+    hub.handle_timeout(START + Duration::from_secs(5));
+    let stats = hub.stats(START).peers;
+    let over: u64 = stats
+        .iter()
+        .map(|peer| peer.drops.get(DropReason::Unanswered))
+        .sum();
+    assert_eq!(over, 1024);
+}
+
+#[test]
+fn a_peer_holds_a_mebibyte_and_a_node_sixteen() {
+    let outbound = Some(simple(Action::Deny, Action::Ask));
+    let peers = (10..30).map(|number| PeerConfig {
+        policy: outbound.clone(),
+        ..peer(number)
+    });
+    let mut hub = node(config(9, peers.collect()));
+    hub.ask(true, START);
+    let mut large = udp(1, 443, 0);
+    large.resize(65_000 - 20, 0);
+    for number in 10..30 {
+        for port in 0..20u16 {
+            large[..2].copy_from_slice(&port.to_be_bytes());
+            hub.handle_packet(&between(9, number, &large), START);
+        }
+    }
+    let pending: Vec<_> = hub
+        .stats(START)
+        .peers
+        .iter()
+        .map(|peer| peer.policy.unwrap().pending)
+        .collect();
+    // 16 packets of 65,000 bytes go into 2^20, and 258 into 2^24: the peers came in the order of their numbers.
+    assert_eq!(pending.iter().max(), Some(&16));
+    assert_eq!(pending.iter().sum::<usize>(), 258);
+    // What is released makes room.
+    for question in hub.take_questions() {
+        hub.decide(question.id, false, START);
+    }
+    hub.handle_packet(&between(9, 29, &large), START);
+    assert_eq!(hub.take_questions().len(), 1);
+}
+
+#[test]
+fn of_more_refusals_than_are_remembered_the_oldest_is_forgotten_and_asked_about_again() {
+    let outbound = Some(simple(Action::Deny, Action::Ask));
+    let peer = PeerConfig {
+        policy: outbound,
+        ..peer(10)
+    };
+    let mut hub = node(config(9, vec![peer]));
+    hub.ask(true, START);
+    let mut refuse = |port: u16| {
+        hub.handle_packet(&between(9, 10, &udp(port, 443, 0)), START);
+        let questions = hub.take_questions();
+        for question in &questions {
+            assert!(hub.decide(question.id, false, START));
+        }
+        hub.clear_output();
+        questions.len()
+    };
+    assert!((0..8192).all(|port| refuse(port) == 1));
+    assert!((0..8192).all(|port| refuse(port) == 0));
+    assert_eq!(refuse(8192), 1);
+    assert_eq!((refuse(1), refuse(8192)), (0, 0));
+    assert_eq!(refuse(0), 1);
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// By the peer or not, of which flow.
+    Send(bool, u16),
+    /// The nth of the open questions.
+    Decide(usize, bool),
+    Wait(u64),
+    Ask(bool),
+    /// 0: the policy asks, 1: allows, 2: denies, 3: there is none.
+    Change(u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        20 => (any::<bool>(), 0..6u16).prop_map(|(by_peer, flow)| Step::Send(by_peer, flow)),
+        6 => (0..8usize, any::<bool>()).prop_map(|(nth, allow)| Step::Decide(nth, allow)),
+        3 => prop::sample::select(vec![1, 1000, 4000, 5000, 10_000]).prop_map(Step::Wait),
+        1 => prop::bool::weighted(0.9).prop_map(Step::Ask),
+        1 => (0..4u8).prop_map(Step::Change),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn whatever_comes_and_is_answered_each_packet_comes_out_once_and_in_order_or_is_counted(
+        steps in prop::collection::vec(step(), 1..150)
+    ) {
+        let policies = [
+            Some(simple(Action::Ask, Action::Ask)),
+            Some(simple(Action::Allow, Action::Allow)),
+            Some(simple(Action::Deny, Action::Deny)),
+            None,
+        ];
+        let mut net = connected(policies[0].clone().unwrap());
+        // The session stays: whoever sends has one.
+        let mut sent: BTreeMap<(bool, u16), u16> = BTreeMap::new();
+        let mut open = Vec::new();
+        let mut questions_of: BTreeMap<u64, usize> = BTreeMap::new();
+        for step in steps {
+            match step {
+                Step::Send(by_peer, flow) => {
+                    let number = sent.entry((by_peer, flow)).or_default();
+                    let packet = match by_peer {
+                        true => request(443 + flow, *number),
+                        false => reply(443 + flow, *number),
+                    };
+                    *number += 1;
+                    net.send(if by_peer { 1 } else { 2 }, &packet);
+                    net.run_for(0.05);
+                }
+                Step::Decide(nth, allow) => {
+                    if let Some(id) = open.get(nth).copied() {
+                        decide(&mut net, id, allow);
+                    }
+                }
+                Step::Wait(millis) => net.run_for(millis as f64 / 1000.0),
+                Step::Ask(on) => ask(&mut net, on),
+                Step::Change(which) => {
+                    apply(&mut net, gateway(policies[usize::from(which)].clone()));
+                    net.run_for(0.05);
+                }
+            }
+            for question in questions(&mut net) {
+                *questions_of.entry(question.id).or_default() += 1;
+                open.push(question.id);
+            }
+            if let Some(policy) = net.peer_stats(2, 1).policy {
+                prop_assert!(policy.pending <= 6);
+            }
+        }
+        net.run_for(6.0);
+        prop_assert!(questions_of.values().all(|count| *count == 1));
+        let pending = net.peer_stats(2, 1).policy.map_or(0, |policy| policy.pending);
+        prop_assert_eq!(pending, 0);
+
+        let mut out = 0;
+        for (host, by_peer) in [(2, true), (1, false)] {
+            let mut last: BTreeMap<u16, u16> = BTreeMap::new();
+            for packet in received(&mut net, host).iter().filter(|packet| packet[9] == 17) {
+                let word = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
+                let (flow, number) = (word(if by_peer { 22 } else { 20 }), word(28));
+                if let Some(before) = last.insert(flow, number) {
+                    prop_assert!(before < number, "{} after {} of {}", number, before, flow);
+                }
+                out += 1;
+            }
+        }
+        let counted = net.peer_stats(2, 1).drops.total();
+        let all: u16 = sent.values().sum();
+        prop_assert_eq!(out + counted, u64::from(all));
+    }
+}
