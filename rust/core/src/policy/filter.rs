@@ -75,6 +75,7 @@ impl Filter {
             Some(flow) => policy.decide(&flow),
             None => policy.decide_outbound(),
         });
+        self.refusals.change(&self.policy);
         self.policy = policy;
         self.fragments.clear();
         settled
@@ -152,13 +153,7 @@ impl Filter {
 
     /// What there is to tell of refused packets, at most once a second.
     pub fn take_refusal(&mut self, now: Instant) -> Option<Refusal> {
-        let (header, verdict, count) = self.refusals.take(now)?;
-        Some(Refusal {
-            header,
-            verdict,
-            rule_name: self.policy.rule_name(verdict.reason),
-            count,
-        })
+        self.refusals.take(&self.policy, now)
     }
 
     /// Whether the sender of a refused packet is told so now.

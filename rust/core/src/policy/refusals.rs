@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::Verdict;
 use super::header::Header;
+use super::{Policy, Verdict};
 use crate::Instant;
 use crate::bucket::Bucket;
 
@@ -23,6 +23,8 @@ pub struct Refusal {
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
     latest: Option<(Header, Verdict)>,
+    /// The policy that refused it, if there is another one now, with rules of other names.
+    former: Option<Arc<Policy>>,
     count: u64,
     /// One event at once, and one a second.
     events: Bucket<1, 1000>,
@@ -34,18 +36,35 @@ pub(super) struct Refusals {
 impl Refusals {
     pub fn add(&mut self, header: Header, verdict: Verdict, count: u64) {
         self.latest = Some((header, verdict));
+        self.former = None;
         self.count += count;
         self.unlogged += count;
     }
 
-    /// What there is to say, if it may be said now: the latest one, and how many there were.
-    pub fn take(&mut self, now: Instant) -> Option<(Header, Verdict, u64)> {
+    /// There is to be another policy than the one that has decided until now.
+    pub fn change(&mut self, policy: &Arc<Policy>) {
+        if self.latest.is_some() && self.former.is_none() {
+            self.former = Some(Arc::clone(policy));
+        }
+    }
+
+    /// What there is to say, if it may be said now: of the latest one, which `policy` refused unless that has changed since.
+    pub fn take(&mut self, policy: &Policy, now: Instant) -> Option<Refusal> {
         let (header, verdict) = self.latest?;
         if !self.events.take(now) {
             return None;
         }
         self.latest = None;
-        Some((header, verdict, std::mem::take(&mut self.count)))
+        let former = self.former.take();
+        Some(Refusal {
+            header,
+            verdict,
+            rule_name: former
+                .as_deref()
+                .unwrap_or(policy)
+                .rule_name(verdict.reason),
+            count: std::mem::take(&mut self.count),
+        })
     }
 
     /// How many a line of the flow log stands for, if there may be one now.

@@ -365,3 +365,35 @@ fn a_policy_that_changes_ends_the_flows_that_it_forbids_and_no_others() {
         denied(Reason::Default)
     );
 }
+
+#[test]
+fn a_refusal_is_told_with_the_name_of_the_rule_that_refused_it_whatever_the_rules_are_now() {
+    let named = |name: &str, action| Rule {
+        action,
+        name: Some(name.into()),
+        ..allow(Protocol::Udp, &[22..=22])
+    };
+    let mut gate = Gate::new(policy(
+        &[named("no ssh", Action::Deny)],
+        Action::Allow,
+        Action::Allow,
+    ));
+    let refused = ip(PEER, FAR, 17, &udp(5000, 22));
+    assert_eq!(gate.sends(&refused), denied(Reason::Rule(0)));
+    for name in ["other", "another"] {
+        let rules = [named(name, Action::Deny)];
+        let Gate { filter, flows, now } = &mut gate;
+        filter.change(policy(&rules, Action::Allow, Action::Allow), 0, flows, *now);
+    }
+    let name = |gate: &mut Gate| {
+        gate.filter
+            .take_refusal(gate.now)
+            .unwrap()
+            .rule_name
+            .unwrap()
+    };
+    assert_eq!(&*name(&mut gate), "no ssh");
+    gate.now = after(2);
+    assert_eq!(gate.sends(&refused), denied(Reason::Rule(0)));
+    assert_eq!(&*name(&mut gate), "another");
+}
