@@ -346,10 +346,12 @@ async def test_a_slow_answer_keeps_nobody_waiting_but_its_own_flow() -> None:
         return True
 
     async with pair(hook) as opened:
+        begun = trio.current_time()
         for port in (3000, 2000, 1000):
             await opened.client_tun.send(flow(port))
         for port in (1000, 2000, 3000):
             assert await opened.gateway_tun.receive() == flow(port)
+            assert trio.current_time() - begun == pytest.approx(port / 1000)
     assert order == [1000, 2000, 3000]
 
 
@@ -497,13 +499,13 @@ async def test_a_hook_that_cannot_be_cancelled_is_not_called_without_end(
         for port in range(443, 447):
             await opened.client_tun.send(flow(port))
         await trio.sleep(10)
-        assert calls == [443, 444]
+        assert sorted(calls) == [443, 444]
         assert drops(opened) == {DropReason.UNANSWERED: 4}
         assert opened.gateway.stats().hook["asked"] == 2
         await trio.sleep(20)
         await opened.client_tun.send(flow(447))
         await trio.sleep(0.1)
-        assert calls == [443, 444, 447]
+        assert calls[2:] == [447]
 
 
 @in_namespace

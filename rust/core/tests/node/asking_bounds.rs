@@ -98,8 +98,17 @@ fn a_peer_holds_a_mebibyte_and_a_node_sixteen() {
     // 16 packets of 65,000 bytes go into 2^20, and 258 into 2^24: the peers came in the order of their numbers.
     assert_eq!(pending.iter().max(), Some(&16));
     assert_eq!(pending.iter().sum::<usize>(), 258);
-    // What is released makes room.
-    for question in hub.take_questions() {
+    // What is released makes room, for a peer that has others pending, too.
+    let open = hub.take_questions();
+    let mut asked = open
+        .iter()
+        .filter(|question| question.peer == public_key(10));
+    let first = asked.next().unwrap();
+    assert!(hub.decide(first.id, false, START));
+    large[..2].copy_from_slice(&99u16.to_be_bytes());
+    hub.handle_packet(&between(9, 10, &large), START);
+    assert_eq!(hub.take_questions().len(), 1);
+    for question in open {
         hub.decide(question.id, false, START);
     }
     hub.handle_packet(&between(9, 29, &large), START);
