@@ -182,7 +182,7 @@ def _in_a_group(run: Run, what: str, size: int, queue: int) -> list[Check]:
         count(f"{what}: waiting for one of them, alone", of_one, queue),
         count(f"{what}: of {peers:,} peers have some waiting", waited_for, peers),
         at_most(f"{what}: longest queue", queued, queue, timed=False),
-        at_least(f"{what}: garbage refused meanwhile", garbage, run.count(1000, 1), timed=False),
+        at_least(f"{what}: garbage refused meanwhile", garbage, run.count(1000, 100), timed=False),
         note(f"{what}: grown by", grown / MEGABYTE, "MB"),
         most,
     ]
