@@ -97,6 +97,7 @@ def _stats(interface: Interface) -> dict[str, Any]:
         "initiations": sum(peer.tunnel.initiations_sent for peer in stats.peers),
         "responses": sum(peer.tunnel.responses_sent for peer in stats.peers),
         "queued": max((peer.tunnel.queued for peer in stats.peers), default=0),
+        "waited for": sum(peer.tunnel.queued > 0 for peer in stats.peers),
         "endpoints": [peer.endpoint for peer in stats.peers[:10]],
         "timer_wakes": stats.timer_wakes,
     }

@@ -18,7 +18,7 @@ from interop.netns import Namespace, wait_for
 from reliability import parties
 from reliability.clients import Client, Crowd, checksum
 from reliability.faults import Check, Missing, Run, at_least, at_most, count, note
-from reliability.floods import GATEWAY, under_attack
+from reliability.floods import GATEWAY, all_taken, drops_between, under_attack
 from reliability.places import CABLES, child, cpu_seconds, yard
 
 FULL = 1420
@@ -32,6 +32,7 @@ def forged_icmp(run: Run) -> list[Check]:
         place.crowd.connect()
         sessions = place.gateway.ask("stats")["sessions"]
         port = client.socket.getsockname()[1]
+        before = int(_counter(place.middle, "Icmp", "InDestUnreachs"))
         with place.attackers.make_socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
             forged = 0
             for _ in range(run.count(1000, 20)):
@@ -45,8 +46,10 @@ def forged_icmp(run: Run) -> list[Check]:
         stats = place.gateway.ask("stats")
         # Fragments would be carried; whole ones show that nothing had to be cut.
         cut = int(_counter(place.middle, "Ip", "FragCreates"))
+        taken = int(_counter(place.middle, "Icmp", "InDestUnreachs")) - before
     return [
         note("forged messages", forged),
+        at_least("of them that the gateway's kernel took", taken, 0.9 * forged, timed=False),
         count("sessions torn down", sessions - stats["sessions"], 0),
         count("packets of 1,420 bytes lost", client.sent - client.answered, 0),
         count("datagrams cut", cut, 0),
@@ -85,16 +88,19 @@ def rewritten_source(run: Run) -> list[Check]:
                     before = moved.answered
                     moved.send()
                     healed += crowd.serve_until(lambda b=before: box.turn() and moved.answered > b, 5)  # type: ignore[misc]
-                endpoint = place.gateway.ask("stats")["endpoints"][0]
+                before_copies = all_taken(place.gateway, crowd)
                 # A copy of what the client sent, from somewhere else, moves nothing.
                 copies = run.count(1000, 20)
                 with place.attackers.make_socket(socket.AF_INET, socket.SOCK_DGRAM) as elsewhere:
                     for _ in range(copies):
                         elsewhere.sendto(box.last, (f"{CABLES[1]}.1", parties.PORT))
-                unmoved = place.gateway.ask("stats")["endpoints"][0] == endpoint
+                after = all_taken(place.gateway, crowd)
+                refused = drops_between(before_copies, after)["DUPLICATE_COUNTER"]
+                unmoved = after["endpoints"][0] == before_copies["endpoints"][0]
     return [
         count(f"of {rewrites} rewrites healed by the first packet after them", healed, rewrites),
-        count(f"endpoints moved by {copies:,} copies of a packet from elsewhere", int(not unmoved), 0),
+        count(f"of {copies:,} copies from elsewhere refused as copies", refused, copies),
+        count("endpoints moved by them", int(not unmoved), 0),
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import secrets
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -17,8 +18,18 @@ from interop.netns import Background, Namespace, wait_for
 from reliability import parties
 from reliability.clients import Client, Crowd
 from reliability.faults import Check, Run, at_least, at_most, count, note
-from reliability.floods import GATEWAY, PUBLIC
-from reliability.places import CABLES, COMMAND, MEGABYTE, background, child, cpu_seconds, resident, yard
+from reliability.floods import GARBAGE, GATEWAY, PUBLIC
+from reliability.places import (
+    CABLES,
+    COMMAND,
+    MEGABYTE,
+    Child,
+    background,
+    child,
+    cpu_seconds,
+    resident,
+    yard,
+)
 
 
 @contextmanager
@@ -69,8 +80,8 @@ def no_descriptors(run: Run) -> list[Check]:
             alone = cpu_seconds(gateway.pid) - start
             port = gateway.ask("port")
             before = resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE)
-            open_now = len(list(Path(f"/proc/{gateway.pid}/fd").iterdir()))
-            resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (open_now, before[1]))
+            resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (_next_descriptor(gateway.pid), before[1]))
+            memory = resident(gateway.pid)
             callers = [_call(hosts.middle, port) for _ in range(20)]
             sent, answered = crowd.sent, crowd.answered
             start = cpu_seconds(gateway.pid)
@@ -78,13 +89,23 @@ def no_descriptors(run: Run) -> list[Check]:
             crowd.settle()
             used = cpu_seconds(gateway.pid) - start - alone
             delivered = (crowd.answered - answered) / (crowd.sent - sent)
+            grown = resident(gateway.pid) - memory
+            early = len(select.select(callers, [], [], 0)[0])
             resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, before)
             served = sum(_was_served(caller) for caller in callers)
     return [
         at_least("the tunnel's requests answered", delivered * 100, 90, "%", timed=True),
         at_most("processor besides the tunnel's", used / seconds * 100, 5, "%", timed=True),
+        at_most("memory grown by", grown / MEGABYTE, 1, "MB", timed=True),
+        count("of 20 who called meanwhile served at once", early, 0),
         count("of 20 who called meanwhile served when there are descriptors again", served, 20),
     ]
+
+
+def _next_descriptor(pid: int) -> int:
+    """The number of the next descriptor that a process opens."""
+    used = {int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir()}
+    return min(set(range(len(used) + 1)) - used)
 
 
 def _call(place: Namespace, port: int) -> socket.socket:
@@ -140,19 +161,40 @@ def _in_a_group(run: Run, what: str, size: int, queue: int) -> list[Check]:
         start = resident(gateway.pid)
         generator.tell("flood", seconds=seconds)
         try:
+            _fill(hosts.middle, 1, size, queue + 44)
+            of_one = _queued_until_full(gateway)
             _fill(hosts.middle, peers, size, queue + 44)
-            queued, grown, killed = gateway.ask("stats")["queued"], resident(gateway.pid) - start, 0
+            said = gateway.ask("stats")
+            queued, waited_for, grown, killed = (
+                said["queued"],
+                said["waited for"],
+                resident(gateway.pid) - start,
+                0,
+            )
+            garbage = sum(said["drops"].get(reason, 0) for reason in GARBAGE)
         except (RuntimeError, OSError):
             # Its device has gone with it, or it answers nothing.
-            queued, grown, killed = 0, 0, 1
+            of_one, queued, waited_for, grown, killed, garbage = 0, 0, 0, 0, 1, 0
         generator.read()
         most = group.most(f"{what}: most of 64 MB")
     return [
         count(f"{what}: killed for want of memory", killed, 0),
+        count(f"{what}: waiting for one of them, alone", of_one, queue),
+        count(f"{what}: of {peers:,} peers have some waiting", waited_for, peers),
         at_most(f"{what}: longest queue", queued, queue, timed=False),
+        at_least(f"{what}: garbage refused meanwhile", garbage, run.count(1000, 100), timed=False),
         note(f"{what}: grown by", grown / MEGABYTE, "MB"),
         most,
     ]
+
+
+def _queued_until_full(gateway: Child) -> int:
+    """How many packets wait for a peer once more of them are refused; what comes from the device takes a moment."""
+    end = time.monotonic() + 10
+    while True:
+        said = gateway.ask("stats")
+        if said["drops"].get("QUEUE_FULL", 0) or time.monotonic() > end:
+            return int(said["queued"])
 
 
 def _fill(place: Namespace, peers: int, size: int, each: int) -> None:
