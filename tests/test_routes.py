@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
 from typing import Any, cast
@@ -9,7 +10,7 @@ from typing import Any, cast
 import pytest
 import trio
 
-from connlib import Node
+from connlib import Node, routes
 from connlib.routes import forget_stale_sources
 from interop.machine import own_namespace
 from interop.netns import Namespace
@@ -91,6 +92,76 @@ def test_the_way_is_that_of_marked_datagrams() -> None:
             lambda: host.run("ip", "rule", "add", "fwmark", "0x77", "table", "77"),
         )
         assert told == [0, 1]
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(20):
+        while not condition():
+            await trio.sleep(0.01)
+
+
+def test_for_want_of_descriptors_nothing_is_forgotten_and_what_changes_is_noticed_later() -> None:
+    node, asked, scarce = Told(("10.1.0.7", 51820)), 0, False
+
+    def set_up(_probe: socket.socket) -> None:
+        nonlocal asked
+        asked += 1
+        if scarce:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    async def main(host: Namespace) -> None:
+        nonlocal scarce
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(forget_stale_sources, cast(Node, node), set_up)
+            await _until(lambda: asked > 0)
+            scarce = True
+            before = asked
+            host.run("ip", "link", "set", "way1", "mtu", "1400")
+            # It tries again by itself, whoever tells of nothing else.
+            await _until(lambda: asked > before + 1)
+            assert node.told == 0
+            host.run("ip", "route", "replace", "default", "via", "10.2.0.9")
+            host.run("ip", "route", "add", "10.1.0.7/32", "via", "10.2.0.9")
+            before = asked
+            await _until(lambda: asked > before)
+            assert node.told == 0
+            scarce = False
+            await _until(lambda: node.told == 1)
+            nursery.cancel_scope.cancel()
+
+    with own_namespace("clR") as host, host.entered():
+        _network(host)
+        trio.run(main, host)
+
+
+def test_who_has_no_descriptor_to_be_told_by_waits_for_one_and_forgets_what_may_have_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a change of the port, say, which starts it anew."""
+    node, failures = Told(("10.1.0.7", 51820)), 2
+    opened = routes.open_notices
+
+    def open_notices(groups: int) -> socket.socket:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return opened(groups)
+
+    monkeypatch.setattr(routes, "open_notices", open_notices)
+
+    async def main(host: Namespace) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(forget_stale_sources, cast(Node, node), lambda _probe: None)
+            await _until(lambda: node.told == 1)
+            assert failures == 0
+            host.run("ip", "route", "add", "10.1.0.7/32", "via", "10.2.0.9")
+            await _until(lambda: node.told == 2)
+            nursery.cancel_scope.cancel()
+
+    with own_namespace("clR") as host, host.entered():
+        _network(host)
+        trio.run(main, host)
 
 
 def test_a_system_that_does_not_tell_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:

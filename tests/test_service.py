@@ -177,6 +177,37 @@ def test_another_user_gets_what_it_takes_to_change_the_interface_and_nothing_els
     assert not namespace.has_link("wg0")
 
 
+def test_root_makes_the_control_socket_of_another_user_in_a_folder_of_root_s(
+    namespace: Namespace, open_folder: Path
+) -> None:
+    file = private_file(open_folder / "wg0.toml", UP)
+    own, foreign = open_folder / "root's", open_folder / "nobody's"
+    foreign.mkdir()
+    for path in (file, foreign):
+        shutil.chown(path, NOBODY)
+    # Twice, because the first one cannot remove its file.
+    for folder, warnings in ((own, 0), (own, 0), (foreign, 1)):
+        file.with_suffix(".log").unlink(missing_ok=True)
+        process = start_up(namespace, file, "--user", NOBODY, "--run-dir", str(folder))
+        try:
+            shown = subprocess.run(
+                [*COMMAND, "show", "wg0", "--run-dir", str(folder)],
+                capture_output=True,
+                timeout=60,
+                check=False,
+            )
+            assert (shown.returncode, b"wg0  up for" in shown.stdout) == (
+                (1, False) if warnings else (0, True)
+            )
+            assert process.stop() == 0
+            assert process.output().count("warning: ") == warnings
+            assert (folder / "wg0.sock").exists() != bool(warnings)
+        finally:
+            if process.returncode is None:
+                process.stop(signal.SIGKILL)
+    assert f"others can write into {foreign}, and so take the place of the control socket" in process.output()
+
+
 def test_a_file_that_the_user_cannot_read_is_warned_about_at_once(
     namespace: Namespace, open_folder: Path
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import anyio
 
@@ -23,6 +24,12 @@ last change. Nothing is sent there."""
 
 _PAUSE = 0.5
 """Seconds for which further notices wait: what changes changes in bursts, and asking costs some 50 us a peer."""
+
+
+_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""Of an error that says nothing about the network, and passes."""
+
+T = TypeVar("T")
 
 
 def open_notices(groups: int) -> socket.socket:
@@ -63,23 +70,42 @@ async def forget_stale_sources(node: Node, set_up: Callable[[socket.socket], Non
     set_up: makes a socket of the function's own like those that send, which may have a mark.
     """
     try:
-        notices = open_notices(_GROUPS)
+        notices, waited = await _as_soon_as_possible(lambda: open_notices(_GROUPS))
     except OSError:
         return
     with notices:
-        before = _choices(node, set_up)
+        before, waited_again = await _as_soon_as_possible(lambda: _choices(node, set_up))
+        if waited or waited_again:
+            # What has changed meanwhile, nobody knows.
+            node.forget_sources()
         while True:
             await anyio.wait_readable(notices)
             read_all(notices)
-            now = _choices(node, set_up)
+            now, _ = await _as_soon_as_possible(lambda: _choices(node, set_up))
             if any(now[remote] != source for remote, source in before.items() if remote in now):
                 node.forget_sources()
             before = now
             await anyio.sleep(_PAUSE)
 
 
+async def _as_soon_as_possible(function: Callable[[], T]) -> tuple[T, bool]:
+    """What a function returns as soon as it finds descriptors and memory, and whether that took time."""
+    waited = False
+    while True:
+        try:
+            return function(), waited
+        except OSError as error:
+            if error.errno not in _SCARCE:
+                raise
+        waited = True
+        await anyio.sleep(_PAUSE)
+
+
 def _choices(node: Node, set_up: Callable[[socket.socket], None]) -> Mapping[tuple[str, int], str | None]:
-    """From which address the system would send to each peer, and to anybody; None if it cannot."""
+    """From which address the system would send to each peer, and to anybody; None if it cannot.
+
+    Raises `OSError` where that cannot be found out now.
+    """
     endpoints = {peer.endpoint for peer in node.stats(0.0).peers if peer.endpoint is not None}
     return {endpoint: _choice(endpoint, set_up) for endpoint in (*_ANYBODY, *endpoints)}
 
@@ -87,7 +113,9 @@ def _choices(node: Node, set_up: Callable[[socket.socket], None]) -> Mapping[tup
 def _choice(remote: tuple[str, int], set_up: Callable[[socket.socket], None]) -> str | None:
     try:
         return source_towards(remote, set_up)
-    except OSError:
+    except OSError as error:
+        if error.errno in _SCARCE:
+            raise
         return None
 
 

@@ -36,7 +36,7 @@ from .protocol import (
     dump_result,
     parse_request,
 )
-from .status import report_event, report_explanations, report_loss, report_status
+from .status import installed_version, report_event, report_explanations, report_loss, report_status
 
 _log = logging.getLogger("connlib.control")
 
@@ -54,6 +54,8 @@ class ControlServer:
     def __init__(self, interface: Interface, applier: Applier, path: str) -> None:
         self._interface = interface
         self._applier = applier
+        # While its files can be read: who answers may be another user by then.
+        installed_version()
         self._since = anyio.current_time()
         self._owner = os.geteuid()
         self.path = path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import os
 from collections.abc import Collection, Iterator
@@ -116,6 +117,12 @@ class ReportedEvent(msgspec.Struct, frozen=True, kw_only=True):
     """For people."""
 
 
+@functools.cache
+def installed_version() -> str:
+    """The version of connlib. Asked for the first time, it reads files, modules of Python's among them."""
+    return importlib.metadata.version("connlib")
+
+
 def report_status(interface: Interface, up_for: float) -> Status:
     """How an interface is now."""
     stats = interface.stats()
@@ -127,7 +134,7 @@ def report_status(interface: Interface, up_for: float) -> Status:
         fwmark=config.fwmark,
         addresses=tuple(str(address) for address in config.addresses),
         mtu=config.mtu,
-        version=importlib.metadata.version("connlib"),
+        version=installed_version(),
         pid=os.getpid(),
         up_for=up_for,
         unix_time=stats.unix_time,
