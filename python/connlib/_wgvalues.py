@@ -61,9 +61,14 @@ def key(kind: type[Key], name: str, value: str) -> Key:
 def public_key(value: str, name: str = "PublicKey") -> PublicKey:
     """A peer's key. The few points of low order, with which there is no secret to agree on, are refused."""
     public = key(PublicKey, name, value)
+    require_peers_key(public, name)
+    return public
+
+
+def require_peers_key(public: PublicKey, name: str) -> None:
+    """Raise `BadValue` for a point of low order."""
     if is_low_order(public):
         raise BadValue(f"{name} is a point of low order, which is no peer's key", "correct it")
-    return public
 
 
 def is_low_order(public: PublicKey) -> bool:
