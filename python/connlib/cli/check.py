@@ -9,7 +9,7 @@ from connlib._configfile import display_path
 from connlib._errors import ConfigError
 from connlib.config import InterfaceConfig
 
-from ._files import load
+from ._files import load, name_after
 
 
 def run(file: str, *, allow_world_readable: bool) -> int:
@@ -28,6 +28,11 @@ def run(file: str, *, allow_world_readable: bool) -> int:
         return 1
     finally:
         log.removeHandler(handler)
+    if config.name is None:
+        try:
+            name_after(file)
+        except ConfigError as error:
+            print(f"warning: {error}", file=sys.stderr)
     print(f"{display_path(file)} is right: {summary(config)}")
     return 0
 
