@@ -68,7 +68,7 @@ def peer(**fields: Any) -> GatewayPeer:
         (lambda: interface(private_key_file="key"), "private_key and a private_key_file"),
         (lambda: interface(name="a/b"), "'a/b' cannot name a network device"),
         (lambda: interface(listen_port=65536), "listen_port: 65536 is out of range"),
-        (lambda: interface(listen_port=-1), "listen_port: '-1' is not a whole number"),
+        (lambda: interface(listen_port=-1), "listen_port: -1 is out of range"),
         (lambda: interface(mtu=575), "MTU 575 is out of range"),
         (lambda: peer(name=""), "the name is empty"),
         (lambda: peer(name="a\nb"), "not printable"),

@@ -261,9 +261,9 @@ class _Reader:
     def table(self, path: Path, value: object, fields: Mapping[str, Read]) -> dict[str, Any]:
         """What is right of a table. Raises `BadValue` if it is none."""
         if not isinstance(value, dict):
-            raise BadValue(
-                f"{path[-1]} must be a table, not {_kind(value)}", f"write {_title(path)} above its keys"
-            )
+            what = f"an element of {path[-2]}" if isinstance(path[-1], int) else path[-1]
+            hint = f"write {_title(path)} above its keys"
+            raise BadValue(f"{what} must be a table, not {_kind(value)}", hint)
         right = {}
         for key, element in value.items():
             try:
@@ -425,13 +425,6 @@ def _seconds(name: str, number: float) -> float:
     return values.seconds(name, repr(number))
 
 
-def _limit(field: str) -> Read:
-    def read(name: str, number: int) -> int:
-        return values.limit(name, field, str(number) if abs(number) < 2**64 else "the number")
-
-    return _value(read, int, "a whole number", "write it without quotes")
-
-
 _boolean = _value(lambda _name, value: value, bool, "true or false", "write true or false, without quotes")
 
 
@@ -514,7 +507,9 @@ _TIMERS: dict[str, Read] = {
     field: _value(_seconds, float, "a number of seconds", "write it without quotes, such as 5 or 0.5")
     for field in Timers.__dataclass_fields__
 }
-_LIMITS: dict[str, Read] = {field: _limit(field) for field in Limits.__dataclass_fields__}
+_LIMITS: dict[str, Read] = {
+    field: _whole(*values.limit_range(field)) for field in Limits.__dataclass_fields__
+}
 _INTERFACE: dict[str, Read] = {
     "name": _text(_device_name),
     "private_key": _key(PrivateKey),

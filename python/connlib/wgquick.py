@@ -266,7 +266,7 @@ class _InterfaceDraft:
         elif key in _TIMERS:
             self.timers[_TIMERS[key]] = values.seconds(key, value)
         else:
-            self.limits[_LIMITS[key]] = values.limit(key, _LIMITS[key], value)
+            self.limits[_LIMITS[key]] = values.whole(key, value, *values.limit_range(_LIMITS[key]))
 
 
 @dataclasses.dataclass
