@@ -40,7 +40,7 @@ from ._configfile import (
 from ._errors import ConfigError
 from ._native import PresharedKey, PrivateKey, PublicKey
 from ._policy import Action
-from ._tomlplaces import Path, Place, Places
+from ._tomlplaces import Path, Place, Places, dotted_keys
 from ._types import Limits, Role, Timers
 from ._wgvalues import BadValue
 from .config import MAX_FWMARK, MAX_MTU, MIN_MTU, InterfaceConfig, check_interface_name, shown
@@ -81,10 +81,6 @@ MAX_PROBLEMS = 1000
 
 # Of one key, with the square of whose dots the parser's time grows.
 _MAX_DOTS = 31
-_DOTTED_KEY = re.compile(
-    r"""(?:^|[\[{,])[ \t]*(?:[\w-]+|"[^"\n]*"|'[^'\n]*')(?:[ \t]*\.[ \t]*(?:[\w-]+|"[^"\n]*"|'[^'\n]*'))+""",
-    re.MULTILINE | re.ASCII,
-)
 _PARSER_SAYS = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)
 
 
@@ -226,10 +222,9 @@ class _Reader:
 
     def _parse(self) -> dict[str, Any]:
         items = self.text.count("\n") + self.text.count(",")
-        for key in _DOTTED_KEY.finditer(self.text):
-            dots = key[0].count(".")
+        for start, dots in dotted_keys(self.text):
             if dots > _MAX_DOTS:
-                raise self._no_toml("a key has too many parts", key.start())
+                raise self._no_toml("a key has too many parts", start)
             items += dots
         if items > MAX_ITEMS:
             problem = f"this file has more than {MAX_ITEMS:,} lines, commas and dots of keys"
@@ -315,6 +310,11 @@ def _reduced(kind: Callable[..., T], right: dict[str, Any], fields: tuple[str, .
     for field, value in kept.items():
         if isinstance(value, tuple):
             kept[field] = tuple(element for element in value if element is not None)
+    # In place of a key that is missing or wrong, one of nobody's. A peer without a name is passed over.
+    if kind is GatewayInterface and ("private_key" in kept) == ("private_key_file" in kept):
+        kept = {**kept, "private_key": PrivateKey.generate(), "private_key_file": None}
+    elif kind is GatewayPeer and "public_key" not in kept and "name" in kept:
+        kept["public_key"] = PrivateKey.generate().public_key()
     try:
         return kind(**kept)
     except (TypeError, ConfigError):
