@@ -94,7 +94,16 @@ BAD_LINES = [
     (MINIMAL + "[Interface]\n", 3, "already at line 1", "keep one"),
     (MINIMAL + "ListenPort = 1\nListenPort = 1\n", 4, "ListenPort is already set at line 3", "keep one"),
     (MINIMAL + "ListenPort = 65536\n", 3, "ListenPort: 65536 is out of range", "0 to 65535"),
-    (MINIMAL + "ListenPort = -1\n", 3, "'-1' is not a whole number", "0 to 65535"),
+    (MINIMAL + "ListenPort = -1\n", 3, "ListenPort: -1 is out of range", "0 to 65535"),
+    (MINIMAL + "ListenPort = -0\n", 3, "ListenPort: -0 is out of range", "0 to 65535"),
+    (MINIMAL + "ListenPort = --1\n", 3, "'--1' is not a whole number", "0 to 65535"),
+    (MINIMAL + "# connlib: queue-packets = -1\n", 3, "queue-packets: -1 is out of range", "use 0 to 65536"),
+    (
+        MINIMAL + "# connlib: queue-packets = x\n",
+        3,
+        "queue-packets: 'x' is not a whole number",
+        "use 0 to 65536",
+    ),
     (MINIMAL + "ListenPort = ٣\n", 3, "is not a whole number", "0 to 65535"),
     (MINIMAL + f"ListenPort = {'9' * 5000}\n", 3, "is not a whole number", "0 to 65535"),
     (MINIMAL + "MTU = 100\n", 3, "MTU: 100 is out of range", "576 to"),
@@ -219,9 +228,11 @@ BAD_LINES = [
 
 @pytest.mark.parametrize(("text", "line", "problem", "hint"), BAD_LINES)
 def test_a_wrong_line_is_named(text: str, line: int, problem: str, hint: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigFileError) as caught:
         parse_config(text, "wg0.conf")
-    error = caught.value
+    *others, error = caught.value.problems
+    # Where a key is misspelled, it is missing, too.
+    assert {each.problem for each in others} <= {"[Interface] has no PrivateKey"}
     assert (error.path, error.line) == ("wg0.conf", line)
     assert problem in error.problem
     assert error.hint is not None and hint in error.hint
@@ -250,8 +261,52 @@ def test_all_problems_of_a_file_are_listed_in_the_order_of_the_lines() -> None:
     text = "[Interface]\nMTU = x\nPostUp = x\n[Peer]\nEndpoint = x\nAllowedIPs = x\n"
     with pytest.raises(ConfigFileError) as caught:
         parse_config(text)
-    assert [problem.line for problem in caught.value.problems] == [2, 3, 5, 6]
+    assert [problem.line for problem in caught.value.problems] == [1, 2, 3, 4, 5, 6]
     assert str(caught.value) == str(caught.value.problems[0])
+
+
+def test_lines_that_contradict_each_other_are_named_beside_one_that_is_wrong() -> None:
+    one, other = (f"[Peer]\nPublicKey = {key.to_base64()}\nAllowedIPs = 10.0.0.0/8\n" for key in (ALICE, BOB))
+    text = f"{MINIMAL}ListenPort = 70000\nAddress = fd00::1/64\nMTU = 600\n{one}{other}[Peer]\n{one}"
+    with pytest.raises(ConfigFileError) as caught:
+        parse_config(text)
+    assert [(problem.line, problem.problem) for problem in caught.value.problems] == [
+        (3, "ListenPort: 70000 is out of range"),
+        (5, "MTU: 600 is too small for an IPv6 address"),
+        (11, "AllowedIPs: 10.0.0.0/8 already belongs to another peer, at line 8"),
+        (12, "this [Peer] has no PublicKey"),
+        (14, "the peer of line 7 has the same PublicKey"),
+        (15, "AllowedIPs: 10.0.0.0/8 already belongs to another peer, at line 8"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("[Interface]\nPrivateKey = x\n[Peer]\nPublicKey = x\n", [2, 4]),
+        ("[Interfaces]\nPrivateKey = x\n", [1]),
+        (f"PrivateKey = {OWN.to_base64()}\n[Interface]\n", [1, 2]),
+        (f"{MINIMAL}# connlib: rekey-after-time = x\n# connlib: reject-after-time = 60\n", [3]),
+        (f"{MINIMAL}[Interface]\nMTU = 1400\n", [3]),
+    ],
+)
+def test_a_line_that_is_wrong_is_not_taken_for_one_that_is_missing(text: str, lines: list[int]) -> None:
+    with pytest.raises(ConfigFileError) as caught:
+        parse_config(text)
+    assert [problem.line for problem in caught.value.problems] == lines
+
+
+def test_a_peer_whose_endpoint_is_wrong_is_not_said_to_have_none(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ConfigFileError) as caught:
+        parse_config(peer("Endpoint = x\n# connlib: role = initiator"))
+    assert [problem.line for problem in caught.value.problems] == [5]
+    assert caplog.messages == []
+
+
+def test_of_a_file_with_hundreds_of_problems_each_is_named() -> None:
+    with pytest.raises(ConfigFileError) as caught:
+        parse_config(MINIMAL + "MTU = x\n" + "Address = x\n" * 500)
+    assert len(caught.value.problems) == 501 and not caught.value.more
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_one_that_is_locked_for_long_is_said_to_be(folder: Path, monkeypatch: py
     finally:
         os.close(descriptor)
     assert str(raised.value) == (
-        "office.toml: cannot lock the folder of it: another process is changing a file there; look at its folder"
+        "office.toml: another process keeps its folder locked; see which one: fuser -v ."
     )
     with change_of():
         pass

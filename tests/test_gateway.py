@@ -23,6 +23,7 @@ from connlib import (
     Limits,
     PresharedKey,
     PrivateKey,
+    PublicKey,
     Timers,
     parse_config,
 )
@@ -67,7 +68,7 @@ def peer(**fields: Any) -> GatewayPeer:
         (lambda: interface(private_key_file="key"), "private_key and a private_key_file"),
         (lambda: interface(name="a/b"), "'a/b' cannot name a network device"),
         (lambda: interface(listen_port=65536), "listen_port: 65536 is out of range"),
-        (lambda: interface(listen_port=-1), "listen_port: '-1' is not a whole number"),
+        (lambda: interface(listen_port=-1), "listen_port: -1 is out of range"),
         (lambda: interface(mtu=575), "MTU 575 is out of range"),
         (lambda: peer(name=""), "the name is empty"),
         (lambda: peer(name="a\nb"), "not printable"),
@@ -108,6 +109,74 @@ def test_parts_that_contradict_each_other_make_no_gateway(
     with pytest.raises(ConfigError) as caught:
         Gateway(interface=interface(**changes), peers=peers)
     assert problem in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "problem"),
+    [
+        (
+            GatewayInterface,
+            {"private_key": OWN.to_base64()},
+            "private_key must be PrivateKey or None, not str",
+        ),
+        (GatewayInterface, {"private_key_file": Path("own")}, "private_key_file must be str or None, not "),
+        (GatewayInterface, {"listen_port": "51820"}, "listen_port must be int, not str"),
+        (GatewayInterface, {"listen_port": True}, "listen_port must be int, not bool"),
+        (GatewayInterface, {"mtu": "1400"}, "mtu must be int or None, not str"),
+        (GatewayInterface, {"role": "responder"}, "role must be Role, not str"),
+        (GatewayInterface, {"routes": "false"}, "routes must be bool, not str"),
+        (GatewayInterface, {"protect_addresses": 0}, "protect_addresses must be bool, not int"),
+        (GatewayInterface, {"masquerade": "10.0.0.0/24"}, "masquerade must be bool or tuple of "),
+        (GatewayInterface, {"masquerade": ("10.0.0.0/24",)}, " of Prefix, not tuple with str"),
+        (
+            GatewayInterface,
+            {"addresses": (ip_network("10.0.0.0/24"),)},
+            "tuple of Address, not tuple with IPv4N",
+        ),
+        (GatewayInterface, {"dns": "10.0.0.1"}, "dns must be tuple of str, not str"),
+        (GatewayInterface, {"timers": {}}, "timers must be Timers, not dict"),
+        (GatewayPeer, {"public_key": ALICE.to_base64()}, "public_key must be PublicKey, not str"),
+        (
+            GatewayPeer,
+            {"preshared_key": SHARED.to_base64()},
+            "preshared_key must be PresharedKey or None, not str",
+        ),
+        (GatewayPeer, {"name": 5}, "name must be str or None, not int"),
+        (GatewayPeer, {"allowed_ips": "10.0.0.0/24"}, "allowed_ips must be tuple of Prefix, not str"),
+        (
+            GatewayPeer,
+            {"allowed_ips": [ip_network("10.0.0.0/24")]},
+            "allowed_ips must be tuple of Prefix, not list",
+        ),
+        (GatewayPeer, {"persistent_keepalive": 25.0}, "persistent_keepalive must be int or None, not float"),
+        (GatewayPeer, {"role": "initiator"}, "role must be Role or None, not str"),
+        (
+            GatewayPeer,
+            {"rules": ({"allow": True},)},
+            "rules must be tuple of GatewayRule or None, not tuple with dict",
+        ),
+        (Gateway, {"interface": None}, "interface must be GatewayInterface, not NoneType"),
+        (Gateway, {"peers": [GatewayPeer(public_key=ALICE)]}, "peers must be tuple of GatewayPeer, not list"),
+    ],
+)
+def test_what_is_of_another_type_than_it_must_be_is_refused_and_not_shown(
+    kind: type[Any], fields: dict[str, Any], problem: str
+) -> None:
+    required: dict[Any, dict[str, Any]] = {
+        GatewayInterface: {"private_key": OWN},
+        GatewayPeer: {"public_key": ALICE},
+        Gateway: {"interface": GatewayInterface(private_key=OWN)},
+    }
+    with pytest.raises(TypeError) as caught:
+        kind(**{**required[kind], **fields})
+    assert problem in str(caught.value)
+    for secret in (OWN.to_base64(), SHARED.to_base64(), "10.0.0.0"):
+        assert secret not in str(caught.value)
+
+
+def test_a_peer_with_a_key_of_low_order_cannot_be_made() -> None:
+    with pytest.raises(ConfigError, match="low order"):
+        peer(public_key=PublicKey.from_bytes(bytes(32)))
 
 
 def test_a_prefix_within_another_peer_s_prefix_and_one_that_is_there_twice_are_fine() -> None:

@@ -100,7 +100,7 @@ def test_the_column_of_a_wg_quick_error_is_that_of_what_is_wrong(
 @pytest.mark.parametrize(
     ("name", "start", "line", "count"),
     [
-        ("wg0.conf", f"[Interface]\nPrivateKey = {OWN.to_base64()}\n", "MTU = 1\n", 20),
+        ("wg0.conf", f"[Interface]\nPrivateKey = {OWN.to_base64()}\n", "MTU = 1\n", 1000),
         ("wg0.toml", MINIMAL, "x{} = 1\n", 1000),
     ],
 )
@@ -120,6 +120,16 @@ def test_what_is_only_doubtful_is_a_warning(connlib: Command, tmp_path: Path) ->
     code, out, err = connlib("check", write(tmp_path / "wg0.toml", text))
     assert code == 0 and " is right: initiator, a UDP port of the system's choice, 1 peer, 0 prefixes" in out
     assert err.startswith(f"warning: {tmp_path}/wg0.toml:4:1: this peer can never be reached")
+
+
+def test_a_file_after_which_no_device_can_be_called_is_warned_about_unless_it_names_one(
+    connlib: Command, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "a-name-of-16-let.toml", MINIMAL)
+    said = f"warning: {file}: no network device can be called like this file; choose a name with --name\n"
+    assert connlib("check", file)[::2] == (0, said)
+    write(file, MINIMAL + 'name = "wg0"\n')
+    assert connlib("check", file)[::2] == (0, "")
 
 
 @pytest.mark.parametrize("name", ["wg0.toml", "wg0.conf"])

@@ -119,7 +119,21 @@ BAD = [
     (MINIMAL + 'timers.rekey_timeout = "5"\n', 3, 24, "must be a number of seconds, not text", "quotes"),
     (MINIMAL + "timers.rekey_after_time = 500\n", 3, 1, "rekey_after_time must be less than", "one of"),
     (MINIMAL + "limits.queue_packets = 65537\n", 3, 24, "queue_packets: 65537 is out of range", "65536"),
-    (MINIMAL + f"limits.queue_packets = 0x{'f' * 20}\n", 3, 24, "is not a whole number", "use 0"),
+    (
+        MINIMAL + f"limits.queue_packets = 0x{'f' * 20}\n",
+        3,
+        24,
+        "the number is out of range",
+        "use 0 to 65536",
+    ),
+    (MINIMAL + "limits.queue_packets = -1\n", 3, 24, "queue_packets: -1 is out of range", "use 0 to 65536"),
+    (
+        "peers = [1]\n" + MINIMAL,
+        1,
+        10,
+        "an element of peers must be a table, not a whole number",
+        "[[peers]]",
+    ),
     (MINIMAL + "peers = 1979-05-27\n", 3, 1, "peers is not a key of [interface]", "use one of"),
     ("peers = 1979-05-27\n" + MINIMAL, 1, 9, "peers must be an array, not a date", "[[peers]]"),
     (MINIMAL + "[peers]\n", 3, 1, "peers must be an array, not a table", "[[peers]]"),
@@ -348,6 +362,40 @@ def test_a_damaged_file_is_refused_with_its_line(tmp_path: Path, content: bytes,
     with pytest.raises(ConfigError, match=message) as caught:
         load_gateway(file)
     assert len(str(caught.value)) < 300 + len(str(file))
+
+
+def problems_of(text: str) -> list[tuple[int | None, str]]:
+    with pytest.raises(ConfigFileError) as caught:
+        parse_gateway(text)
+    return [(problem.line, problem.problem) for problem in caught.value.problems]
+
+
+def test_without_a_right_key_the_rest_is_compared_all_the_same() -> None:
+    text = (
+        '[interface]\nmtu = 700\naddresses = ["fd00::1/64", "fd00::1/64"]\nprivate_key_file = 5\n'
+        '[[peers]]\nname = "a"\npublic_key = "x"\nallowed_ips = ["10.0.0.0/8"]\n'
+        '[[peers]]\nname = "a"\nallowed_ips = ["10.0.0.0/8"]\n'
+        '[[peers]]\nallowed_ips = ["10.0.0.0/8"]\n'
+    )
+    assert problems_of(text) == [
+        (2, "mtu: 700 is too small for an IPv6 address"),
+        (3, "addresses: fd00::1/64 is there twice"),
+        (4, "private_key_file must be text, not a whole number"),
+        (7, "public_key is not a key: it has 1 characters"),
+        (9, "this peer has no public_key"),
+        (10, "name: there is another 'a'"),
+        (11, "allowed_ips: 10.0.0.0/8 already belongs to 'a'"),
+        # By what would a peer with neither name nor key be called?
+        (12, "this peer has no public_key"),
+    ]
+
+
+def test_two_private_keys_are_one_problem_and_hide_no_other() -> None:
+    text = MINIMAL + 'private_key_file = "no.key"\naddresses = ["10.0.0.1/8", "10.0.0.1/8"]\n'
+    assert problems_of(text) == [
+        (1, "there are a private_key and a private_key_file"),
+        (4, "addresses: 10.0.0.1/8 is there twice"),
+    ]
 
 
 def test_after_a_thousand_problems_the_rest_is_not_read() -> None:

@@ -27,6 +27,7 @@ LAYERS = {
         "_describe",
         "_errors",
         "_explain",
+        "_fieldtypes",
         "_flows",
         "_groups",
         "_types",

@@ -261,6 +261,20 @@ REFUSED = [
         "taken.psk: it is there already, and nothing is written over a key; "
         "remove it if no file needs it, or choose another name",
     ),
+    *(
+        (
+            (),
+            ("alice", "--address", f"{address}"),
+            f"office.toml: --address: {address} is not for a host: it is the first or the last of {network}; "
+            "leave it out to get a free one",
+        )
+        for address, network in (
+            ("10.7.0.0", "10.7.0.0/24"),
+            ("10.7.0.255", "10.7.0.0/24"),
+            ("fd07::", "fd07::/64"),
+        )
+    ),
+    ((), ("alice", "-o", "-"), "office.toml: --output: - is no file; leave it out, and it is printed"),
     ((), ("alice", "-o", "taken.psk"), "taken.psk: it is there already; choose another name, or remove it"),
     (
         (),

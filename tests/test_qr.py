@@ -72,11 +72,14 @@ def test_a_phone_reads_the_configuration_from_the_code(connlib: Command, folder:
     assert max(map(len, lines)) <= 80
 
 
-def test_the_code_is_a_picture_if_the_file_s_name_says_so(connlib: Command, folder: Path) -> None:
-    assert connlib("peer", "add", "alice", "-o", "alice.png")[0] == 0
-    text = scanned_png((folder / "alice.png").read_bytes())
+@pytest.mark.parametrize("ending", ["png", "PNG"])
+def test_the_code_is_a_picture_if_the_file_s_name_says_so(
+    connlib: Command, folder: Path, ending: str
+) -> None:
+    assert connlib("peer", "add", "alice", "-o", f"alice.{ending}")[0] == 0
+    text = scanned_png((folder / f"alice.{ending}").read_bytes())
     assert is_of_alice(parse_config(text))
-    assert stat.S_IMODE((folder / "alice.png").stat().st_mode) == 0o600
+    assert stat.S_IMODE((folder / f"alice.{ending}").stat().st_mode) == 0o600
     assert connlib("peer", "add", "carol", "-o", "carol.svg")[0] == 0
     picture = (folder / "carol.svg").read_text()
     assert picture.startswith("<?xml") and "#fff" in picture

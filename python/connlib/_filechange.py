@@ -167,9 +167,10 @@ class FileChange:
                     return descriptor
                 except BlockingIOError:
                     if time.monotonic() > end:
-                        raise TimeoutError(
-                            errno.ETIMEDOUT, "another process is changing a file there"
-                        ) from None
+                        # Whoever can read the folder can lock it.
+                        hint = f"see which one: fuser -v {display_path(folder)}"
+                        problem = "another process keeps its folder locked"
+                        raise ConfigError(problem, hint=hint, path=display_path(self.path)) from None
                     time.sleep(_PAUSE)
 
     def _stat(self) -> os.stat_result | None:

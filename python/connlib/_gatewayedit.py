@@ -61,12 +61,7 @@ def free_addresses(interface: GatewayInterface, peers: Sequence[GatewayPeer]) ->
 
 
 def _first_free(network: Prefix, taken: Sequence[Prefix]) -> Address | None:
-    first, last = int(network.network_address), int(network.broadcast_address)
-    if network.num_addresses > 2:
-        # The network's own address is no host's: IPv4's is an old broadcast, IPv6's the anycast address of its routers
-        # (RFC 4291, section 2.6.1). IPv4's last one is the broadcast.
-        first += 1
-        last -= 1 if network.version == 4 else 0
+    first, last = hosts_of(network)
     # Of a prefix that is wider than the network, as a default route is, the peer gets what no longer one takes.
     within = sorted(
         (int(prefix.network_address), int(prefix.broadcast_address))
@@ -83,6 +78,17 @@ def _first_free(network: Prefix, taken: Sequence[Prefix]) -> Address | None:
         return None
     # From a number, ip_interface would make an IPv4 address of a small IPv6 one.
     return ip_interface((type(network.network_address)(first), network.max_prefixlen))
+
+
+def hosts_of(network: Prefix) -> tuple[int, int]:
+    """The first and the last address of a network that a host can have, as numbers."""
+    first, last = int(network.network_address), int(network.broadcast_address)
+    if network.num_addresses > 2:
+        # The network's own address is no host's: IPv4's is an old broadcast, IPv6's the anycast address of its routers
+        # (RFC 4291, section 2.6.1). IPv4's last one is the broadcast.
+        first += 1
+        last -= 1 if network.version == 4 else 0
+    return first, last
 
 
 def key_file_of(name: str) -> str:

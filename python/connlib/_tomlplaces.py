@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 Path = tuple[str | int, ...]
 """Names of keys and numbers of elements, from the outside in."""
 
 _BLANK = re.compile(r"(?:[ \t\r\n]+|#[^\n]*)*")
+_DOTTED_KEY = re.compile(
+    r"""(?:^|[\[{,])[ \t]*(?:[\w-]+|"[^"\n]*"|'[^'\n]*')(?:[ \t]*\.[ \t]*(?:[\w-]+|"[^"\n]*"|'[^'\n]*'))+""",
+    re.MULTILINE | re.ASCII,
+)
 _WORD = re.compile(r"[A-Za-z0-9_-]+")
 # Without regard to what an escape means. A closing quote may have two more before it.
 _STRING = re.compile(
@@ -43,6 +47,12 @@ def headers(text: str) -> list[tuple[int, Path]]:
     """Where the tables of a document begin, in characters from its start, and what they are: those with a header."""
     # A path that no document has, so that it is read to its end.
     return Places(text, [(0,)]).headers
+
+
+def dotted_keys(text: str) -> Iterator[tuple[int, int]]:
+    """Where keys of several parts may begin, of a text that no parser has seen, and how many dots each has."""
+    for key in _DOTTED_KEY.finditer(text):
+        yield key.start(), key[0].count(".")
 
 
 class Places:

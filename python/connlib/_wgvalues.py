@@ -61,9 +61,14 @@ def key(kind: type[Key], name: str, value: str) -> Key:
 def public_key(value: str, name: str = "PublicKey") -> PublicKey:
     """A peer's key. The few points of low order, with which there is no secret to agree on, are refused."""
     public = key(PublicKey, name, value)
+    require_peers_key(public, name)
+    return public
+
+
+def require_peers_key(public: PublicKey, name: str) -> None:
+    """Raise `BadValue` for a point of low order."""
     if is_low_order(public):
         raise BadValue(f"{name} is a point of low order, which is no peer's key", "correct it")
-    return public
 
 
 def is_low_order(public: PublicKey) -> bool:
@@ -74,12 +79,11 @@ def is_low_order(public: PublicKey) -> bool:
 
 def whole(name: str, value: str, low: int, high: int) -> int:
     """A whole number from `low` to `high`, both included."""
-    if not _NUMBER.fullmatch(value):
+    if not _NUMBER.fullmatch(value.removeprefix("-")):
         raise BadValue(f"{name}: {shown(value)} is not a whole number", f"use {low} to {high}")
-    number = int(value)
-    if not low <= number <= high:
-        raise BadValue(f"{name}: {number} is out of range", f"use {low} to {high}")
-    return number
+    if value.startswith("-") or not low <= int(value) <= high:
+        raise BadValue(f"{name}: {value} is out of range", f"use {low} to {high}")
+    return int(value)
 
 
 def seconds(name: str, value: str) -> float:
@@ -96,15 +100,14 @@ def seconds(name: str, value: str) -> float:
     return number
 
 
-def limit(name: str, field: str, value: str) -> int:
-    """A count that `Limits` takes for one of its fields."""
-    number = whole(name, value, 0, 2**64 - 1)
+def limit_range(field: str) -> tuple[int, int]:
+    """The lowest and the highest count that `Limits` takes for one of its fields."""
     try:
-        Limits(**{field: number})
+        Limits(**{field: -1})
     except ValueError as error:
-        allowed = str(error).rpartition(" must be ")[2]
-        raise BadValue(f"{name}: {number} is out of range", f"use {allowed}") from None
-    return number
+        low, high = str(error).rpartition(" must be ")[2].split(" to ")
+        return int(low), int(high)
+    raise AssertionError(f"{field} may be anything")
 
 
 def flag(name: str, value: str) -> bool:

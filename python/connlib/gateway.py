@@ -5,9 +5,9 @@
         peers=(connlib.GatewayPeer(name="alice", public_key=alice, allowed_ips=(ip_network("10.7.0.2/32"),)),),
     )
 
-`connlib.gatewayfile` reads the same from a file. Each object is checked when it is made, and frozen: to change one,
-make another (`msgspec.structs.replace`). `Gateway.to_interface_config()` gives what `open_interface` and
-`Interface.apply` take.
+`connlib.gatewayfile` reads the same from a file. Each object is checked when it is made (`ConfigError`, or `TypeError`
+for a value of another type), and frozen: to change one, make another (`msgspec.structs.replace`).
+`Gateway.to_interface_config()` gives what `open_interface` and `Interface.apply` take.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from msgspec import Meta
 from . import _wgvalues as values
 from ._configfile import EXPOSED_HINT, read_file
 from ._errors import ConfigError
+from ._fieldtypes import check_types
 from ._native import PresharedKey, PrivateKey, PublicKey
 from ._policy import ICMP, ICMPV6, MOST_RANGES, MOST_RULES, TCP, UDP, Action, Policy, Protocol, Rule
 from ._types import Limits, PeerConfig, Role, Timers
@@ -200,7 +201,9 @@ class GatewayPeer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         with _as_config_error():
+            values.require_peers_key(self.public_key, "public_key")
             if self.name is not None:
                 values.display_name(self.name)
             if self.endpoint is not None:
@@ -306,6 +309,7 @@ class GatewayInterface(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     ] = ()
 
     def __post_init__(self) -> None:
+        check_types(self)
         with _as_config_error():
             check_private_key(self.private_key is not None, self.private_key_file is not None)
             for entry in self.dns:
@@ -338,6 +342,7 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     peers: Annotated[tuple[GatewayPeer, ...], Meta(description="Who may connect.")] = ()
 
     def __post_init__(self) -> None:
+        check_types(self)
         own = self.interface.private_key
         public = own.public_key() if own is not None else None
         for found in contradictions(self.interface, enumerate(self.peers), public):

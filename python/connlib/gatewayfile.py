@@ -40,7 +40,7 @@ from ._configfile import (
 from ._errors import ConfigError
 from ._native import PresharedKey, PrivateKey, PublicKey
 from ._policy import Action
-from ._tomlplaces import Path, Place, Places
+from ._tomlplaces import Path, Place, Places, dotted_keys
 from ._types import Limits, Role, Timers
 from ._wgvalues import BadValue
 from .config import MAX_FWMARK, MAX_MTU, MIN_MTU, InterfaceConfig, check_interface_name, shown
@@ -81,10 +81,6 @@ MAX_PROBLEMS = 1000
 
 # Of one key, with the square of whose dots the parser's time grows.
 _MAX_DOTS = 31
-_DOTTED_KEY = re.compile(
-    r"""(?:^|[\[{,])[ \t]*(?:[\w-]+|"[^"\n]*"|'[^'\n]*')(?:[ \t]*\.[ \t]*(?:[\w-]+|"[^"\n]*"|'[^'\n]*'))+""",
-    re.MULTILINE | re.ASCII,
-)
 _PARSER_SAYS = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)
 
 
@@ -226,10 +222,9 @@ class _Reader:
 
     def _parse(self) -> dict[str, Any]:
         items = self.text.count("\n") + self.text.count(",")
-        for key in _DOTTED_KEY.finditer(self.text):
-            dots = key[0].count(".")
+        for start, dots in dotted_keys(self.text):
             if dots > _MAX_DOTS:
-                raise self._no_toml("a key has too many parts", key.start())
+                raise self._no_toml("a key has too many parts", start)
             items += dots
         if items > MAX_ITEMS:
             problem = f"this file has more than {MAX_ITEMS:,} lines, commas and dots of keys"
@@ -261,9 +256,9 @@ class _Reader:
     def table(self, path: Path, value: object, fields: Mapping[str, Read]) -> dict[str, Any]:
         """What is right of a table. Raises `BadValue` if it is none."""
         if not isinstance(value, dict):
-            raise BadValue(
-                f"{path[-1]} must be a table, not {_kind(value)}", f"write {_title(path)} above its keys"
-            )
+            what = f"an element of {path[-2]}" if isinstance(path[-1], int) else path[-1]
+            hint = f"write {_title(path)} above its keys"
+            raise BadValue(f"{what} must be a table, not {_kind(value)}", hint)
         right = {}
         for key, element in value.items():
             try:
@@ -315,6 +310,11 @@ def _reduced(kind: Callable[..., T], right: dict[str, Any], fields: tuple[str, .
     for field, value in kept.items():
         if isinstance(value, tuple):
             kept[field] = tuple(element for element in value if element is not None)
+    # In place of a key that is missing or wrong, one of nobody's. A peer without a name is passed over.
+    if kind is GatewayInterface and ("private_key" in kept) == ("private_key_file" in kept):
+        kept = {**kept, "private_key": PrivateKey.generate(), "private_key_file": None}
+    elif kind is GatewayPeer and "public_key" not in kept and "name" in kept:
+        kept["public_key"] = PrivateKey.generate().public_key()
     try:
         return kind(**kept)
     except (TypeError, ConfigError):
@@ -425,13 +425,6 @@ def _seconds(name: str, number: float) -> float:
     return values.seconds(name, repr(number))
 
 
-def _limit(field: str) -> Read:
-    def read(name: str, number: int) -> int:
-        return values.limit(name, field, str(number) if abs(number) < 2**64 else "the number")
-
-    return _value(read, int, "a whole number", "write it without quotes")
-
-
 def _flag(hint: str) -> Read:
     return _value(lambda _name, value: value, bool, "true or false", hint)
 
@@ -526,7 +519,9 @@ _TIMERS: dict[str, Read] = {
     field: _value(_seconds, float, "a number of seconds", "write it without quotes, such as 5 or 0.5")
     for field in Timers.__dataclass_fields__
 }
-_LIMITS: dict[str, Read] = {field: _limit(field) for field in Limits.__dataclass_fields__}
+_LIMITS: dict[str, Read] = {
+    field: _whole(*values.limit_range(field)) for field in Limits.__dataclass_fields__
+}
 _INTERFACE: dict[str, Read] = {
     "name": _text(_device_name),
     "private_key": _key(PrivateKey),

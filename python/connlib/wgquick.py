@@ -75,7 +75,7 @@ from .config import (
 log = logging.getLogger("connlib.config")
 
 MAX_FILE_BYTES = 16 * 1024 * 1024
-MAX_PROBLEMS = 20
+MAX_PROBLEMS = 1000
 
 _INTERFACE_KEYS = {
     key.lower(): key
@@ -266,7 +266,7 @@ class _InterfaceDraft:
         elif key in _TIMERS:
             self.timers[_TIMERS[key]] = values.seconds(key, value)
         else:
-            self.limits[_LIMITS[key]] = values.limit(key, _LIMITS[key], value)
+            self.limits[_LIMITS[key]] = values.whole(key, value, *values.limit_range(_LIMITS[key]))
 
 
 @dataclasses.dataclass
@@ -312,7 +312,7 @@ class _PeerDraft:
 
 
 class _Parser:
-    """Reads the lines one by one, notes what is wrong with each, and looks at the whole only if no line is wrong."""
+    """Reads the lines one by one, notes what is wrong with each, and looks at the whole of what is right."""
 
     def __init__(self, path: str) -> None:
         self.path = display_path(path)
@@ -333,8 +333,7 @@ class _Parser:
                 self._read(content, line)
             except BadValue as bad:
                 self._note(line, bad, self.offset)
-        if not self.problems:
-            self._check(line)
+        self._check(line)
         if self.problems:
             self._give_up()
         return self._build()
@@ -432,14 +431,14 @@ class _Parser:
         section.extend(key, value)
 
     def _check(self, last_line: int) -> None:
-        """Note what is wrong with the file as a whole, when no single line is wrong."""
+        """Note what is wrong with the file as a whole, except for what follows from a line that is wrong."""
         interface = self.interface
         if interface is None:
-            self._note(
-                last_line, BadValue("the file has no [Interface] section", "add one, with a PrivateKey")
-            )
+            if not self.problems:  # which would be about the header, or about lines above it
+                bad = BadValue("the file has no [Interface] section", "add one, with a PrivateKey")
+                self._note(last_line, bad)
             return
-        if interface.private_key is None:
+        if "privatekey" not in interface.seen:
             hint = "add one; `connlib genkey` makes a key"
             self._note(interface.line, BadValue("[Interface] has no PrivateKey", hint))
         routed = [prefix for peer in self.peers for prefix in peer.allowed_ips if interface.routes]
@@ -447,7 +446,8 @@ class _Parser:
             problem = f"MTU: {interface.mtu} is too small for {too_small_for}"
             self._note(interface.seen["mtu"], BadValue(problem, IPV6_MTU_HINT))
         try:
-            Timers(**interface.timers)
+            if all(_TIMERS[key[2:]] in interface.timers for key in interface.seen if key[2:] in _TIMERS):
+                Timers(**interface.timers)
         except ValueError as error:  # each is in range, but they contradict each other
             problem = re.sub(r"timers\.(\w+)", lambda name: name[1].replace("_", "-"), str(error))
             line = max(
@@ -458,9 +458,9 @@ class _Parser:
         keys: dict[PublicKey, int] = {}
         owners: dict[IPv4Network | IPv6Network, tuple[_PeerDraft, int]] = {}
         for peer in self.peers:
-            if peer.public_key is None:
+            if "publickey" not in peer.seen:
                 self._note(peer.line, BadValue("this [Peer] has no PublicKey", "add the peer's public key"))
-            else:
+            elif peer.public_key is not None:
                 line = peer.seen["publickey"]
                 if peer.public_key == own:
                     hint = "give the peer's key: this one belongs to the PrivateKey of this file"
@@ -481,7 +481,7 @@ class _Parser:
                     problem = f"AllowedIPs: {prefix} already belongs to another peer, at line {owned_at}"
                     self._note(line, BadValue(problem, "remove it from one of the two"))
             role = interface.role if peer.role is None else peer.role
-            if role is Role.INITIATOR and peer.endpoint is None:
+            if role is Role.INITIATOR and "endpoint" not in peer.seen:
                 log.warning(
                     "%s:%d: this peer can never be reached: connlib is its initiator, and it has no Endpoint",
                     self.path,

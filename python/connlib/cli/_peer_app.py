@@ -104,9 +104,9 @@ def add(
 
     The peer's private key is kept nowhere but in what is printed.
     """
-    from ._qr import PICTURES
+    from ._qr import picture_ending
 
-    if public_key is not None and (qr or (output is not None and output.endswith(PICTURES))):
+    if public_key is not None and (qr or picture_ending(output) is not None):
         raise typer.BadParameter("there is no QR code with --public-key: the private key is not here")
     from .peer import NewPeer, add_peer
 

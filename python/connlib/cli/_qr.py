@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import sys
 from typing import TYPE_CHECKING
@@ -15,10 +16,16 @@ if TYPE_CHECKING:
 QUIET = 4
 """Modules of the margin that a scanner needs (ISO/IEC 18004, section 9.1)."""
 
-PICTURES = (".png", ".svg")
+_PICTURES = (".png", ".svg")
 
 # Bright white blocks on black, whatever the colours of the terminal are.
 _COLOURS, _RESET = "\x1b[97;40m", "\x1b[0m"
+
+
+def picture_ending(path: str | None) -> str | None:
+    """The ending that makes a file a picture, in small letters; None for a text, and for no file."""
+    ending = os.path.splitext(path or "")[1].lower()
+    return ending if ending in _PICTURES else None
 
 
 def make_code(text: str) -> QRCode:

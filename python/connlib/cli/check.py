@@ -10,7 +10,7 @@ from connlib._errors import ConfigError
 from connlib.asking import nobody_to_ask
 from connlib.config import InterfaceConfig
 
-from ._files import load
+from ._files import load, name_after
 
 
 def run(file: str, *, allow_world_readable: bool) -> int:
@@ -31,6 +31,11 @@ def run(file: str, *, allow_world_readable: bool) -> int:
         log.removeHandler(handler)
     if problem := nobody_to_ask(config.peers):
         print(f"warning: {display_path(file)}: {problem}", file=sys.stderr)
+    if config.name is None:
+        try:
+            name_after(file)
+        except ConfigError as error:
+            print(f"warning: {error}", file=sys.stderr)
     print(f"{display_path(file)} is right: {summary(config)}")
     return 0
 

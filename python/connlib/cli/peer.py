@@ -20,6 +20,7 @@ from connlib._gatewayedit import (
     client_file,
     described,
     free_addresses,
+    hosts_of,
     key_file_of,
     parse_bytes,
     with_peer,
@@ -34,7 +35,7 @@ from connlib.gateway import Address, Gateway, GatewayInterface, GatewayPeer, Pre
 from connlib.gatewayfile import MAX_FILE_BYTES, read_gateway
 
 from ._files import GATEWAY_ENDING, find_peer, load_without_keys, require_gateway
-from ._qr import PICTURES, make_code, picture, terminal_code
+from ._qr import make_code, picture, picture_ending, terminal_code
 from .keys import print_line, warn_if_world_accessible
 
 _NO_PEERS = "only the peers of a gateway's TOML file are added, removed and listed"
@@ -66,6 +67,8 @@ def add_peer(
         gateway, config = read_gateway(file, allow_world_readable=allow_world_readable)
         own = config.private_key.public_key()
         with _of_file(file):
+            if output == "-":
+                raise BadValue("--output: - is no file", "leave it out, and it is printed")
             values.display_name(new.name)
             private_key, public_key = _key_pair(new.public_key)
             addresses = _addresses(new.addresses, gateway)
@@ -262,6 +265,13 @@ def _require_new(
         if owner := owners.get(ip_network(address.ip)):
             raise BadValue(f"--address: {address.ip} belongs to {owner}", "leave it out to get a free one")
         owners[ip_network(address.ip)] = "this peer already"
+        for network in (each.network for each in gateway.interface.addresses):
+            first, last = hosts_of(network)
+            if address.ip in network and not first <= int(address.ip) <= last:
+                problem = (
+                    f"--address: {address.ip} is not for a host: it is the first or the last of {network}"
+                )
+                raise BadValue(problem, "leave it out to get a free one")
 
 
 def _routed(given: Iterable[str], interface: GatewayInterface) -> tuple[Prefix, ...]:
@@ -282,12 +292,12 @@ def _dns_server(text: str) -> str:
 
 def _hand_out(text: str, change: FileChange, *, qr: bool, output: str | None) -> None:
     """Write a peer's own file to where it was asked for: as a new file, as a picture, on standard output."""
-    ending = os.path.splitext(output)[1] if output is not None else ""
-    code = make_code(text) if qr or ending in PICTURES else None
+    ending = picture_ending(output)
+    code = make_code(text) if qr or ending is not None else None
     shown_code = terminal_code(code) if code is not None and qr else None
     if output is not None:
         change.add_output(
-            output, picture(code, ending) if code is not None and ending in PICTURES else text.encode()
+            output, picture(code, ending) if code is not None and ending is not None else text.encode()
         )
     if shown_code is not None:
         warn_if_world_accessible()
