@@ -422,12 +422,12 @@ NESTED = b"[" * 100_000 + b"]" * 100_000
         (
             b'{"version":1,"method":"fly"}\n',
             "request",
-            f"{MALFORMED} Invalid value this value - at `$.method`",
+            f"{MALFORMED} Invalid value (not shown) - at `$.method`",
         ),
         (
             b'{"version":1,"method":"show","a":1}\n',
             "request",
-            f"{MALFORMED} Object contains unknown field `a`",
+            f"{MALFORMED} Object contains unknown field (not shown)",
         ),
         (b'{"x":' + NESTED + b',"version":1}\n', "request", "the request is nested too deeply"),
         (
@@ -555,6 +555,12 @@ async def test_a_key_in_the_wrong_place_is_not_echoed(pair: Pair, client: Contro
     secret = PrivateKey.generate().to_base64()
     for place in (
         {"method": secret},
+        {"method": f"{secret}' - at `$.x` {secret}"},
+        {"method": "show", secret: 1},
+        {"method": "show", f"`{secret}": 1},
+        {"method": "apply", "gateway": {"interface": {"private_key": secret, secret: 1}}},
+        {"method": "apply", "gateway": {"interface": {"private_key": secret, "timers": {secret: 1}}}},
+        {"method": "apply", "gateway": {"interface": {"private_key": secret, "role": f"it's {secret}"}}},
         {"method": "apply", "gateway": {"interface": {"private_key": secret, "role": secret}}},
         {"method": "apply", "gateway": {"interface": {"private_key": secret + "x"}}},
         {"method": "apply", "gateway": {"interface": {"private_key": secret, "addresses": [secret]}}},
@@ -562,6 +568,24 @@ async def test_a_key_in_the_wrong_place_is_not_echoed(pair: Pair, client: Contro
         (answer,) = await ask(path, json.dumps({"version": 1, **place}).encode() + b"\n")
         assert answer["error"]["kind"] == "request"
         assert secret[:10] not in json.dumps(answer)
+
+
+def test_what_contradicts_itself_is_said_in_our_own_words() -> None:
+    """No apostrophe of them is taken for a quote."""
+    own = PrivateKey.generate()
+    key = own.public_key().to_base64()
+    interface = {"private_key": own.to_base64()}
+    twice = [
+        {"public_key": PrivateKey.generate().public_key().to_base64(), "name": "alice"} for _ in range(2)
+    ]
+    for peers, says in (
+        ([{"public_key": key}], "public_key is the gateway's own"),
+        (twice, "name: there is another 'alice'"),
+    ):
+        request = {"version": 1, "method": "apply", "gateway": {"interface": interface, "peers": peers}}
+        with pytest.raises(ControlError) as caught:
+            protocol.parse_request(json.dumps(request).encode())
+        assert says in str(caught.value)
 
 
 @in_real_time

@@ -122,6 +122,11 @@ class _Head(msgspec.Struct):
     version: int
 
 
+# What msgspec quotes may be a key that was put in the wrong place. Our own texts, which come the same way, quote none.
+_QUOTING = re.compile(
+    r"\A(Invalid (?:enum )?value |Object contains unknown field ).*?( - at `\$[^`]*`)?\Z", re.DOTALL
+)
+
 _head = msgspec.json.Decoder(_Head)
 _request = msgspec.json.Decoder(Request, dec_hook=decode_hook)
 
@@ -146,8 +151,7 @@ def _parse_request(line: bytes) -> Request:
     try:
         request: Request = _request.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        # What it quotes may be a key that was put in the wrong place.
-        text = re.sub(r"'[^']*'", "this value", str(error))
+        text = _QUOTING.sub(r"\1(not shown)\2", str(error))
         raise ControlError("request", [f"the request is malformed: {text}"]) from None
     if isinstance(request, Apply) and (unknown := list(unknown_settings(line))):
         raise ControlError("request", [f"the request is malformed: {each}" for each in unknown])
