@@ -8,7 +8,7 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any
@@ -691,6 +691,30 @@ async def test_slow_clients_hold_nobody_up(tmp_path: Path) -> None:
         for stream in idle:
             await stream.aclose()
         tasks.cancel_scope.cancel()
+
+
+@in_real_time
+async def test_many_idle_clients_throw_nobody_out_who_follows_events(tmp_path: Path) -> None:
+    async with served(tmp_path) as (pair, client, path), client.events() as events, AsyncExitStack() as stack:
+        idle = [
+            await stack.enter_async_context(await anyio.connect_unix(path))
+            for _ in range(server.MOST_CLIENTS)
+        ]
+        # The first of them made room, and was told why.
+        room = f"memory has more than {server.MOST_CLIENTS} clients at once, and this one made room"
+        assert json.loads(await idle[0].receive()) == {"error": {"kind": "busy", "problems": [room]}}
+        await exchange(pair)
+        assert (await events.__anext__()).event == "SessionEstablished"
+
+
+@in_real_time
+async def test_of_clients_that_all_follow_events_the_first_makes_room_and_is_told(tmp_path: Path) -> None:
+    async with served(tmp_path) as (_, client, _), client.events() as first, AsyncExitStack() as stack:
+        for _ in range(server.MOST_CLIENTS):
+            await stack.enter_async_context(client.events())
+        with pytest.raises(ControlError, match="and this one made room") as caught:
+            await first.__anext__()
+        assert caught.value.kind == "busy"
 
 
 def test_secrets_are_written_for_the_socket_only() -> None:

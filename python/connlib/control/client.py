@@ -162,6 +162,10 @@ class _Incoming:
             # Answers come from a process that may do more than this one: no bound on their length.
             return await self._stream.receive_until(b"\n", sys.maxsize)
         except anyio.IncompleteRead:
+            if self._stream.buffer:
+                raise ControlError(
+                    "connection", ["the interface went away in the middle of a line"]
+                ) from None
             return None
 
     async def exactly(self, size: int) -> bytes:
@@ -180,7 +184,10 @@ class _Incoming:
 
 
 class ReportedEvents:
-    """What happens: an asynchronous iterator of `ReportedEvent`, which ends with the interface."""
+    """What happens: an asynchronous iterator of `ReportedEvent`, which ends with the interface.
+
+    Raises `ControlError` if it ends before, because the interface has too many other clients, say.
+    """
 
     def __init__(self, incoming: _Incoming) -> None:
         self._incoming = incoming

@@ -99,7 +99,7 @@ class Refusal(msgspec.Struct, frozen=True):
     """Why a request was not done."""
 
     kind: str
-    """`version`, `request`, `permission`, `config`, `device`, `capture`, `closed` or `internal`."""
+    """`version`, `request`, `permission`, `config`, `device`, `capture`, `closed`, `busy` or `internal`."""
     problems: tuple[str, ...]
     """A line for each."""
 

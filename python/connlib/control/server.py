@@ -275,7 +275,9 @@ async def serve_control(
     """
     with SocketFile(interface.name, directory) as file:
         server = ControlServer(interface, applier or Applier(interface), file.path)
-        clients = Clients("the control socket", _log, most=MOST_CLIENTS, patience=PATIENCE)
+        room = f"{interface.name} has more than {MOST_CLIENTS} clients at once, and this one made room"
+        farewell = dump_error(ControlError("busy", [room]))
+        clients = Clients("the control socket", _log, most=MOST_CLIENTS, patience=PATIENCE, farewell=farewell)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(clients.serve, file.socket, server._answer)
             try:
