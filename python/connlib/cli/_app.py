@@ -65,6 +65,7 @@ RunDir = Annotated[
     ),
 ]
 RUN_DIR = "/run/connlib"
+WHOLE_PACKETS = 65_535
 
 
 AllowWorldReadable = Annotated[
@@ -254,13 +255,17 @@ def capture(
         ),
     ] = False,
     snaplen: Annotated[
-        int, typer.Option(min=1, max=65_535, metavar="BYTES", help="How much of each packet is kept.")
-    ] = 65_535,
+        int, typer.Option(min=1, max=WHOLE_PACKETS, metavar="BYTES", help="How much of each packet is kept.")
+    ] = WHOLE_PACKETS,
     run_dir: RunDir = RUN_DIR,
 ) -> None:
     """Write the packets of a running interface into a pcapng file, until Ctrl-C or until it goes down."""
     if keys and inner and not outer:
         raise typer.BadParameter("--keys are for what is encrypted: add --outer")
+    if keys and snaplen != WHOLE_PACKETS:
+        raise typer.BadParameter(
+            "--keys are for whole packets, what is cut off cannot be decrypted: leave --snaplen out"
+        )
     from .capture import run
 
     run(name, output, run_dir=run_dir, outer=outer or not inner, inner=inner, keys=keys, snaplen=snaplen)
