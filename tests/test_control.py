@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import socket
@@ -637,6 +638,23 @@ def test_no_json_does_more_than_be_refused(value: Any) -> None:
 
 
 # --- who may ask ----------------------------------------------------------------------------------------------------
+
+
+def test_who_may_not_ask_is_told_who_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`connlib up --user` is somebody else by then, who may not: the socket stays of the user that started it."""
+
+    async def refuse(_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("connlib.control.client.anyio.connect_unix", refuse)
+
+    @in_real_time
+    async def run() -> None:
+        with pytest.raises(ControlError) as caught:
+            await ControlClient("wg7", directory=str(tmp_path)).show()
+        assert str(caught.value) == ("no permission to ask wg7; run as root, or as the user that started it")
+
+    run()
 
 
 @control_test

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -179,3 +180,44 @@ async def test_nobody_waits_for_a_stopped_process_for_ever(silent: ControlClient
         with pytest.raises(ControlError) as error:
             await asking
         assert (error.value.kind, str(error.value)) == ("connection", SILENCE)
+
+
+def test_the_page_about_the_control_socket_shows_what_is_printed() -> None:
+    alice = msgspec.structs.replace(
+        peer("alice"),
+        why="a session of 3.2 s, heard 0.0 s ago",
+        next="the peer counts as silent, if nothing is heard until then",
+        next_in=15.1,
+        endpoint="192.0.2.2:46818",
+        session_age=3.2,
+        rx_bytes=223_100,
+        tx_bytes=223_100,
+    )
+    branch = msgspec.structs.replace(
+        peer("branch"),
+        peer=KEY[::-1],
+        state="waiting",
+        why="never heard",
+        next="this side waits for the peer to start a session",
+        next_in=None,
+        endpoint=None,
+        session_age=None,
+        rx_bytes=0,
+        tx_bytes=0,
+    )
+    now = msgspec.structs.replace(
+        status(alice, branch),
+        name="office",
+        up_for=6.2,
+        public_key="ThP/1jHhRJ4Wj2z8VkPJcvdlcIhSCAalmJovfq/3rwc=",
+        drops={"no route": 2},
+    )
+    earlier = msgspec.structs.replace(alice, rx_bytes=191_650, tx_bytes=191_650)
+    before = msgspec.structs.replace(now, unix_time=now.unix_time - 0.5, peers=(earlier, branch))
+    out = io.StringIO()
+    Console(file=out, width=100, highlight=False).print(
+        show._tables({"office": before}, {"office": now}, 100)
+    )
+    page = (Path(__file__).parent.parent / "docs" / "control.md").read_text()
+    shown = page.partition("$ connlib show office\n")[2].partition("```")[0]
+    assert shown.splitlines() == [line.rstrip() for line in out.getvalue().splitlines()]

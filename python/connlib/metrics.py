@@ -304,7 +304,7 @@ def _of_interface(name: str, stats: InterfaceStats) -> Iterator[Metric]:
     yield lookups
     errors = CounterMetricFamily(
         "connlib_errors_total",
-        "Errors of the device and of the sockets, by the name of their errno",
+        "Errors of the device and of the sockets, by what was done and the name of their errno",
         labels=("interface", "end", "error"),
     )
     for end, counts, known in (("tun", stats.tun, _TUN_COUNTERS), ("udp", stats.udp, _UDP_COUNTERS)):

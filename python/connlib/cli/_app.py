@@ -175,7 +175,7 @@ def show(
 ) -> None:
     """Show how running interfaces and their peers are, and why.
 
-    For root, and for the user that runs them. Exit code 1 if none runs.
+    For root, and for the user that started them. Exit code 1 if none runs.
     """
     from .show import run_show
 

@@ -5,8 +5,8 @@
 
 An answer is a line with `result` or with `error`. After the one to `events`, a line follows for each event, until
 either side closes. After the one to `capture` come lines that say how many bytes of a pcapng file follow each of
-them; when the client has closed its side, the rest of the file comes. Whatever has no `version`, or another one, is
-refused, and the answer says which one is spoken.
+them; when the client has closed its side, the rest of the file comes. A stream that ends before its time ends with an
+`error`. What has no `version` is no request; for one with another version, the answer says which one is spoken.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Explain(_Request, frozen=True, kw_only=True, tag="explain"):
 
 
 class Apply(_Request, frozen=True, kw_only=True, tag="apply"):
-    """Change to another configuration, all of it or nothing: a list of the differences, as `connlib diff` has them."""
+    """Change to another configuration, all of it or nothing: a list of `Difference`, in the words of `connlib diff`."""
 
     gateway: Gateway
     """With its keys, not with names of files."""

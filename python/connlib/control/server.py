@@ -268,7 +268,8 @@ async def serve_control(
 ) -> AsyncIterator[ControlServer]:
     """Answer what `ControlClient` asks at `directory/NAME.sock`, for as long as the block runs.
 
-    The file has mode 0600, and only root and the user of this process are answered (SO_PEERCRED). Linux only.
+    The file has mode 0600, and only root and the user of this process now, whomever it becomes later, are answered
+    (SO_PEERCRED). Linux only.
     applier: who changes the interface, if others do so as well.
 
     Raises `DeviceError` if the socket cannot be had, because another process has it, say.
