@@ -441,7 +441,7 @@ def test_up_logs_the_flows_of_a_peer_with_rules(wire: Wire, tmp_path: Path) -> N
     assert (ended["bytes_from_peer"], ended["start"]) == (168, began["time"])
     assert (denied["event"], denied["decided_by"], denied["refused"]) == ("denied", "default", 1)
     assert "client  now at " in said
-    assert "client  denied by default: from 10.9.0.2 to 10.9.0.1/icmp type 8\n" in said
+    assert "client  denied by default: from 10.9.0.2 to 10.9.0.1/icmp:8\n" in said
     assert "lacks" not in said
 
 

@@ -317,7 +317,8 @@ def policy_test(
         list[str],
         typer.Option(
             metavar="DESTINATION",
-            help="Such as 10.0.0.5:443/tcp, [fd00::5]:53/udp, 10.0.0.5/icmp (an echo request) or 10.0.0.5/47.",
+            help="Such as 10.0.0.5:443/tcp, [fd00::5]:53/udp, 10.0.0.5/icmp (an echo request), 10.0.0.5/icmp:13 "
+            "(that type of message) or 10.0.0.5/47.",
         ),
     ],
     from_gateway: Annotated[
