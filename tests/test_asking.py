@@ -499,7 +499,7 @@ async def test_a_hook_that_cannot_be_cancelled_is_not_called_without_end(
         for port in range(443, 447):
             await opened.client_tun.send(flow(port))
         await trio.sleep(10)
-        assert sorted(calls) == [443, 444]
+        assert len(calls) == 2 and set(calls) == {443, 444}
         assert drops(opened) == {DropReason.UNANSWERED: 4}
         assert opened.gateway.stats().hook["asked"] == 2
         await trio.sleep(20)

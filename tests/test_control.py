@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any
@@ -423,12 +424,12 @@ NESTED = b"[" * 100_000 + b"]" * 100_000
         (
             b'{"version":1,"method":"fly"}\n',
             "request",
-            f"{MALFORMED} Invalid value this value - at `$.method`",
+            f"{MALFORMED} Invalid value (not shown) - at `$.method`",
         ),
         (
             b'{"version":1,"method":"show","a":1}\n',
             "request",
-            f"{MALFORMED} Object contains unknown field `a`",
+            f"{MALFORMED} Object contains unknown field (not shown)",
         ),
         (b'{"x":' + NESTED + b',"version":1}\n', "request", "the request is nested too deeply"),
         (
@@ -556,6 +557,12 @@ async def test_a_key_in_the_wrong_place_is_not_echoed(pair: Pair, client: Contro
     secret = PrivateKey.generate().to_base64()
     for place in (
         {"method": secret},
+        {"method": f"{secret}' - at `$.x` {secret}"},
+        {"method": "show", secret: 1},
+        {"method": "show", f"`{secret}": 1},
+        {"method": "apply", "gateway": {"interface": {"private_key": secret, secret: 1}}},
+        {"method": "apply", "gateway": {"interface": {"private_key": secret, "timers": {secret: 1}}}},
+        {"method": "apply", "gateway": {"interface": {"private_key": secret, "role": f"it's {secret}"}}},
         {"method": "apply", "gateway": {"interface": {"private_key": secret, "role": secret}}},
         {"method": "apply", "gateway": {"interface": {"private_key": secret + "x"}}},
         {"method": "apply", "gateway": {"interface": {"private_key": secret, "addresses": [secret]}}},
@@ -563,6 +570,24 @@ async def test_a_key_in_the_wrong_place_is_not_echoed(pair: Pair, client: Contro
         (answer,) = await ask(path, json.dumps({"version": 1, **place}).encode() + b"\n")
         assert answer["error"]["kind"] == "request"
         assert secret[:10] not in json.dumps(answer)
+
+
+def test_what_contradicts_itself_is_said_in_our_own_words() -> None:
+    """No apostrophe of them is taken for a quote."""
+    own = PrivateKey.generate()
+    key = own.public_key().to_base64()
+    interface = {"private_key": own.to_base64()}
+    twice = [
+        {"public_key": PrivateKey.generate().public_key().to_base64(), "name": "alice"} for _ in range(2)
+    ]
+    for peers, says in (
+        ([{"public_key": key}], "public_key is the gateway's own"),
+        (twice, "name: there is another 'alice'"),
+    ):
+        request = {"version": 1, "method": "apply", "gateway": {"interface": interface, "peers": peers}}
+        with pytest.raises(ControlError) as caught:
+            protocol.parse_request(json.dumps(request).encode())
+        assert says in str(caught.value)
 
 
 @in_real_time
@@ -614,6 +639,23 @@ def test_no_json_does_more_than_be_refused(value: Any) -> None:
 
 
 # --- who may ask ----------------------------------------------------------------------------------------------------
+
+
+def test_who_may_not_ask_is_told_who_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`connlib up --user` is somebody else by then, who may not: the socket stays of the user that started it."""
+
+    async def refuse(_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("connlib.control.client.anyio.connect_unix", refuse)
+
+    @in_real_time
+    async def run() -> None:
+        with pytest.raises(ControlError) as caught:
+            await ControlClient("wg7", directory=str(tmp_path)).show()
+        assert str(caught.value) == ("no permission to ask wg7; run as root, or as the user that started it")
+
+    run()
 
 
 @control_test
@@ -668,6 +710,30 @@ async def test_slow_clients_hold_nobody_up(tmp_path: Path) -> None:
         for stream in idle:
             await stream.aclose()
         tasks.cancel_scope.cancel()
+
+
+@in_real_time
+async def test_many_idle_clients_throw_nobody_out_who_follows_events(tmp_path: Path) -> None:
+    async with served(tmp_path) as (pair, client, path), client.events() as events, AsyncExitStack() as stack:
+        idle = [
+            await stack.enter_async_context(await anyio.connect_unix(path))
+            for _ in range(server.MOST_CLIENTS)
+        ]
+        # The first of them made room, and was told why.
+        room = f"memory has more than {server.MOST_CLIENTS} clients at once, and this one made room"
+        assert json.loads(await idle[0].receive()) == {"error": {"kind": "busy", "problems": [room]}}
+        await exchange(pair)
+        assert (await events.__anext__()).event == "SessionEstablished"
+
+
+@in_real_time
+async def test_of_clients_that_all_follow_events_the_first_makes_room_and_is_told(tmp_path: Path) -> None:
+    async with served(tmp_path) as (_, client, _), client.events() as first, AsyncExitStack() as stack:
+        for _ in range(server.MOST_CLIENTS):
+            await stack.enter_async_context(client.events())
+        with pytest.raises(ControlError, match="and this one made room") as caught:
+            await first.__anext__()
+        assert caught.value.kind == "busy"
 
 
 def test_secrets_are_written_for_the_socket_only() -> None:

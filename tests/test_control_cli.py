@@ -126,7 +126,8 @@ def test_events_are_printed_as_they_happen(
     finally:
         if events.returncode is None:
             events.stop(signal.SIGKILL)
-    _, *lines = events.output().splitlines()
+    _, *lines, last = events.output().splitlines()
+    assert last == "gw0: went down"
     if options:
         told = [json.loads(line) for line in lines]
         assert ("client", "SessionEstablished") in [(event["name"], event["event"]) for event in told]

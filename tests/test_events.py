@@ -4,7 +4,7 @@ applied; and the flow log. In virtual time."""
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -29,12 +29,13 @@ from connlib import (
     PeerRoamed,
     Policy,
     Protocol,
+    Role,
     Rule,
     Verdict,
     VerdictReason,
 )
 from connlib.uapi.device import Device
-from connlib.uapi.protocol import SetRequest
+from connlib.uapi.protocol import PeerSection, SetRequest
 from helpers_driver import (
     CLIENT,
     CLIENT_HOST,
@@ -394,6 +395,31 @@ async def test_what_the_configuration_protocol_applies_is_told() -> None:
         assert answer == b"errno=0\n\n"
         diff = ConfigDiff(node=("listen_port",))
         assert await anext(events) == InterfaceEvent(None, ConfigApplied(diff))
+
+
+@in_virtual_time
+async def test_a_peer_of_the_configuration_protocol_starts_sessions_and_answers() -> None:
+    """With the gateway as `connlib-wg` has it: whoever has a packet first begins."""
+    (peer,) = client_config().peers
+    peer = replace(peer, role=Role.EITHER)
+    for first in ("gateway", "client"):
+        async with open_pair() as pair:
+            section = PeerSection(
+                public_key=CLIENT_KEY.public_key(),
+                endpoint=(CLIENT_HOST, pair.client.listen_port),
+                allowed_ips=[(ip_network(f"{CLIENT}/32"), True)],
+            )
+            await pair.gateway.apply(gateway_config(role=Role.EITHER, peers=()))
+            await pair.client.apply(replace(pair.client.config, role=Role.EITHER, peers=(peer,)))
+            (answer,) = await Device(pair.gateway).answer(SetRequest(peers=[section]))
+            assert answer == b"errno=0\n\n"
+            assert [peer.role for peer in pair.gateway.config.peers] == [Role.EITHER]
+            if first == "client":
+                await pair.exchange()
+            else:
+                pair.gateway.initiate_handshake(CLIENT_KEY.public_key())
+                await trio.sleep(1)
+            assert pair.gateway.stats().peers[0].tunnel.session_age is not None
 
 
 @in_virtual_time

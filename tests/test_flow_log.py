@@ -94,6 +94,31 @@ def lines(text: str | bytes) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.parametrize(
+    ("there", "between"), [("", ""), ('{"time":"old"}\n', ""), ('{"time":"old"}\n{"ti', "\n")]
+)
+def test_what_a_killed_process_left_cut_off_is_joined_to_nothing(
+    tmp_path: Path, there: str, between: str
+) -> None:
+    file, source = tmp_path / "flows", Source()
+    file.write_text(there)
+    with FlowLog(str(file)) as flows:
+        finish(flows, source, 1)
+        text = file.read_text()
+        assert text.startswith(there + between + '{"time":"2025')
+        # Put away, and another one that is like it is in its place.
+        file.rename(tmp_path / "flows.1")
+        file.write_text(there)
+        flows.reopen()
+        finish(flows, source, 1)
+        assert file.read_text() == text
+        # Opened anew where it was.
+        flows.reopen()
+        finish(flows, source, 1)
+        assert lines(file.read_text()[len(there) + len(between) :])[1]["id"] == 1
+        assert "\n\n" not in file.read_text()
+
+
 def test_a_line_of_json_for_each_record(tmp_path: Path) -> None:
     file, source = tmp_path / "flows", Source()
     end = FlowEnd(EndReason.EXPIRED, BEGAN.time, 1.5, 3, 300, 2, 200)
@@ -416,7 +441,7 @@ def test_up_logs_the_flows_of_a_peer_with_rules(wire: Wire, tmp_path: Path) -> N
     assert (ended["bytes_from_peer"], ended["start"]) == (168, began["time"])
     assert (denied["event"], denied["decided_by"], denied["refused"]) == ("denied", "default", 1)
     assert "client  now at " in said
-    assert "client  denied by default: from 10.9.0.2 to 10.9.0.1/icmp type 8\n" in said
+    assert "client  denied by default: from 10.9.0.2 to 10.9.0.1/icmp:8\n" in said
     assert "lacks" not in said
 
 

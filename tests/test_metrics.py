@@ -122,6 +122,21 @@ async def test_readyz_says_whether_the_interface_is_up() -> None:
 
 
 @in_real_time
+async def test_an_interface_that_is_late_with_its_deadlines_is_not_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with served() as (pair, server):
+        await pair.exchange()
+        deadline = pair.gateway._node.next_timeout()
+        assert deadline is not None, "a session has an end"
+        for late, answer in ((0.9, (200, b"ready\n")), (1.1, (503, b"late\n"))):
+            with monkeypatch.context() as patches:
+                patches.setattr(pair.gateway._clock, "now", lambda late=late: deadline.at + late)
+                status, _, body = await get(server.port, "/readyz")
+            assert (status, body) == answer
+
+
+@in_real_time
 @pytest.mark.parametrize(
     ("request_", "status"),
     [

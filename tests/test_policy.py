@@ -356,7 +356,10 @@ def test_more_flows_than_allowed_push_out_the_oldest() -> None:
         ("10.0.0.5:443/udp", Verdict(False, VerdictReason.DEFAULT, None, None), "denied by default"),
         ("[fd00::5]:443/tcp", Verdict(False, VerdictReason.DEFAULT, None, None), "denied by default"),
         ("10.0.0.5/icmp", Verdict(True, VerdictReason.RULE, 3, "ping"), "allowed by rule 3 (ping)"),
+        ("10.0.0.5/icmp:8", Verdict(True, VerdictReason.RULE, 3, "ping"), "allowed by rule 3 (ping)"),
+        ("10.0.0.5/icmp:13", Verdict(False, VerdictReason.DEFAULT, None, None), "denied by default"),
         ("fd00::5/icmp", Verdict(False, VerdictReason.DEFAULT, None, None), "denied by default"),
+        ("fd00::5/icmp:129", Verdict(False, VerdictReason.DEFAULT, None, None), "denied by default"),
         ("10.0.0.5/47", Verdict(True, VerdictReason.RULE, 4, None), "allowed by rule 4"),
     ],
 )
@@ -380,7 +383,7 @@ def test_a_policy_says_which_rule_decides_and_its_packet_gets_the_same(
     numbers: dict[Protocol | int, int] = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.ICMP: icmp, 47: 47}
     number = numbers[flow.protocol]
     payload = {6: tcp(1, flow.port or 0, SYN), 17: udp(1, flow.port or 0), 47: b""}.get(
-        number, bytes([128 if number == 58 else 8]) + bytes(7)
+        number, bytes([flow.icmp_type or (128 if number == 58 else 8)]) + bytes(7)
     )
     source = "fd00::1" if number == 58 or "fd00" in to else "10.0.0.1"
     assert policy.decide(ip(number, payload, source, str(flow.destination))) == verdict
@@ -400,7 +403,8 @@ def test_a_packet_that_cannot_be_judged_is_denied_with_the_reason() -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "10.0.0.5", "10.0.0.5:443", "10.0.0.5/tcp", "10.0.0.5:443/icmp", "10.0.0.5:99999/tcp", "10.0.0/icmp",
-     "10.0.0.5:443/sctp", "10.0.0.5:/tcp", "[10.0.0.5]:443/tcp", "host:443/tcp", "10.0.0.5/300", "x" * 10_000],
+     "10.0.0.5:443/sctp", "10.0.0.5:/tcp", "[10.0.0.5]:443/tcp", "host:443/tcp", "10.0.0.5/300", "10.0.0.5/icmp:256",
+     "10.0.0.5/icmp:", "10.0.0.5/47:1", "10.0.0.5:443/tcp:1", "x" * 10_000],
 )  # fmt: skip
 def test_a_destination_that_is_none_is_one_clear_line(text: str) -> None:
     with pytest.raises(ValueError, match=r"write 10\.0\.0\.5:443/tcp") as raised:

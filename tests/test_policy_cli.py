@@ -80,6 +80,8 @@ def file(tmp_path: Path) -> Path:
         ("10.0.0.9:443/tcp", "denied by rule 1 (the vault)", 1),
         ("10.0.0.5:22/tcp", "denied by default", 1),
         ("10.0.0.5/icmp", "allowed by rule 3: allow icmp types 8, 128", 0),
+        ("10.0.0.5/icmp:8", "allowed by rule 3: allow icmp types 8, 128", 0),
+        ("10.0.0.5/icmp:13", "denied by default", 1),
         ("10.0.0.5/47", "denied by default", 1),
         (
             "10.7.0.3:443/tcp",
@@ -227,6 +229,10 @@ def test_what_is_no_such_peer_file_or_destination_exits_2_with_a_line(
         (
             (file, "--peer", "zoe", *TO),
             f"{file}: there is no peer 'zoe'; give a peer's name, or its public key",
+        ),
+        (
+            (tmp_path / "nowhere", "--peer", "alice", *TO),
+            f"{tmp_path}/nowhere: cannot read it: no such file or directory; name a gateway's TOML file",
         ),
         (
             (quick, "--peer", "alice", *TO),

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import fcntl
 import io
+import os
+import signal
 import socket
+import struct
+import termios
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import msgspec
 import pytest
+import trio
 from rich.console import Console
 
+from connlib import PeerConfig, PrivateKey
 from connlib.cli import show
 from connlib.control import ControlClient, ControlError, PeerStatus, Status
 from helpers_driver import gateway_config, in_real_time
+from test_cli import COMMAND
 from test_control import served
 
 KEY = "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWY="
@@ -179,3 +189,96 @@ async def test_nobody_waits_for_a_stopped_process_for_ever(silent: ControlClient
         with pytest.raises(ControlError) as error:
             await asking
         assert (error.value.kind, str(error.value)) == ("connection", SILENCE)
+
+
+def test_the_page_about_the_control_socket_shows_what_is_printed() -> None:
+    alice = msgspec.structs.replace(
+        peer("alice"),
+        why="a session of 3.2 s, heard 0.0 s ago",
+        next="the peer counts as silent, if nothing is heard until then",
+        next_in=15.1,
+        endpoint="192.0.2.2:46818",
+        session_age=3.2,
+        rx_bytes=223_100,
+        tx_bytes=223_100,
+    )
+    branch = msgspec.structs.replace(
+        peer("branch"),
+        peer=KEY[::-1],
+        state="waiting",
+        why="never heard",
+        next="this side waits for the peer to start a session",
+        next_in=None,
+        endpoint=None,
+        session_age=None,
+        rx_bytes=0,
+        tx_bytes=0,
+    )
+    now = msgspec.structs.replace(
+        status(alice, branch),
+        name="office",
+        up_for=6.2,
+        public_key="ThP/1jHhRJ4Wj2z8VkPJcvdlcIhSCAalmJovfq/3rwc=",
+        drops={"no route": 2},
+    )
+    earlier = msgspec.structs.replace(alice, rx_bytes=191_650, tx_bytes=191_650)
+    before = msgspec.structs.replace(now, unix_time=now.unix_time - 0.5, peers=(earlier, branch))
+    out = io.StringIO()
+    Console(file=out, width=100, highlight=False).print(
+        show._tables({"office": before}, {"office": now}, 100)
+    )
+    page = (Path(__file__).parent.parent / "docs" / "control.md").read_text()
+    shown = page.partition("$ connlib show office\n")[2].partition("```")[0]
+    assert shown.splitlines() == [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+@in_real_time
+async def test_a_watch_on_a_low_terminal_leaves_nothing_above_it_and_shows_what_comes_later(
+    tmp_path: Path,
+) -> None:
+    rows = 6
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 100, 0, 0))
+    os.set_blocking(ours, False)
+    said = b""
+
+    async def until(text: bytes) -> None:
+        nonlocal said
+        while text not in said:
+            await trio.lowlevel.wait_readable(ours)
+            said += os.read(ours, 1 << 16)
+
+    async def hang_up(listener: socket.socket) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            listener.accept()[0].close()
+
+    async with served(tmp_path) as (pair, _, path), trio.open_nursery() as nursery:
+        peers = [
+            PeerConfig(public_key=PrivateKey.generate().public_key(), name=f"peer {number}")
+            for number in range(rows)
+        ]
+        await pair.gateway.apply(dataclasses.replace(pair.gateway.config, peers=tuple(peers)))
+        command = (*COMMAND, "show", "--watch", "--interval", "0.1", "--run-dir", str(path.parent))
+        environment = {**os.environ, "TERM": "xterm"}
+        watch = await trio.lowlevel.open_process(command, stdout=theirs, stderr=theirs, env=environment)
+        try:
+            await until(b"memory")
+            # One that closes whatever connects, first in the alphabet, so that it is seen.
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
+                listener.bind(str(path.with_name("a.sock")))
+                listener.listen()
+                nursery.start_soon(hang_up, listener)
+                await until(b"went away")
+                watch.send_signal(signal.SIGINT)
+                await watch.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            if watch.returncode is None:
+                watch.kill()
+    os.close(theirs)
+    os.close(ours)
+    before, *frames = said.split(b"\x1b[H")
+    assert b"\x1b[?1049h" in before, "it has a screen of its own"
+    assert len(frames) >= 2 and b"memory" in said
+    assert all(frame.count(b"\n") < rows for frame in frames)

@@ -7,7 +7,7 @@ from ipaddress import ip_network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connlib import PeerConfig, PrivateKey, PublicKey
+from connlib import PeerConfig, PrivateKey, PublicKey, Role
 from connlib.uapi.protocol import Network, RequestParser, SetRequest
 from connlib.uapi.settings import Change, Settings, change
 
@@ -37,6 +37,16 @@ def after(old: Settings, *lines: str) -> Change:
 def test_nothing_changes_nothing() -> None:
     old = settings(PeerConfig(public_key=ALICE, allowed_ips=(WIDE,)))
     assert after(old) == Change(old, frozenset(), frozenset())
+
+
+def test_a_peer_both_starts_and_answers_handshakes_as_the_kernel_s_do() -> None:
+    """The protocol has no word for anything else, so that no default of ours may decide it."""
+    new = after(settings(), *peer(ALICE, "endpoint=192.0.2.1:1"), *peer(BOB)).settings
+    assert [each.role for each in new.peers.values()] == [Role.EITHER, Role.EITHER]
+    # Also where the program gave the peer another role before, which nobody who asks can see.
+    old = settings(PeerConfig(public_key=ALICE, role=Role.RESPONDER))
+    again = after(old, "replace_peers=true", *peer(ALICE)).settings
+    assert again.peers[ALICE].role is Role.EITHER
 
 
 def test_a_prefix_moves_to_whom_it_is_given() -> None:

@@ -64,7 +64,7 @@ def test_every_event_has_words() -> None:
         ),
         (
             denied(protocol=Protocol.ICMP, icmp_type=8, count=1234),
-            "denied by default: from 10.0.0.2 to 10.9.0.1/icmp type 8; 1,234 packets since the last such line",
+            "denied by default: from 10.0.0.2 to 10.9.0.1/icmp:8; 1,234 packets since the last such line",
         ),
         (
             denied(protocol=47, verdict=Verdict(False, VerdictReason.OUTBOUND)),

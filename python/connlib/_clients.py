@@ -1,7 +1,7 @@
 """The clients of a listening socket: a task for each, so that one that dawdles is in nobody's way.
 
 What they cost is bounded: in number, and in the time that a request and its answer may take. When there is no room, the
-client that has been silent for longest makes it.
+client that has been silent for longest makes it, and those that are told things only if there are no others.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import socket
 import struct
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 
 import anyio
 import anyio.lowlevel
@@ -41,6 +42,8 @@ class Client:
         self._clients = clients
         self._connection = connection
         self._scope = anyio.CancelScope()
+        self._stays = False
+        self._sending = False
 
     async def receive(self) -> bytes:
         """Some bytes; none at the end."""
@@ -55,6 +58,7 @@ class Client:
 
     async def send(self, pieces: Iterable[bytes]) -> None:
         """Send all of that."""
+        self._sending = True
         for piece in pieces:
             # Others have their turn after each piece, even where the client takes all of them at once.
             await anyio.lowlevel.checkpoint()
@@ -64,6 +68,7 @@ class Client:
                     rest = rest[self._connection.send(rest) :]
                 except BlockingIOError:
                     await anyio.wait_writable(self._connection)
+        self._sending = False
 
     async def finish(self) -> None:
         """Say that no more comes, and wait for the other end to do so: bytes of it that nobody read would have the
@@ -77,8 +82,16 @@ class Client:
         self._scope.deadline = anyio.current_time() + self._clients.patience
 
     def stays(self) -> None:
-        """It is told things from now on, for as long as it likes. It still makes room for others."""
+        """It is told things from now on, for as long as it likes. It makes room only where all do so."""
         self._scope.deadline = math.inf
+        self._stays = True
+
+    def _make_room(self) -> None:
+        # What is half sent would not be understood with that in it.
+        if not self._sending:
+            with suppress(OSError):
+                self._connection.send(self._clients.farewell)
+        self._scope.cancel()
 
     def user(self) -> int:
         """The user at the other end of a Unix socket, as the kernel knows it (SO_PEERCRED)."""
@@ -90,13 +103,17 @@ class Client:
 class Clients:
     """Those of one socket; the one that was silent for longest first."""
 
-    def __init__(self, what: str, log: logging.Logger, *, most: int, patience: float) -> None:
+    def __init__(
+        self, what: str, log: logging.Logger, *, most: int, patience: float, farewell: bytes = b""
+    ) -> None:
         self._what = what
         """Of what the clients are, for the log."""
         self._log = log
         self._most = most
         self.patience = patience
         """Seconds from a client's coming, or its last answer, to the end of the next answer."""
+        self.farewell = farewell
+        """What one that makes room is told."""
         self._clients: OrderedDict[Client, None] = OrderedDict()
 
     async def serve(self, listener: socket.socket, answer: Callable[[Client], Awaitable[None]]) -> None:
@@ -135,8 +152,10 @@ class Clients:
 
     def _admit(self, connection: socket.socket) -> Client:
         if len(self._clients) >= self._most:
-            oldest, _ = self._clients.popitem(last=False)
-            oldest._scope.cancel()
+            ready = (client for client in self._clients if not client._stays)
+            oldest = next(ready, next(iter(self._clients)))
+            del self._clients[oldest]
+            oldest._make_room()
         client = Client(self, connection)
         self._clients[client] = None
         return client

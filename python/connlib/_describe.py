@@ -60,7 +60,5 @@ def _describe_denied(denied: Denied) -> str:
         destination = str(
             Flow(denied.destination, denied.protocol, denied.destination_port, denied.icmp_type)
         )
-    if denied.icmp_type is not None:
-        destination += f" type {denied.icmp_type}"
     more = f"; {denied.count:,} packets since the last such line" if denied.count > 1 else ""
     return f"{denied.verdict}: from {denied.source} to {destination}{more}"

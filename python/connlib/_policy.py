@@ -144,7 +144,7 @@ class Policy:
 _DESTINATION = re.compile(
     r"(?:(?:\[(?P<v6>[0-9a-fA-F:.]{2,45})\]|(?P<v4>[0-9.]{7,15}))(?::(?P<port>[0-9]{1,5}))?"
     r"|(?P<bare>[0-9a-fA-F:.]{2,45}))"
-    r"/(?P<protocol>[a-z]+|[0-9]{1,3})"
+    r"/(?P<protocol>[a-z]+|[0-9]{1,3})(?::(?P<type>[0-9]{1,3}))?"
 )
 
 
@@ -180,7 +180,8 @@ class Flow:
 
     @classmethod
     def parse(cls, text: str) -> Flow:
-        """From `10.0.0.5:443/tcp`, `[fd00::5]:53/udp`, `10.0.0.5/icmp` or, by a protocol's number, `10.0.0.5/47`.
+        """From `10.0.0.5:443/tcp`, `[fd00::5]:53/udp`, `10.0.0.5/icmp`, `10.0.0.5/icmp:13` (a message of that type) or,
+        by a protocol's number, `10.0.0.5/47`.
 
         Raises `ValueError` for anything else.
         """
@@ -205,10 +206,13 @@ class Flow:
             protocol = Protocol(match["protocol"])
         else:
             raise ValueError("the protocol is tcp, udp, icmp or a number")
-        return cls(address, protocol, int(match["port"]) if match["port"] else None)
+        port, icmp_type = (int(match[part]) if match[part] else None for part in ("port", "type"))
+        return cls(address, protocol, port, icmp_type)
 
     def __str__(self) -> str:
         protocol = self.protocol.value if isinstance(self.protocol, Protocol) else str(self.protocol)
+        if self.icmp_type is not None:
+            protocol += f":{self.icmp_type}"
         if self.port is None:
             return f"{self.destination}/{protocol}"
         return f"{host_and_port(str(self.destination), self.port)}/{protocol}"

@@ -73,7 +73,8 @@ def capture_interface(
         key and the preshared key, and our static private key. Whoever has the file can read the traffic, and can be
         this end of the tunnels until the private key is changed. Sessions that exist already stay unreadable, see
         `Capture.readable`.
-    snaplen: how many bytes of each datagram or packet are kept, 1 to 65,535.
+    snaplen: how many bytes of each datagram or packet are kept, 1 to 65,535; with `keys`, all of them, since what is
+        cut off cannot be decrypted.
 
     Raises `CaptureError` if the file cannot be made or written to, or if the interface is captured already,
     `ClosedError` after the interface was closed, and `ValueError` for arguments that make no sense.
@@ -84,6 +85,8 @@ def capture_interface(
         raise ValueError("keys are for what is encrypted: outer must be true")
     if not 1 <= snaplen <= WHOLE_PACKETS:
         raise ValueError(f"snaplen must be 1 to {WHOLE_PACKETS}, not {snaplen}")
+    if keys and snaplen != WHOLE_PACKETS:
+        raise ValueError(f"with keys, snaplen must be {WHOLE_PACKETS}: what is cut off cannot be decrypted")
     if not interface.is_open:
         raise ClosedError(f"the interface {interface.name} is closed")
     if interface._node.is_captured:

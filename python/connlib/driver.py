@@ -84,9 +84,9 @@ class InterfaceStats(NodeStats):
     """The counters of an interface: those of its node, and those of its ends."""
 
     tun: Mapping[str, int]
-    """Packets and bytes in each direction; errors by the name of their errno."""
+    """Packets and bytes in each direction; errors by what was done and the name of their errno."""
     udp: Mapping[str, int]
-    """Datagrams and bytes in each direction, system calls, buffers granted; errors by the name of their errno."""
+    """Datagrams and bytes in each direction, system calls, buffers granted; errors likewise."""
     timer_wakes: int
     """How often the driver woke for a deadline."""
     lookups: Mapping[str, int] = dataclasses.field(default_factory=dict)

@@ -45,6 +45,8 @@ MOST_CLIENTS = 256
 PATIENCE = 10.0
 """Seconds for a request to arrive and for its answer to be read."""
 MOST_REQUEST_BYTES = 8192
+LATE = 1.0
+"""Seconds by which a deadline of the engine may have passed while the interface counts as ready."""
 _SHORT = 0.02
 """Seconds of the processor that a page may take any time."""
 _REST = 10
@@ -100,10 +102,18 @@ class MetricsServer:
         if path == b"/metrics":
             return 200, CONTENT_TYPE_LATEST, self._latest_metrics()
         if path == b"/readyz":
-            if self._interface.is_open:
-                return 200, _PLAIN, b"ready\n"
-            return 503, _PLAIN, b"closed\n"
+            if not self._interface.is_open:
+                return 503, _PLAIN, b"closed\n"
+            if self._lateness() > LATE:
+                return 503, _PLAIN, b"late\n"
+            return 200, _PLAIN, b"ready\n"
         return 404, _PLAIN, b"there are /metrics and /readyz\n"
+
+    def _lateness(self) -> float:
+        """By how many seconds the first deadline has passed without the engine being called: its tasks stand still."""
+        interface = self._interface
+        deadline = interface._node.next_timeout()
+        return 0.0 if deadline is None else interface._clock.now() - deadline.at
 
     def _latest_metrics(self) -> bytes:
         """The page, which takes a tenth of a second for a thousand peers, and no packet moves meanwhile: such a one
@@ -131,8 +141,10 @@ async def _request(connection: h11.Connection, client: Client) -> h11.Request | 
 async def serve_metrics(
     interface: Interface, *, host: str = "127.0.0.1", port: int = DEFAULT_PORT
 ) -> AsyncIterator[MetricsServer]:
-    """Serve `/metrics` for Prometheus and `/readyz` (200, or 503 once the interface is closed) for as long as the block
-    runs.
+    """Serve `/metrics` for Prometheus and `/readyz` for as long as the block runs.
+
+    `/readyz` has the status 200, or 503 once the interface is closed, or while it is more than a second late with what
+    it has to do. Under `connlib up` nobody answers any more as soon as the interface begins to go down.
 
     host: a literal address of this machine; it takes no password, so that any other than 127.0.0.1 and ::1 is for
     networks that may know who talks with whom. port: 0 for any.
@@ -317,7 +329,7 @@ def _of_interface(name: str, stats: InterfaceStats) -> Iterator[Metric]:
     yield hook
     errors = CounterMetricFamily(
         "connlib_errors_total",
-        "Errors of the device and of the sockets, by the name of their errno",
+        "Errors of the device and of the sockets, by what was done and the name of their errno",
         labels=("interface", "end", "error"),
     )
     for end, counts, known in (("tun", stats.tun, _TUN_COUNTERS), ("udp", stats.udp, _UDP_COUNTERS)):

@@ -67,7 +67,7 @@ class TunEnd(Protocol):
         """Descriptors that have to become writable before what waits for them can be written."""
 
     def stats(self) -> dict[str, int]:
-        """Counters, and errors by the name of their errno."""
+        """Counters, and errors by what was done and the name of their errno."""
 
     def close(self) -> None:
         """Close what was opened here; a device that was made here is gone then."""

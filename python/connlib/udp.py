@@ -77,7 +77,7 @@ class UdpEnd(Protocol):
         """Count on from what the end that this one replaces had counted."""
 
     def stats(self) -> dict[str, int]:
-        """Counters, and errors by the name of their errno."""
+        """Counters, and errors by what was done and the name of their errno."""
 
     def close(self) -> None:
         """Close what was opened here. What the caller brought stays open."""

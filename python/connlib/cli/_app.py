@@ -65,6 +65,7 @@ RunDir = Annotated[
     ),
 ]
 RUN_DIR = "/run/connlib"
+WHOLE_PACKETS = 65_535
 
 
 AllowWorldReadable = Annotated[
@@ -174,7 +175,7 @@ def show(
 ) -> None:
     """Show how running interfaces and their peers are, and why.
 
-    For root, and for the user that runs them. Exit code 1 if none runs.
+    For root, and for the user that started them. Exit code 1 if none runs.
     """
     from .show import run_show
 
@@ -254,13 +255,17 @@ def capture(
         ),
     ] = False,
     snaplen: Annotated[
-        int, typer.Option(min=1, max=65_535, metavar="BYTES", help="How much of each packet is kept.")
-    ] = 65_535,
+        int, typer.Option(min=1, max=WHOLE_PACKETS, metavar="BYTES", help="How much of each packet is kept.")
+    ] = WHOLE_PACKETS,
     run_dir: RunDir = RUN_DIR,
 ) -> None:
     """Write the packets of a running interface into a pcapng file, until Ctrl-C or until it goes down."""
     if keys and inner and not outer:
         raise typer.BadParameter("--keys are for what is encrypted: add --outer")
+    if keys and snaplen != WHOLE_PACKETS:
+        raise typer.BadParameter(
+            "--keys are for whole packets, what is cut off cannot be decrypted: leave --snaplen out"
+        )
     from .capture import run
 
     run(name, output, run_dir=run_dir, outer=outer or not inner, inner=inner, keys=keys, snaplen=snaplen)
@@ -312,7 +317,8 @@ def policy_test(
         list[str],
         typer.Option(
             metavar="DESTINATION",
-            help="Such as 10.0.0.5:443/tcp, [fd00::5]:53/udp, 10.0.0.5/icmp (an echo request) or 10.0.0.5/47.",
+            help="Such as 10.0.0.5:443/tcp, [fd00::5]:53/udp, 10.0.0.5/icmp (an echo request), 10.0.0.5/icmp:13 "
+            "(that type of message) or 10.0.0.5/47.",
         ),
     ],
     from_gateway: Annotated[

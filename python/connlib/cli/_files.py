@@ -27,10 +27,12 @@ def load(file: str, *, allow_world_readable: bool) -> InterfaceConfig:
 
 def load_without_keys(file: str, problem: str) -> Gateway:
     """Read a gateway's TOML file, and no key file. Raises `ConfigError`, of a wg-quick file with this problem."""
-    require_gateway(file, problem)
     from connlib.gatewayfile import MAX_FILE_BYTES, parse_gateway
 
-    return parse_gateway(read_file(file, MAX_FILE_BYTES, kind="a gateway's TOML file").text(), file)
+    # What is not there is no file of the other kind.
+    source = read_file(file, MAX_FILE_BYTES, kind="a gateway's TOML file")
+    require_gateway(file, problem)
+    return parse_gateway(source.text(), file)
 
 
 def require_gateway(file: str, problem: str) -> None:

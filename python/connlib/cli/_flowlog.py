@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,7 +48,7 @@ class FlowLog:
         self._descriptor: int | None = None
         self._names: dict[PublicKey, str | None] = {}
         self._reopens = False
-        # The last line was cut off, and nothing may be joined to it.
+        # The last line was cut off, and nothing may be joined to it: by a process that was killed, say.
         self._torn = False
         # Records that a thread has, lines that were dropped, and those of them that the log does not tell of yet.
         self._handed, self._dropped, self._unsaid = 0, 0, 0
@@ -56,6 +57,7 @@ class FlowLog:
         if path is not None:
             try:
                 self._descriptor = _open(path)
+                self._torn = _is_torn(self._descriptor)
             except OSError as error:
                 raise ConnlibError(f"cannot write the flow log to {self._place}: {_why(error)}") from None
 
@@ -149,10 +151,11 @@ class FlowLog:
         assert self._path is not None and self._descriptor is not None
         try:
             descriptor = _open(self._path)
+            torn = self._torn if os.path.sameopenfile(self._descriptor, descriptor) else _is_torn(descriptor)
         except OSError as error:
             self._complain("reopen", error)
             return
-        before, self._descriptor, self._torn = self._descriptor, descriptor, False
+        before, self._descriptor, self._torn = self._descriptor, descriptor, torn
         _close(before)
 
     def _drop(self, lines: int) -> None:
@@ -174,6 +177,21 @@ def _open(path: str) -> int:
     # Who talks to whom is nobody else's business. A pipe without a reader is an error, and a full one takes no time.
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     return os.open(path, flags, 0o600)
+
+
+def _is_torn(descriptor: int) -> bool:
+    """Whether what is there ends within a line; of a pipe or a terminal, nobody knows."""
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or not found.st_size:
+        return False
+    # By another descriptor: the one that appends need not be one that reads, and is not.
+    try:
+        with open(f"/proc/self/fd/{descriptor}", "rb", buffering=0) as again:
+            again.seek(-1, os.SEEK_END)
+            return again.read(1) != b"\n"
+    except OSError:
+        # Who may append may not always read. An empty line is better than two that are one.
+        return True
 
 
 def _close(descriptor: int) -> None:

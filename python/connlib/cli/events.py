@@ -25,5 +25,6 @@ def run(name: str, *, run_dir: str, as_json: bool) -> None:
                 when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time))
                 who = event.name or event.peer or name
                 print(f"{when}.{int(event.time % 1 * 1000):03d}  {who}  {event.text}", flush=True)
+            print(f"{name}: went down", file=sys.stderr, flush=True)
 
     trio.run(follow)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 
 import msgspec
 import trio
@@ -32,13 +33,23 @@ def run_show(name: str | None, *, run_dir: str, as_json: bool, watch: bool, inte
     Raises `ControlError` if the one that was named does not answer. Where none was, one that does not is said to, and
     the others are shown.
     """
-    names = [name] if name is not None else running(run_dir)
-    if not names:
-        print(f"no interface of connlib runs here ({run_dir} has no socket)", file=sys.stderr)
+    if name is None and not running(run_dir):
+        print(_nothing(run_dir), file=sys.stderr)
         return 1
-    clients = [ControlClient(each, directory=run_dir) for each in names]
-    look = _look_at_all if name is None else _look
-    return trio.run(_show_json if as_json else _show_tables, clients, look, watch, interval)
+
+    async def look() -> dict[str, Status | ControlError]:
+        if name is not None:
+            return {name: await ControlClient(name, directory=run_dir).show()}
+        # Anew each time: some may have come since.
+        return await _look_at_all([ControlClient(each, directory=run_dir) for each in running(run_dir)])
+
+    if as_json:
+        return trio.run(_show_json, look, watch, interval)
+    return trio.run(_show_tables, look, _nothing(run_dir), watch, interval)
+
+
+def _nothing(run_dir: str) -> str:
+    return f"no interface of connlib runs here ({run_dir} has no socket)"
 
 
 def run_explain(name: str, peers: Sequence[str], *, run_dir: str) -> None:
@@ -51,12 +62,12 @@ def run_explain(name: str, peers: Sequence[str], *, run_dir: str) -> None:
     trio.run(ask)
 
 
-Look = Callable[[Sequence[ControlClient]], Awaitable["dict[str, Status | ControlError]"]]
+Look = Callable[[], Awaitable["dict[str, Status | ControlError]"]]
 
 
-async def _show_json(clients: Sequence[ControlClient], look: Look, watch: bool, interval: float) -> int:
+async def _show_json(look: Look, watch: bool, interval: float) -> int:
     while True:
-        found = await look(clients)
+        found = await look()
         for name, status in found.items():
             if isinstance(status, ControlError):
                 print(f"connlib: {_silence(name, status)}", file=sys.stderr, flush=True)
@@ -67,31 +78,27 @@ async def _show_json(clients: Sequence[ControlClient], look: Look, watch: bool, 
         await trio.sleep(interval)
 
 
-async def _show_tables(clients: Sequence[ControlClient], look: Look, watch: bool, interval: float) -> int:
+async def _show_tables(look: Look, nothing: str, watch: bool, interval: float) -> int:
     console = Console(highlight=False)
-    before = await look(clients)
+    before = await look()
     if not watch:
         await trio.sleep(FIRST_LOOK)
-        now = await look(clients)
-        console.print(_tables(before, now, console.width))
+        now = await look()
+        console.print(_tables(before, now, console.width, nothing))
         return _exit_code(now)
-    # Where it is no terminal, one after the other is printed.
-    with Live(
-        _tables(before, before, console.width),
-        console=console,
-        auto_refresh=False,
-        vertical_overflow="visible",
-    ) as live:
+    # On a screen of its own: what does not fit would stay above it, again with every look.
+    has_screen = console.is_terminal and not console.is_dumb_terminal
+    live = Live(console=console, screen=True, auto_refresh=False) if has_screen else None
+    now = before
+    with live or nullcontext():
         while True:
+            tables = _tables(before, now, console.width, nothing)
+            if live is not None:
+                live.update(tables, refresh=True)
+            else:
+                console.print(tables)
             await trio.sleep(interval)
-            now = await look(clients)
-            live.update(_tables(before, now, console.width), refresh=True)
-            before = now
-
-
-async def _look(clients: Sequence[ControlClient]) -> dict[str, Status | ControlError]:
-    """How they are. Raises `ControlError`."""
-    return {client.name: await client.show() for client in clients}
+            before, now = now, await look()
 
 
 async def _look_at_all(clients: Sequence[ControlClient]) -> dict[str, Status | ControlError]:
@@ -122,13 +129,13 @@ def _silence(name: str, error: ControlError) -> str:
 Found = Mapping[str, "Status | ControlError"]
 
 
-def _tables(before: Found, now: Found, width: int) -> RenderableType:
-    parts: list[RenderableType] = []
+def _tables(before: Found, now: Found, width: int, nothing: str = "") -> RenderableType:
+    parts: list[RenderableType] = [] if now else [Text(nothing)]
     for name, status in now.items():
         if isinstance(status, ControlError):
             parts.append(Text(_silence(name, status), style="bold red"))
             continue
-        was = before[name]
+        was = before.get(name, status)
         parts += _parts(status if isinstance(was, ControlError) else was, status, width)
     return Group(*parts)
 

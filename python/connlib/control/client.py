@@ -44,7 +44,7 @@ class ControlClient:
     """The interface NAME of a process on this machine, `connlib up` say, which serves `directory/NAME.sock`.
 
     Each call has a connection of its own, and raises `ControlError` if nobody answers there, if this user may not ask
-    (root and the user of that process may), or if the request is refused.
+    (root and the user that started that process may), or if the request is refused.
 
     patience: seconds that the interface has for an answer; a process that is stopped would never give one. Changing it
         takes longer, and has a minute at least. What comes after the answer, of events and of a capture, has no bound.
@@ -134,7 +134,7 @@ class ControlClient:
                 f"{self.name} is not running: nobody listens at {self._path}; `connlib show` lists what runs"
             )
         if error.errno in (errno.EACCES, errno.EPERM):
-            return f"no permission to ask {self.name}; run as root, or as the user that runs it"
+            return f"no permission to ask {self.name}; run as root, or as the user that started it"
         return f"cannot ask {self.name} at {self._path}: {os.strerror(error.errno or 0)}"
 
 
@@ -162,6 +162,10 @@ class _Incoming:
             # Answers come from a process that may do more than this one: no bound on their length.
             return await self._stream.receive_until(b"\n", sys.maxsize)
         except anyio.IncompleteRead:
+            if self._stream.buffer:
+                raise ControlError(
+                    "connection", ["the interface went away in the middle of a line"]
+                ) from None
             return None
 
     async def exactly(self, size: int) -> bytes:
@@ -180,7 +184,10 @@ class _Incoming:
 
 
 class ReportedEvents:
-    """What happens: an asynchronous iterator of `ReportedEvent`, which ends with the interface."""
+    """What happens: an asynchronous iterator of `ReportedEvent`, which ends with the interface.
+
+    Raises `ControlError` if it ends before, because the interface has too many other clients, say.
+    """
 
     def __init__(self, incoming: _Incoming) -> None:
         self._incoming = incoming

@@ -5,8 +5,8 @@
 
 An answer is a line with `result` or with `error`. After the one to `events`, a line follows for each event, until
 either side closes. After the one to `capture` come lines that say how many bytes of a pcapng file follow each of
-them; when the client has closed its side, the rest of the file comes. Whatever has no `version`, or another one, is
-refused, and the answer says which one is spoken.
+them; when the client has closed its side, the rest of the file comes. A stream that ends before its time ends with an
+`error`. What has no `version` is no request; for one with another version, the answer says which one is spoken.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Explain(_Request, frozen=True, kw_only=True, tag="explain"):
 
 
 class Apply(_Request, frozen=True, kw_only=True, tag="apply"):
-    """Change to another configuration, all of it or nothing: a list of the differences, as `connlib diff` has them."""
+    """Change to another configuration, all of it or nothing: a list of `Difference`, in the words of `connlib diff`."""
 
     gateway: Gateway
     """With its keys, not with names of files."""
@@ -99,7 +99,7 @@ class Refusal(msgspec.Struct, frozen=True):
     """Why a request was not done."""
 
     kind: str
-    """`version`, `request`, `permission`, `config`, `device`, `capture`, `closed` or `internal`."""
+    """`version`, `request`, `permission`, `config`, `device`, `capture`, `closed`, `busy` or `internal`."""
     problems: tuple[str, ...]
     """A line for each."""
 
@@ -121,6 +121,11 @@ class ControlError(ConnlibError):
 class _Head(msgspec.Struct):
     version: int
 
+
+# What msgspec quotes may be a key that was put in the wrong place. Our own texts, which come the same way, quote none.
+_QUOTING = re.compile(
+    r"\A(Invalid (?:enum )?value |Object contains unknown field ).*?( - at `\$[^`]*`)?\Z", re.DOTALL
+)
 
 _head = msgspec.json.Decoder(_Head)
 _request = msgspec.json.Decoder(Request, dec_hook=decode_hook)
@@ -146,8 +151,7 @@ def _parse_request(line: bytes) -> Request:
     try:
         request: Request = _request.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        # What it quotes may be a key that was put in the wrong place.
-        text = re.sub(r"'[^']*'", "this value", str(error))
+        text = _QUOTING.sub(r"\1(not shown)\2", str(error))
         raise ControlError("request", [f"the request is malformed: {text}"]) from None
     if isinstance(request, Apply) and (unknown := list(unknown_settings(line))):
         raise ControlError("request", [f"the request is malformed: {each}" for each in unknown])

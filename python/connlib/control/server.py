@@ -270,14 +270,17 @@ async def serve_control(
 ) -> AsyncIterator[ControlServer]:
     """Answer what `ControlClient` asks at `directory/NAME.sock`, for as long as the block runs.
 
-    The file has mode 0600, and only root and the user of this process are answered (SO_PEERCRED). Linux only.
+    The file has mode 0600, and only root and the user of this process now, whomever it becomes later, are answered
+    (SO_PEERCRED). Linux only.
     applier: who changes the interface, if others do so as well.
 
     Raises `DeviceError` if the socket cannot be had, because another process has it, say.
     """
     with SocketFile(interface.name, directory) as file:
         server = ControlServer(interface, applier or Applier(interface), file.path)
-        clients = Clients("the control socket", _log, most=MOST_CLIENTS, patience=PATIENCE)
+        room = f"{interface.name} has more than {MOST_CLIENTS} clients at once, and this one made room"
+        farewell = dump_error(ControlError("busy", [room]))
+        clients = Clients("the control socket", _log, most=MOST_CLIENTS, patience=PATIENCE, farewell=farewell)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(clients.serve, file.socket, server._answer)
             try:

@@ -94,7 +94,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     drops: dict[str, int]
     """Of no known peer, by reason."""
     errors: dict[str, int]
-    """Of the device and the sockets: `udp ENETUNREACH`."""
+    """Of the device and the sockets, by what was done and the name of the errno: `udp send_ENETUNREACH`."""
     timer_wakes: int
     lookups: dict[str, int] = {}
     """Of host names of peers: `asked`, `failed`, and `moved` for those that gave a silent peer another address."""
