@@ -13,7 +13,8 @@ from typing import Any
 import anyio
 import pytest
 
-from connlib import ConfigError, DeviceError, Node, NodeConfig, PeerConfig, PrivateKey
+from connlib import ConfigError, DeviceError, NodeConfig, PeerConfig, PrivateKey
+from connlib._native import Tunnels
 from connlib.driver import LoopClock, MemoryTun, MemoryUdp, open_interface
 from helpers_driver import (
     CLIENT,
@@ -97,14 +98,14 @@ async def test_a_rehearsal_is_of_what_is_new(monkeypatch: pytest.MonkeyPatch) ->
     """With each key a node makes a computation: of a thousand peers that stay, none is made again."""
     rehearsed = []
 
-    def node(config: NodeConfig, now: float, unix_time: float) -> Node:
+    def tunnels(config: NodeConfig, *, now: float, unix_time: float) -> Tunnels:
         rehearsed.append([peer.public_key for peer in config.peers])
-        return Node(config, now=now, unix_time=unix_time)
+        return Tunnels(config, now=now, unix_time=unix_time)
 
     old, changed, new = (PrivateKey.generate().public_key() for _ in range(3))
     first = gateway_config(peers=(PeerConfig(public_key=old), PeerConfig(public_key=changed)))
     async with open_interface(first, tun=MemoryTun(), udp=MemoryUdp()) as interface:
-        monkeypatch.setattr("connlib.driver._node", node)
+        monkeypatch.setattr("connlib._nodeconfig.Tunnels", tunnels)
         peers = (first.peers[0], PeerConfig(public_key=changed, name="other"), PeerConfig(public_key=new))
         await interface.apply(dataclasses.replace(first, listen_port=OTHER_PORT, peers=peers))
         assert rehearsed == [[changed, new]]

@@ -16,14 +16,14 @@ from interop.netns import Namespace
 
 
 class Told:
-    """A node as far as this is about it: two peers, one of which nobody has located."""
+    """A node as far as this is about it: with these peers."""
 
-    def __init__(self, *endpoints: tuple[str, int] | None) -> None:
-        self.peers = [type("Peer", (), {"endpoint": endpoint}) for endpoint in endpoints]
+    def __init__(self, *endpoints: tuple[str, int]) -> None:
+        self._endpoints = dict(enumerate(endpoints))
         self.told = 0
 
-    def stats(self, _now: float) -> Any:
-        return self
+    def endpoints(self) -> Any:
+        return self._endpoints
 
     def forget_sources(self) -> None:
         self.told += 1
@@ -65,7 +65,7 @@ async def _times_told(node: Told, mark: int, *steps: Callable[[], object]) -> li
 def test_a_node_is_told_of_another_way_out_and_not_of_other_changes() -> None:
     with own_namespace("clR") as host, host.entered():
         _network(host)
-        node = Told(("10.1.0.7", 51820), None)
+        node = Told(("10.1.0.7", 51820))
         told = trio.run(
             _times_told,
             node,

@@ -12,7 +12,7 @@ to (`Poisoned`).
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NoReturn, final
+from typing import Any, Literal, NoReturn, TypeAlias, final
 
 from _typeshed import ReadableBuffer
 from typing_extensions import Self, disjoint_base
@@ -29,6 +29,7 @@ from connlib._types import (
     NodeOutput,
     NodeStats,
     Output,
+    PeerStats,
     Role,
     Timeout,
     Timers,
@@ -48,9 +49,12 @@ __all__ = [
     "RateLimiter",
     "TunIo",
     "Tunn",
+    "Tunnels",
     "UdpIo",
     "UpstreamTunn",
 ]
+
+_Address: TypeAlias = tuple[str, int]
 
 @final
 class PrivateKey:
@@ -203,9 +207,7 @@ class Tunn:
     def encapsulate(self, packet: ReadableBuffer, now: float) -> Output:
         """Send an IP packet: sealed at once, or queued while a session is started. Empty bytes are a keepalive."""
 
-    def decapsulate(
-        self, datagram: ReadableBuffer, now: float, source: tuple[str, int] | None = None
-    ) -> Output:
+    def decapsulate(self, datagram: ReadableBuffer, now: float, source: _Address | None = None) -> Output:
         """Take the payload of a UDP datagram that came from the peer.
 
         source: literal address and port, which a cookie reply is bound to. Without it there are no cookie replies.
@@ -233,17 +235,10 @@ class Tunn:
         """Tell that the wall clock stepped. Timestamps of initiations still strictly rise."""
 
     def encapsulate_batch(self, packets: ReadableBuffer, lengths: Sequence[int], now: float) -> Batch:
-        """Send many packets that lie back to back in `packets`; `lengths` must add up to it (else `ValueError`).
-
-        Other threads run meanwhile.
-        """
+        """Send many packets that lie back to back; `lengths` must add up (else `ValueError`). Other threads run."""
 
     def decapsulate_batch(
-        self,
-        datagrams: ReadableBuffer,
-        lengths: Sequence[int],
-        now: float,
-        source: tuple[str, int] | None = None,
+        self, datagrams: ReadableBuffer, lengths: Sequence[int], now: float, source: _Address | None = None
     ) -> Batch:
         """Take many datagrams of the peer that lie back to back; see `encapsulate_batch` and `decapsulate`."""
 
@@ -308,9 +303,7 @@ class UpstreamTunn:
     def encapsulate(self, packet: ReadableBuffer, now: float) -> Output:
         """As `Tunn.encapsulate`. A packet beyond the queue's 256 is dropped without a word."""
 
-    def decapsulate(
-        self, datagram: ReadableBuffer, now: float, source: tuple[str, int] | None = None
-    ) -> Output:
+    def decapsulate(self, datagram: ReadableBuffer, now: float, source: _Address | None = None) -> Output:
         """As `Tunn.decapsulate`, with everything that upstream's repeated calls flush. The port is not used."""
 
     def handle_timeout(self, now: float) -> Output:
@@ -323,10 +316,8 @@ class UpstreamTunn:
         """The next multiple of 250 ms (reason TICK): upstream cannot name an instant, it is polled."""
 
     def stats(self, now: float) -> TunnStats:
-        """Upstream's own `last_handshake`, `tx_bytes` and `rx_bytes` (inner bytes), `loss` and `rtt`.
-
-        The other counters are taken from what passed; `queued` is 0, `sessions` 0 or 1.
-        """
+        """Upstream's own `last_handshake`, `tx_bytes` and `rx_bytes` (inner bytes), `loss` and `rtt`. The other
+        counters are taken from what passed; `queued` is 0, `sessions` 0 or 1."""
 
     def set_persistent_keepalive(self, seconds: float | None, now: float) -> Output:
         """Raises `NotImplementedError`: upstream cannot change it."""
@@ -341,11 +332,7 @@ class UpstreamTunn:
         """As `Tunn.encapsulate_batch`."""
 
     def decapsulate_batch(
-        self,
-        datagrams: ReadableBuffer,
-        lengths: Sequence[int],
-        now: float,
-        source: tuple[str, int] | None = None,
+        self, datagrams: ReadableBuffer, lengths: Sequence[int], now: float, source: _Address | None = None
     ) -> Batch:
         """As `Tunn.decapsulate_batch`."""
 
@@ -357,7 +344,8 @@ class Node:
       `forget_timestamp`;
     - `handle_*` tell it what happened: packets, datagrams, time;
     - `drain` takes out everything that these caused (a `TunIo` and a `UdpIo` do it without Python objects);
-    - getters change nothing: `next_timeout`, `stats`, `pending`, `timestamps`, `timestamps_version`;
+    - getters change nothing: `next_timeout`, `stats`, `peer_stats`, `endpoints`, `pending`, `timestamps`,
+      `timestamps_version`;
     - `record` and `take_recorded` tell what came in and when, for a replay, and `log_flows` and `take_flows` what
       policies allowed and denied;
     - `capture` and `take_captured` hand out the packets themselves, `log_keys` and `take_key_log` the keys to them.
@@ -370,8 +358,11 @@ class Node:
     """
 
     def __new__(cls, config: NodeConfig, *, now: float, unix_time: float) -> Self: ...
-    def apply(self, config: NodeConfig, now: float) -> ConfigDiff:
-        """Change to another configuration, all of it or, if it raises `ConfigError`, nothing. Sessions survive."""
+    def apply(self, config: NodeConfig, now: float, tunnels: Tunnels | None = None) -> ConfigDiff:
+        """Change to another configuration, all of it or, if it raises `ConfigError`, nothing. Sessions survive.
+
+        tunnels: what was made ahead for it, which is used up.
+        """
 
     def initiate_handshake(self, peer: PublicKey, now: float) -> None:
         """Start a session with a peer. Raises `KeyError` for an unknown one, `ValueError` where the role forbids it or
@@ -392,11 +383,7 @@ class Node:
         """Take IP packets of the TUN device that lie back to back; `lengths` must add up (else `ValueError`)."""
 
     def handle_datagrams(
-        self,
-        datagrams: ReadableBuffer,
-        lengths: Sequence[int],
-        sources: Sequence[tuple[str, int]],
-        now: float,
+        self, datagrams: ReadableBuffer, lengths: Sequence[int], sources: Sequence[_Address], now: float
     ) -> None:
         """Take UDP payloads that lie back to back; `sources[i]` is the literal address and port that sent the i-th."""
 
@@ -411,6 +398,12 @@ class Node:
 
     def stats(self, now: float) -> NodeStats:
         """Counters per peer and per drop reason; ages relative to `now`."""
+
+    def peer_stats(self, peer: PublicKey, now: float) -> PeerStats:
+        """Those of one peer. Raises `KeyError` for an unknown one."""
+
+    def endpoints(self) -> dict[PublicKey, tuple[str, int]]:
+        """Where peers are, as far as that is known: the literal address and the port."""
 
     def timestamps(self) -> tuple[dict[PublicKey, bytes], dict[PublicKey, bytes]]:
         """The greatest TAI64N timestamp (12 bytes) in a valid initiation of each peer, and in ours with each own key,
@@ -482,6 +475,13 @@ class Node:
         """How many datagrams, packets and events wait to be drained."""
 
 @final
+class Tunnels:
+    """The tunnels of the peers of a configuration, made ahead of `Node.apply`: each takes a computation with its peer's
+    key, some 50 us. Other threads run meanwhile. Raises what `Node` raises."""
+
+    def __new__(cls, config: NodeConfig, *, now: float, unix_time: float) -> Self: ...
+
+@final
 class LabNode(Node):
     """A `Node` whose randomness comes from `seed`, for simulations. `TunIo` and `UdpIo` refuse it."""
 
@@ -522,10 +522,8 @@ class TunIo:
         """
 
     def write(self, node: Node) -> int:
-        """Take the packets that wait in the node, and return how many the device took.
-
-        What it does not take yet is kept, within bounds (`blocked`): call again when it is writable.
-        """
+        """Take the packets that wait in the node, and return how many the device took. What it does not take yet is
+        kept, within bounds (`blocked`): call again when it is writable."""
 
     @property
     def blocked(self) -> bool:
@@ -560,10 +558,8 @@ class UdpIo:
         """
 
     def send(self, node: Node) -> int:
-        """Take the datagrams that wait in the node, and return how many the kernel took.
-
-        What a socket does not take yet is kept, within bounds (`blocked`): call again when it is writable.
-        """
+        """Take the datagrams that wait in the node, and return how many the kernel took. What a socket does not take
+        yet is kept, within bounds (`blocked`): call again when it is writable."""
 
     def blocked(self, family: int) -> bool:
         """Whether datagrams wait for the socket of a family, `socket.AF_INET` or `AF_INET6`, to be writable."""

@@ -247,10 +247,23 @@ def what_is_new(old: NodeConfig, new: NodeConfig) -> NodeConfig:
     take a twentieth of a second for a thousand."""
     if old.private_key != new.private_key:
         return new
-    had = {peer.public_key: peer for peer in old.peers}
-    return dataclasses.replace(
-        new, peers=tuple(peer for peer in new.peers if had.get(peer.public_key) != peer)
-    )
+    gone, come = without_common(old.peers, new.peers)
+    had = {peer.public_key: peer for peer in gone}
+    return dataclasses.replace(new, peers=tuple(peer for peer in come if had.get(peer.public_key) != peer))
+
+
+def without_common(
+    old: tuple[PeerConfig, ...], new: tuple[PeerConfig, ...]
+) -> tuple[tuple[PeerConfig, ...], tuple[PeerConfig, ...]]:
+    """Both without the objects that they begin with alike, and end with alike: of a thousand peers, as a rule one."""
+    shorter = min(len(old), len(new))
+    head = 0
+    while head < shorter and old[head] is new[head]:
+        head += 1
+    tail = 0
+    while tail < shorter - head and old[-1 - tail] is new[-1 - tail]:
+        tail += 1
+    return old[head : len(old) - tail], new[head : len(new) - tail]
 
 
 def without_policies(peers: tuple[PeerConfig, ...]) -> tuple[PeerConfig, ...]:

@@ -17,8 +17,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from weakref import WeakSet
 
 import anyio
@@ -29,8 +29,8 @@ from ._errors import ClosedError, ConfigError, DeviceError
 from ._explain import Explanation, explain
 from ._flows import FlowRecord
 from ._groups import WithoutGroup
-from ._native import Node, PublicKey
-from ._nodeconfig import node_config, with_what_the_node_does_not_see
+from ._native import Node, PublicKey, Tunnels
+from ._nodeconfig import config_errors, make_ahead, node_config, with_what_the_node_does_not_see
 from ._types import (
     ConfigApplied,
     ConfigDiff,
@@ -145,7 +145,8 @@ async def open_interface(
         clock = LoopClock() if in_memory else BootClock()
     # First, because this finds out what is wrong with the configuration before anything outside is touched.
     now, unix_time = clock.now(), clock.unix_time()
-    node = _node(node_config(config), now, unix_time)
+    with config_errors():
+        node = Node(node_config(config), now=now, unix_time=unix_time)
     async with AsyncExitStack() as stack:
         surroundings = Surroundings(managed=tun is None)
         stack.callback(surroundings.close)  # after the device is gone
@@ -168,22 +169,6 @@ async def open_interface(
                     yield interface
                 finally:
                     tasks.cancel_scope.cancel()
-
-
-def _node(config: NodeConfig, now: float, unix_time: float) -> Node:
-    with _config_errors():
-        return Node(config, now=now, unix_time=unix_time)
-
-
-@contextmanager
-def _config_errors() -> Iterator[None]:
-    """`ConfigError` for every way in which a node's configuration is wrong."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
 
 
 class Interface:
@@ -285,11 +270,14 @@ class Interface:
 
     def explain(self, peer: PublicKey) -> Explanation:
         """Why a peer is up or down, and what happens next and when. Raises `KeyError` for an unknown peer."""
-        roles = {each.public_key: each.role for each in self._config.peers}
-        role = roles[peer]
-        stats = self.stats()
-        (told,) = (each for each in stats.peers if each.public_key == peer)
-        return explain(told, stats.now, role=role)
+        role = next((each.role for each in self._config.peers if each.public_key == peer), None)
+        if role is None:
+            raise KeyError(f"no peer has the public key {peer.to_base64()}")
+        if self._open:
+            now = self._clock.now()
+            return explain(self._node.peer_stats(peer, now), now, role=role)
+        (told,) = (each for each in self._last_stats.peers if each.public_key == peer)
+        return explain(told, self._last_stats.now, role=role)
 
     def initiate_handshake(self, peer: PublicKey) -> None:
         """Start a session with a peer now, or nothing while a handshake is under way.
@@ -359,9 +347,9 @@ class Interface:
             self._check_open()
             self._check_name(config)
             new = node_config(config)
-            if anew or self._touches_more_than_the_node(config):
-                # A rehearsal: what is wrong with it is known before anything is touched.
-                _node(what_is_new(node_config(self._config), new), self._clock.now(), self._clock.unix_time())
+            # A rehearsal: what is wrong with it is known before anything is touched.
+            tunnels = await make_ahead(what_is_new(node_config(self._config), new), self._clock)
+            self._check_open()
             old_link = self._surroundings.state
             with ExitStack() as undo:
                 udp = self._changed_udp(config, undo)
@@ -369,8 +357,8 @@ class Interface:
                 # From here on there is no await, so that nothing can come between.
                 self._check_open()
                 try:
-                    with _config_errors():
-                        diff = self._apply_to_node(new, anew, relocate)
+                    with config_errors():
+                        diff = self._apply_to_node(new, tunnels, anew, relocate)
                 except BaseException:
                     with anyio.CancelScope(shield=True):
                         await self._surroundings.revert(self.name, old_link)
@@ -386,11 +374,6 @@ class Interface:
                 self._publish(InterfaceEvent(None, ConfigApplied(diff)))
             self._settle()
             return diff
-
-    def _touches_more_than_the_node(self, config: InterfaceConfig) -> bool:
-        before = self._config
-        sockets_change = (config.listen_port, config.fwmark) != (before.listen_port, before.fwmark)
-        return self._surroundings.managed or sockets_change
 
     def _changed_udp(self, config: InterfaceConfig, undo: ExitStack) -> UdpEnd:
         """The end that the configuration asks for: the one there is, or one on another port."""
@@ -420,17 +403,21 @@ class Interface:
         self._tasks.start_soon(self._serve_udp, udp)
 
     def _apply_to_node(
-        self, config: NodeConfig, anew: Collection[PublicKey], relocate: Collection[PublicKey]
+        self,
+        config: NodeConfig,
+        tunnels: Tunnels,
+        anew: Collection[PublicKey],
+        relocate: Collection[PublicKey],
     ) -> ConfigDiff:
         now = self._now()
         if anew:
             others = tuple(peer for peer in config.peers if peer.public_key not in anew)
             first = self._node.apply(dataclasses.replace(config, peers=others), now)
-            last = self._node.apply(config, now)
+            last = self._node.apply(config, now, tunnels)
             diff = dataclasses.replace(first, added=(*first.added, *last.added))
         else:
-            diff = self._node.apply(config, now)
-        for peer in config.peers:
+            diff = self._node.apply(config, now, tunnels)
+        for peer in config.peers if relocate else ():
             if peer.public_key in relocate and peer.endpoint is not None:
                 self._node.set_endpoint(peer.public_key, peer.endpoint, now)
         return diff
@@ -475,7 +462,7 @@ class Interface:
 
     def _found(self, peer: PublicKey, endpoint: Endpoint, replace: bool) -> bool:
         # What an authenticated packet has taught is newer than a name server's answer to a question asked before it.
-        known = {p.public_key: p.endpoint for p in self._node.stats(self._now()).peers}.get(peer)
+        known = self._node.peer_stats(peer, self._now()).endpoint
         if endpoint == known or not (replace or known is None):
             return False
         self._node.set_endpoint(peer, endpoint, self._now())

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Mapping
 
 import anyio
+import anyio.lowlevel
 
 from ._native import Node
 
@@ -23,6 +24,8 @@ last change. Nothing is sent there."""
 
 _PAUSE = 0.5
 """Seconds for which further notices wait: what changes changes in bursts, and asking costs some 50 us a peer."""
+_SLICE = 32
+"""Peers that are asked for before others have their turn."""
 
 
 def open_notices(groups: int) -> socket.socket:
@@ -67,21 +70,27 @@ async def forget_stale_sources(node: Node, set_up: Callable[[socket.socket], Non
     except OSError:
         return
     with notices:
-        before = _choices(node, set_up)
+        before = await _choices(node, set_up)
         while True:
             await anyio.wait_readable(notices)
             read_all(notices)
-            now = _choices(node, set_up)
+            now = await _choices(node, set_up)
             if any(now[remote] != source for remote, source in before.items() if remote in now):
                 node.forget_sources()
             before = now
             await anyio.sleep(_PAUSE)
 
 
-def _choices(node: Node, set_up: Callable[[socket.socket], None]) -> Mapping[tuple[str, int], str | None]:
+async def _choices(
+    node: Node, set_up: Callable[[socket.socket], None]
+) -> Mapping[tuple[str, int], str | None]:
     """From which address the system would send to each peer, and to anybody; None if it cannot."""
-    endpoints = {peer.endpoint for peer in node.stats(0.0).peers if peer.endpoint is not None}
-    return {endpoint: _choice(endpoint, set_up) for endpoint in (*_ANYBODY, *endpoints)}
+    choices: dict[tuple[str, int], str | None] = {}
+    for endpoint in {*_ANYBODY, *node.endpoints().values()}:
+        choices[endpoint] = _choice(endpoint, set_up)
+        if len(choices) % _SLICE == 0:
+            await anyio.lowlevel.checkpoint()
+    return choices
 
 
 def _choice(remote: tuple[str, int], set_up: Callable[[socket.socket], None]) -> str | None:
