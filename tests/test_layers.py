@@ -53,6 +53,7 @@ LAYERS = {
         "_clients",
         "_nftables",
         "_nodeconfig",
+        "_rtnetlink",
         "capture",
         "clock",
         "diff",

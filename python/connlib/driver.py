@@ -348,7 +348,7 @@ class Interface:
             self._check_name(config)
             new = node_config(config)
             # A rehearsal: what is wrong with it is known before anything is touched.
-            tunnels = await make_ahead(what_is_new(node_config(self._config), new), self._clock)
+            tunnels = await make_ahead(what_is_new(node_config(self._config), new, anew), self._clock)
             self._check_open()
             old_link = self._surroundings.state
             with ExitStack() as undo:

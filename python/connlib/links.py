@@ -11,15 +11,17 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import anyio
 
 from ._errors import DeviceError
+from ._rtnetlink import RouteSocket
+from ._text import counted
 from ._threads import ThreadCall
 from ._types import PeerConfig
 from .config import InterfaceConfig, without_common
@@ -31,10 +33,6 @@ _log = logging.getLogger("connlib")
 T = TypeVar("T")
 
 DEFAULT_MTU = 1420
-
-# linux/rtnetlink.h: what `ip route add` sets, so that our routes look like those of people and scripts.
-_RTPROT_BOOT = 3
-_RT_SCOPE_LINK = 253
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,28 +161,23 @@ async def change_link(
     index = _index_of(name)
 
     def change(have: LinkState, want: LinkState) -> None:
-        # Importing it takes longer than all of this file's work.
-        from pyroute2 import IPRoute
-
-        try:
-            # It leaves an event loop half made behind, with a traceback, if it runs out of them half-way.
-            _require_descriptors(_ROUTE_DESCRIPTORS)
-            route_socket = IPRoute()
-        except OSError as error:
-            hint = "see what the kernel logged: dmesg"
-            raise DeviceError.from_os(f"cannot configure {name}", error, hint=hint) from error
-        with route_socket:
+        with ExitStack() as opened:
+            try:
+                netlink = _open_netlink(have, want, opened)
+            except OSError as error:
+                hint = "see what the kernel logged: dmesg"
+                raise DeviceError.from_os(f"cannot configure {name}", error, hint=hint) from error
             try:
                 # First, so that no address is ever without protection.
                 if want.firewall != have.firewall:
                     surroundings.firewall.change(name, index, want.firewall)
                     warn_of_forwarding(name, want.firewall)
-                _Link(route_socket, index, name).change(have, want)
+                _Link(netlink, index, name).change(have, want)
                 # Last, because it takes the tunnel to ask a name server in it.
                 if want.dns != have.dns:
                     surroundings.dns.change(name, want.dns)
             except BaseException:
-                _Link(route_socket, index, name, best_effort=True).change(want, have)
+                _Link(netlink, index, name, best_effort=True).change(want, have)
                 with suppress(DeviceError):
                     surroundings.firewall.change(name, index, have.firewall)
                 raise
@@ -234,11 +227,36 @@ async def _wait_for(call: ThreadCall[T]) -> None:
         raise cancelled
 
 
-class _Link:
-    """One device, through an open netlink socket."""
+class _Netlink(NamedTuple):
+    """What a change, and its undoing, need."""
 
-    def __init__(self, route_socket: Any, index: int, name: str, *, best_effort: bool = False) -> None:
-        self._socket = route_socket
+    links: Any
+    """Pyroute2's socket, for the device and its addresses; None if these stay as they are."""
+    routes: RouteSocket | None
+    """None if all routes stay."""
+
+
+def _open_netlink(have: LinkState, want: LinkState, opened: ExitStack) -> _Netlink:
+    """Raises `OSError`."""
+    routes = links = None
+    if (have.routes, have.addresses) != (want.routes, want.addresses):
+        routes = opened.enter_context(RouteSocket())
+    if (have.mtu, have.addresses) != (want.mtu, want.addresses):
+        # Importing it takes longer than all of this file's work.
+        from pyroute2 import IPRoute
+
+        # It leaves an event loop half made behind, with a traceback, if it runs out of them half-way.
+        _require_descriptors(_ROUTE_DESCRIPTORS)
+        links = opened.enter_context(IPRoute())
+    return _Netlink(links, routes)
+
+
+class _Link:
+    """One device, through open netlink sockets."""
+
+    def __init__(self, netlink: _Netlink, index: int, name: str, *, best_effort: bool = False) -> None:
+        self._socket = netlink.links
+        self._routes = netlink.routes
         self._index = index
         self._name = name
         self._best_effort = best_effort
@@ -254,10 +272,8 @@ class _Link:
         if (want.mtu is None) != (have.mtu is None):
             with self._explained("bring the device up"):
                 self._socket.link("set", index=self._index, state="down" if want.mtu is None else "up")
-        for prefix in _missing(want.routes, have.routes):
-            self._route("add", prefix)
-        for prefix in _missing(have.routes, want.routes):
-            self._route("del", prefix)
+        self._change_routes("add", _missing(want.routes, have.routes))
+        self._change_routes("del", _missing(have.routes, want.routes))
         leaving = [address for address in have.addresses if address not in want.addresses]
         for address in leaving:
             self._address("del", address)
@@ -265,8 +281,7 @@ class _Link:
             # With an address, the kernel removes the other addresses of its prefix, and with the last one, all routes.
             for address in want.addresses:
                 self._address("add", address, again=True)
-            for prefix in want.routes:
-                self._route("add", prefix, again=True)
+            self._change_routes("add", list(want.routes), again=True)
 
     def _address(self, verb: str, address: IPv4Interface | IPv6Interface, *, again: bool = False) -> None:
         with self._explained(f"{_VERBS[verb]} the address {address}", again=again, removing=verb == "del"):
@@ -278,12 +293,22 @@ class _Link:
                 family=_family(address),
             )
 
-    def _route(self, verb: str, prefix: IPv4Network | IPv6Network, *, again: bool = False) -> None:
-        scope = {"scope": _RT_SCOPE_LINK} if prefix.version == 4 else {}
-        with self._explained(f"{_VERBS[verb]} the route to {prefix}", again=again, removing=verb == "del"):
-            self._socket.route(
-                verb, dst=str(prefix), oif=self._index, family=_family(prefix), proto=_RTPROT_BOOT, **scope
-            )
+    def _change_routes(
+        self,
+        verb: Literal["add", "del"],
+        prefixes: Sequence[IPv4Network | IPv6Network],
+        *,
+        again: bool = False,
+    ) -> None:
+        if self._routes is None or not prefixes:
+            return
+        try:
+            for prefix, code in self._routes.change(verb, self._index, prefixes):
+                what = f"{_VERBS[verb]} the route to {prefix}"
+                self._failed(what, code, None, again=again, removing=verb == "del")
+        except OSError as error:
+            what = f"{_VERBS[verb]} {counted(len(prefixes), 'route')}"
+            self._failed(what, error.errno or 0, error)
 
     @contextmanager
     def _explained(self, what: str, *, again: bool = False, removing: bool = False) -> Iterator[None]:
@@ -293,13 +318,19 @@ class _Link:
             yield
         except (NetlinkError, OSError) as error:
             code = int(error.code if isinstance(error, NetlinkError) else error.errno or 0)
-            # Somebody else may have removed it, and what is added again may still be there.
-            if (removing and code in _ABSENT) or (again and code == errno.EEXIST):
-                return
-            if self._best_effort:
-                _log.debug("%s: cannot %s: errno %s", self._name, what, code)
-                return
-            raise self._error(what, code) from error
+            self._failed(what, code, error, again=again, removing=removing)
+
+    def _failed(
+        self, what: str, code: int, error: Exception | None, *, again: bool = False, removing: bool = False
+    ) -> None:
+        """Raise `DeviceError`, unless it is no failure, or must not be one."""
+        # Somebody else may have removed it, and what is added again may still be there.
+        if (removing and code in _ABSENT) or (again and code == errno.EEXIST):
+            return
+        if self._best_effort:
+            _log.debug("%s: cannot %s: errno %s", self._name, what, code)
+            return
+        raise self._error(what, code) from error
 
     def _error(self, what: str, code: int) -> DeviceError:
         problem = f"{self._name}: cannot {what}"
