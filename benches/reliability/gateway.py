@@ -19,6 +19,7 @@ from typing import Any
 import trio
 
 from connlib import Interface, InterfaceConfig, Limits, PeerConfig, Role, open_interface
+from connlib.cli.up import freeze_what_stays
 from connlib.udp import Sockets
 from reliability import parties
 
@@ -36,6 +37,8 @@ async def main(options: dict[str, Any]) -> None:
 
             server = await stack.enter_async_context(serve_metrics(interface, host="127.0.0.1", port=0))
             port = server.port
+        # As `connlib up` does.
+        freeze_what_stays()
         say("ready")
         async for line in _lines():
             asked = json.loads(line)

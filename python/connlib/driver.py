@@ -447,7 +447,8 @@ class Interface:
         self._resolver = Resolver(self._found, self._udp.can_reach, tasks, self._lookups)
         self._resolver.update(self._config.peers, known)
         tasks.start_soon(self._keep_time)
-        tasks.start_soon(keeper.run)
+        if keeper.keeps:
+            tasks.start_soon(keeper.run)
         tasks.start_soon(self._read_tun)
         tasks.start_soon(self._serve_udp, self._udp)
         self._settle()
