@@ -7,6 +7,7 @@ import errno
 import itertools
 import os
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -114,6 +115,32 @@ async def test_a_rehearsal_is_of_what_is_new(monkeypatch: pytest.MonkeyPatch) ->
         )
         await interface.apply(other_key)
         assert rehearsed[1:] == [[old, changed, new]]
+
+
+@pytest.mark.parametrize(("many", "in_thread"), [(16, False), (17, True)])
+def test_the_keys_of_many_peers_are_worked_out_in_a_thread(
+    many: int, in_thread: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_in: list[bool] = []
+
+    def tunnels(config: NodeConfig, *, now: float, unix_time: float) -> Tunnels:
+        made_in.append(threading.current_thread() is not threading.main_thread())
+        return Tunnels(config, now=now, unix_time=unix_time)
+
+    async def main() -> None:
+        monkeypatch.setattr("connlib._nodeconfig.Tunnels", tunnels)
+        peers = tuple(PeerConfig(public_key=PrivateKey.generate().public_key()) for _ in range(many))
+        keys = {peer.public_key for peer in peers}
+        with loopback_socket() as udp:
+            async with open_interface(gateway_config(peers=()), tun=MemoryTun(), udp=udp) as interface:
+                assert set((await interface.apply(gateway_config(peers=peers))).added) == keys
+                # Those that are made anew as well, and not when they only stay.
+                diff = await interface.apply(gateway_config(peers=peers), anew=keys)
+                assert set(diff.added) == set(diff.removed) == keys
+                await interface.apply(gateway_config(peers=peers))
+
+    anyio.run(main, backend="trio")
+    assert made_in == [in_thread, in_thread, False]
 
 
 def on_both_loops(body: Callable[[], Any]) -> None:

@@ -18,6 +18,7 @@ from helpers_driver import (
     GATEWAY_HOST,
     GATEWAY_KEY,
     PORT,
+    Counted,
     Pair,
     client_config,
     in_virtual_time,
@@ -155,6 +156,16 @@ def test_a_peer_under_load_is_named() -> None:
     assert explanation.why == "192.0.2.1:51820 is under load and asks for cookies"
     assert stats.next_timeout is not None
     assert explanation.at == stats.next_timeout.at - 1.0
+
+
+@in_virtual_time
+async def test_one_peer_is_explained_without_the_statistics_of_the_others() -> None:
+    async with open_pair() as pair:
+        (peer,) = pair.gateway.config.peers
+        node = Counted(pair.gateway)
+        while_open = pair.gateway.explain(peer.public_key)
+        assert node.calls == {"peer_stats": 1}
+    assert pair.gateway.explain(peer.public_key) == while_open, "as it was at the end"
 
 
 @in_virtual_time

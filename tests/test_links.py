@@ -209,7 +209,7 @@ def test_many_routes_go_to_the_kernel_at_once_and_each_error_is_its_own() -> Non
         *(ip_network((0x0A000000 + number, 32)) for number in range(300)),
         *prefixes("fd00::/64", "fd00:1::/64"),
     ]
-    sent = []
+    sent: list[bytes] = []
     with RouteSocket() as routes:
         real = routes._socket
         routes._socket = cast(Any, Sending(real, sent))

@@ -93,6 +93,32 @@ def test_the_way_is_that_of_marked_datagrams() -> None:
         assert told == [0, 1]
 
 
+def test_others_have_their_turn_while_many_peers_are_asked_for() -> None:
+    with own_namespace("clR") as host, host.entered():
+        _network(host)
+        node = Told(*((f"10.1.0.{number}", 51820) for number in range(2, 202)))
+        turns, asked = 0, 0
+
+        def set_up(_probe: socket.socket) -> None:
+            nonlocal asked
+            asked += 1
+
+        async def others() -> None:
+            nonlocal turns
+            while asked < 202:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        async def main() -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(forget_stale_sources, cast(Node, node), set_up)
+                await others()
+                nursery.cancel_scope.cancel()
+
+        trio.run(main)
+        assert turns >= 3
+
+
 def test_a_system_that_does_not_tell_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(socket, "AF_NETLINK")
     trio.run(forget_stale_sources, cast(Node, Told()), lambda _probe: None)
