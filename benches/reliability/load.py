@@ -63,5 +63,6 @@ def churn(run: Run) -> list[Check]:
         at_most("`apply` of one change, median", statistics.median(took), 50, "ms", timed=True),
         at_most("`apply`, longest", max(took), 50, "ms", timed=True),
         note("`apply`, median of the processor time", statistics.median(used), "ms"),
+        note("`apply`, longest of the processor time", max(used), "ms"),
         note("making the new configuration, median", statistics.median(built), "ms"),
     ]
