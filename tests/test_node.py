@@ -416,7 +416,7 @@ def with_tunnels_of(made_for: NodeConfig) -> tuple[Node, Node]:
     ],
 )
 def test_tunnels_that_were_made_ahead_are_taken_where_they_fit(made_for: NodeConfig) -> None:
-    """And made anew where not: with another key, preshared key or role there would be no session."""
+    """And made anew where not: with another key of ours or preshared key there would be no session."""
     alice, bob = with_tunnels_of(made_for)
     alice.initiate_handshake(BOB.public_key(), START + 1)
     (initiation,) = (each.datagram for each in alice.drain().transmits)
