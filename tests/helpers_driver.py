@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import socket
 import struct
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -149,3 +150,16 @@ def loopback_socket() -> socket.socket:
     made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     made.bind(("127.0.0.1", 0))
     return made
+
+
+class Counted:
+    """Stands in front of a node and counts the calls of its methods."""
+
+    def __init__(self, interface: Interface) -> None:
+        self._node: Node = interface._node
+        self.calls: Counter[str] = Counter()
+        interface._node = self  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> Any:
+        self.calls[name] += 1
+        return getattr(self._node, name)

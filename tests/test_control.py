@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 import trio
 from hypothesis import given, settings
@@ -46,9 +47,20 @@ from connlib import (
 )
 from connlib import _clients as clients
 from connlib.control import protocol, running, server, status
-from connlib.control.status import ReportedEvent
+from connlib.control.status import ReportedEvent, report_explanations, report_status
 from connlib.control.wire import as_gateway, encoder
-from helpers_driver import CLIENT, CLIENT_KEY, GATEWAY, Pair, gateway_config, in_real_time, open_pair, packet
+from connlib.driver import MemoryTun, MemoryUdp, open_interface
+from helpers_driver import (
+    CLIENT,
+    CLIENT_KEY,
+    GATEWAY,
+    Counted,
+    Pair,
+    gateway_config,
+    in_real_time,
+    open_pair,
+    packet,
+)
 
 NAME = "connlib0"
 """What an interface in memory is called."""
@@ -129,6 +141,43 @@ async def test_explain_takes_names_and_keys_and_all_if_there_is_none(
         assert str(said) == "waiting: never heard; next: this side waits for the peer to start a session"
     with pytest.raises(ControlError, match=r"^there is no peer 'bob'$"):
         await client.explain(["bob"])
+
+
+@control_test
+async def test_explain_of_some_asks_for_nobody_else(pair: Pair, client: ControlClient, path: Path) -> None:
+    node = Counted(pair.gateway)
+    await client.explain(["client"])
+    assert (node.calls["peer_stats"], node.calls["stats"]) == (1, 0)
+    await client.explain()
+    await client.show()
+    assert (node.calls["peer_stats"], node.calls["stats"]) == (1, 2)
+
+
+@in_real_time
+async def test_others_have_their_turn_while_many_peers_are_shown() -> None:
+    keys = [PrivateKey.generate().public_key() for _ in range(400)]
+    config = gateway_config(peers=tuple(PeerConfig(public_key=key) for key in keys))
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    async with (
+        open_interface(config, tun=MemoryTun(), udp=MemoryUdp()) as interface,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(others)
+        shown = await report_status(interface, 1.0)
+        assert turns >= 3
+        assert [peer.peer for peer in shown.peers] == [key.to_base64() for key in keys]
+        turns = 0
+        explained = await report_explanations(interface, ())
+        assert turns >= 3
+        assert [each.why for each in explained] == [peer.why for peer in shown.peers]
+        tasks.cancel_scope.cancel()
 
 
 @in_real_time

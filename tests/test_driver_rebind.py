@@ -7,13 +7,15 @@ import errno
 import itertools
 import os
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
 
-from connlib import ConfigError, DeviceError, Node, NodeConfig, PeerConfig, PrivateKey
+from connlib import ConfigError, DeviceError, NodeConfig, PeerConfig, PrivateKey
+from connlib._native import Tunnels
 from connlib.driver import LoopClock, MemoryTun, MemoryUdp, open_interface
 from helpers_driver import (
     CLIENT,
@@ -97,14 +99,14 @@ async def test_a_rehearsal_is_of_what_is_new(monkeypatch: pytest.MonkeyPatch) ->
     """With each key a node makes a computation: of a thousand peers that stay, none is made again."""
     rehearsed = []
 
-    def node(config: NodeConfig, now: float, unix_time: float) -> Node:
+    def tunnels(config: NodeConfig, *, now: float, unix_time: float) -> Tunnels:
         rehearsed.append([peer.public_key for peer in config.peers])
-        return Node(config, now=now, unix_time=unix_time)
+        return Tunnels(config, now=now, unix_time=unix_time)
 
     old, changed, new = (PrivateKey.generate().public_key() for _ in range(3))
     first = gateway_config(peers=(PeerConfig(public_key=old), PeerConfig(public_key=changed)))
     async with open_interface(first, tun=MemoryTun(), udp=MemoryUdp()) as interface:
-        monkeypatch.setattr("connlib.driver._node", node)
+        monkeypatch.setattr("connlib._nodeconfig.Tunnels", tunnels)
         peers = (first.peers[0], PeerConfig(public_key=changed, name="other"), PeerConfig(public_key=new))
         await interface.apply(dataclasses.replace(first, listen_port=OTHER_PORT, peers=peers))
         assert rehearsed == [[changed, new]]
@@ -113,6 +115,32 @@ async def test_a_rehearsal_is_of_what_is_new(monkeypatch: pytest.MonkeyPatch) ->
         )
         await interface.apply(other_key)
         assert rehearsed[1:] == [[old, changed, new]]
+
+
+@pytest.mark.parametrize(("many", "in_thread"), [(16, False), (17, True)])
+def test_the_keys_of_many_peers_are_worked_out_in_a_thread(
+    many: int, in_thread: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_in: list[bool] = []
+
+    def tunnels(config: NodeConfig, *, now: float, unix_time: float) -> Tunnels:
+        made_in.append(threading.current_thread() is not threading.main_thread())
+        return Tunnels(config, now=now, unix_time=unix_time)
+
+    async def main() -> None:
+        monkeypatch.setattr("connlib._nodeconfig.Tunnels", tunnels)
+        peers = tuple(PeerConfig(public_key=PrivateKey.generate().public_key()) for _ in range(many))
+        keys = {peer.public_key for peer in peers}
+        with loopback_socket() as udp:
+            async with open_interface(gateway_config(peers=()), tun=MemoryTun(), udp=udp) as interface:
+                assert set((await interface.apply(gateway_config(peers=peers))).added) == keys
+                # Those that are made anew as well, and not when they only stay.
+                diff = await interface.apply(gateway_config(peers=peers), anew=keys)
+                assert set(diff.added) == set(diff.removed) == keys
+                await interface.apply(gateway_config(peers=peers))
+
+    anyio.run(main, backend="trio")
+    assert made_in == [in_thread, in_thread, False]
 
 
 def on_both_loops(body: Callable[[], Any]) -> None:

@@ -29,6 +29,7 @@ from helpers_driver import (
     GATEWAY_HOST,
     GATEWAY_KEY,
     PORT,
+    Counted,
     Pair,
     client_config,
     gateway_config,
@@ -233,6 +234,16 @@ def test_that_a_peer_has_asked_for_a_cookie_is_one_reason_among_others() -> None
         client.handle_timeout(float(second))
     explanation = explain(client.stats(120.0).peers[0], 120.0)
     assert (explanation.state, explanation.why) == (PeerState.DOWN, f"given up: {why}")
+
+
+@in_virtual_time
+async def test_one_peer_is_explained_without_the_statistics_of_the_others() -> None:
+    async with open_pair() as pair:
+        (peer,) = pair.gateway.config.peers
+        node = Counted(pair.gateway)
+        while_open = pair.gateway.explain(peer.public_key)
+        assert node.calls == {"peer_stats": 1}
+    assert pair.gateway.explain(peer.public_key) == while_open, "as it was at the end"
 
 
 @in_virtual_time

@@ -70,8 +70,17 @@ def test_every_public_class_of_a_private_module_is_exported(module: object) -> N
 def test_the_extension_exports_what_its_stub_lists() -> None:
     classes = {name for name, value in vars(connlib._native).items() if isinstance(value, type)}
     assert classes == set(connlib._native.__all__)
-    # Seeds, descriptors, compiled policies and the pristine engine are not of the public interface.
-    internal = {"BootTimer", "CompiledPolicy", "LabNode", "LabTunn", "TunIo", "UdpIo", "UpstreamTunn"}
+    # Seeds, descriptors, compiled policies, tunnels made ahead and the pristine engine are not public.
+    internal = {
+        "BootTimer",
+        "CompiledPolicy",
+        "LabNode",
+        "LabTunn",
+        "TunIo",
+        "Tunnels",
+        "UdpIo",
+        "UpstreamTunn",
+    }
     assert classes - internal <= set(connlib.__all__)
     assert not internal & set(connlib.__all__)
 

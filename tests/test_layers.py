@@ -56,6 +56,7 @@ LAYERS = {
         "_nodeconfig",
         "_turns",
         "asking",
+        "_rtnetlink",
         "capture",
         "clock",
         "diff",

@@ -11,11 +11,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from connlib import ConfigError, DeviceError, format_config
+from connlib import ConfigError, DeviceError, PeerConfig, PrivateKey, format_config
 from connlib import metrics as module
+from connlib.driver import MemoryTun, MemoryUdp, open_interface
 from connlib.metrics import MetricsServer, serve_metrics
 from helpers_driver import CLIENT, CLIENT_KEY, GATEWAY, Pair, gateway_config, in_real_time, open_pair, packet
 from interop.machine import own_namespace
@@ -111,6 +113,72 @@ async def test_a_session_that_there_is_not_has_no_age() -> None:
 
 
 @in_real_time
+async def test_names_arrive_as_they_are_and_each_metric_says_what_it_is() -> None:
+    peers = tuple(
+        PeerConfig(public_key=PrivateKey.generate().public_key(), name=name)
+        for name in ('a "quoted" one', "back\\slash", "two\nlines", "ä, {b}=c", None)
+    )
+    config = gateway_config(peers=peers)
+    async with (
+        open_interface(config, tun=MemoryTun(), udp=MemoryUdp()) as interface,
+        serve_metrics(interface, port=0) as server,
+    ):
+        status, headers, body = await get(server.port, "/metrics")
+        assert (status, headers["content-type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+        families = list(text_string_to_metric_families(body.decode()))
+        labels = {
+            (sample.labels["public_key"], sample.labels["friendly_name"])
+            for family in families
+            for sample in family.samples
+            if "public_key" in sample.labels
+        }
+        assert labels == {(peer.public_key.to_base64(), peer.name or "") for peer in peers}
+        assert len({family.name for family in families}) == len(families), "a metric is in two places"
+        for family in families:
+            assert family.documentation and family.type == (
+                "counter" if f"{family.name}_total" in body.decode() else "gauge"
+            )
+
+
+@in_real_time
+async def test_others_have_their_turn_while_a_page_is_made() -> None:
+    """A thousand peers' takes as long as many packets."""
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    async with served() as (pair, server), anyio.create_task_group() as tasks:
+        tasks.start_soon(others)
+        page = await server._latest_metrics()
+        tasks.cancel_scope.cancel()
+        assert turns >= page.count(b"# HELP ")
+        assert page.decode() == "".join(module.render(pair.gateway))
+
+
+@in_real_time
+async def test_a_page_is_made_once_for_all_that_ask_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = 0
+
+    def page(_: object) -> Iterator[str]:
+        nonlocal made
+        made += 1
+        yield f"page {made}"
+        monkeypatch.setattr("connlib.metrics.time.thread_time", lambda: 1e9)
+
+    async with served() as (_, server):
+        monkeypatch.setattr(module, "render", page)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(server._latest_metrics)
+        assert made == 1
+        monkeypatch.undo()
+
+
+@in_real_time
 async def test_readyz_says_whether_the_interface_is_up() -> None:
     async with served() as (pair, server):
         status, _, body = await get(server.port, "/readyz")
@@ -184,24 +252,25 @@ async def test_a_page_that_takes_long_serves_many_clients(monkeypatch: pytest.Mo
     clock = [1000.0]
     seconds = 0.1
 
-    def page(_: object) -> bytes:
+    def page(_: object) -> Iterator[str]:
         made.append(len(made))
-        clock[0] += seconds
-        return b"page"
+        for letter in "page":
+            clock[0] += seconds / 4
+            yield letter
 
     async with served() as (_, server):
-        monkeypatch.setattr(module, "generate_latest", page)
+        monkeypatch.setattr(module, "render", page)
         monkeypatch.setattr("connlib.metrics.time.thread_time", lambda: clock[0])
         monkeypatch.setattr("connlib.metrics.anyio.current_time", lambda: clock[0])
-        assert [server._latest_metrics() for _ in range(100)] == [b"page"] * 100
+        assert [await server._latest_metrics() for _ in range(100)] == [b"page"] * 100
         assert made == [0]
         clock[0] += 0.99
-        server._latest_metrics()
+        await server._latest_metrics()
         assert made == [0]
         clock[0] += 0.02
         seconds = 0.019
-        server._latest_metrics()
-        server._latest_metrics()
+        await server._latest_metrics()
+        await server._latest_metrics()
         assert made == [0, 1, 2], "what is soon made is made for everybody"
         monkeypatch.undo()
 

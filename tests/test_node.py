@@ -33,7 +33,7 @@ from connlib import (
     SessionEstablished,
     TimeoutReason,
 )
-from connlib._native import LabNode, TunIo, UdpIo
+from connlib._native import LabNode, TunIo, Tunnels, UdpIo
 from two_tunnels import ALICE, BOB, START, UNIX_TIME, ipv4, ipv6
 
 # Bob is the gateway, on the second address of the networks that the documentation may use (RFC 5737, RFC 3849).
@@ -324,6 +324,8 @@ def test_unknown_peers_are_a_key_error_that_names_the_key(pair: tuple[Node, Node
         alice.initiate_handshake(CAROL.public_key(), START)
     with pytest.raises(KeyError):
         alice.set_endpoint(CAROL.public_key(), ALICE_AT, START)
+    with pytest.raises(KeyError, match=re.escape(CAROL.public_key().to_base64())):
+        alice.peer_stats(CAROL.public_key(), START)
     with pytest.raises(ValueError, match="role"):
         bob.initiate_handshake(ALICE.public_key(), START)
     with pytest.raises(ValueError, match="port"):
@@ -371,6 +373,70 @@ def test_statistics_are_per_peer_and_in_the_order_of_their_keys() -> None:
         (key.public_key() for key in keys), key=lambda key: key.to_bytes()
     )
     assert all(each.endpoint is None and each.tunnel.sessions == 0 for each in peers)
+
+
+def test_the_statistics_of_one_peer_are_those_among_all(connected: tuple[Node, Node]) -> None:
+    for each in connected:
+        (among_all,) = each.stats(START + 1).peers
+        one = each.peer_stats(among_all.public_key, START + 1)
+        assert one == among_all and hash(one.trouble) == hash(among_all.trouble)
+        # Every field is there, and none can be set: what makes them knows their names by itself.
+        assert dataclasses.asdict(one)["tunnel"]["sessions"] == 1
+        for whole in (one, one.tunnel, each.stats(START)):
+            for field in dataclasses.fields(whole):
+                with pytest.raises(dataclasses.FrozenInstanceError):
+                    setattr(whole, field.name, getattr(whole, field.name))
+        assert each.endpoints() == {one.public_key: one.endpoint}
+
+
+def test_only_peers_that_are_somewhere_have_an_endpoint() -> None:
+    both = node(ALICE, peer(BOB, "10.0.0.2/32", endpoint=BOB_AT), peer(CAROL, "10.0.0.3/32"))
+    assert both.endpoints() == {BOB.public_key(): BOB_AT}
+
+
+def with_tunnels_of(made_for: NodeConfig) -> tuple[Node, Node]:
+    """Alice gets Bob by `apply`, with tunnels that were made for a configuration; Bob is a node as any."""
+    config = NodeConfig(private_key=ALICE, peers=(peer(BOB, "10.0.0.2/32", endpoint=BOB_AT),))
+    alice = node(ALICE)
+    tunnels = Tunnels(made_for, now=START, unix_time=UNIX_TIME - 1e6)
+    assert alice.apply(config, START + 1, tunnels).added == (BOB.public_key(),)
+    alice.apply(config, START + 1, tunnels)  # which has none any more
+    return alice, node(BOB, peer(ALICE, "10.0.0.1/32", endpoint=ALICE_AT))
+
+
+@pytest.mark.parametrize(
+    "made_for",
+    [
+        NodeConfig(private_key=ALICE, peers=(peer(BOB),)),
+        NodeConfig(private_key=ALICE, peers=(peer(BOB, preshared_key=PresharedKey.generate()),)),
+        NodeConfig(private_key=ALICE, peers=(peer(BOB, role=Role.RESPONDER),)),
+        NodeConfig(private_key=CAROL, peers=(peer(BOB),)),
+        NodeConfig(private_key=ALICE, peers=(peer(BOB),), mtu=1280),
+        NodeConfig(private_key=ALICE, peers=(peer(CAROL),)),
+    ],
+)
+def test_tunnels_that_were_made_ahead_are_taken_where_they_fit(made_for: NodeConfig) -> None:
+    """And made anew where not: with another key of ours or preshared key there would be no session."""
+    alice, bob = with_tunnels_of(made_for)
+    alice.initiate_handshake(BOB.public_key(), START + 1)
+    (initiation,) = (each.datagram for each in alice.drain().transmits)
+    arrive(bob, [initiation], ALICE_AT, START + 1)
+    # By the wall clock of the node, and not by that of the tunnel's making.
+    received, _ = bob.timestamps()
+    seconds = int.from_bytes(received[ALICE.public_key()][:8], "big") - 2**62
+    assert abs(seconds - UNIX_TIME) < 60
+    arrive(alice, [each.datagram for each in bob.drain().transmits], BOB_AT, START + 1)
+    assert alice.peer_stats(BOB.public_key(), START + 1).tunnel.sessions == 1
+
+
+def test_tunnels_of_what_cannot_be_are_refused() -> None:
+    for wrong in (
+        NodeConfig(private_key=ALICE, peers=(peer(ALICE),)),
+        NodeConfig(private_key=ALICE, peers=(peer(BOB, "10.0.0.0/8"), peer(CAROL, "10.0.0.0/8"))),
+        NodeConfig(private_key=ALICE, peers=(PeerConfig(public_key=PublicKey.from_bytes(bytes(32))),)),
+    ):
+        with pytest.raises(ConfigError):
+            Tunnels(wrong, now=START, unix_time=UNIX_TIME)
 
 
 def test_equal_seeds_give_equal_traces() -> None:

@@ -79,13 +79,14 @@ async def test_explain_says_why_there_is_no_address_and_when_it_is_asked_for_aga
             "waiting: gateway.example cannot be looked up: Temporary failure in name resolution; "
             "next: another look-up in 1.5 s"
         )
-        (told,) = status.report_status(pair.client, 0.0).peers
+        reported = await status.report_status(pair.client, 0.0)
+        (told,) = reported.peers
         assert (told.why, told.next, told.next_in) == (
             "gateway.example cannot be looked up: Temporary failure in name resolution",
             "another look-up",
             1.5,
         )
-        assert status.report_status(pair.client, 0.0).lookups == {"asked": 2, "failed": 2, "moved": 0}
+        assert reported.lookups == {"asked": 2, "failed": 2, "moved": 0}
         await trio.sleep(10)
         assert pair.client.explain(gateway).why == "never heard, and nothing was sent to it"
 

@@ -17,14 +17,14 @@ from interop.netns import Namespace
 
 
 class Told:
-    """A node as far as this is about it: two peers, one of which nobody has located."""
+    """A node as far as this is about it: with these peers."""
 
-    def __init__(self, *endpoints: tuple[str, int] | None) -> None:
-        self.peers = [type("Peer", (), {"endpoint": endpoint}) for endpoint in endpoints]
+    def __init__(self, *endpoints: tuple[str, int]) -> None:
+        self._endpoints = dict(enumerate(endpoints))
         self.told = 0
 
-    def stats(self, _now: float) -> Any:
-        return self
+    def endpoints(self) -> Any:
+        return self._endpoints
 
     def forget_sources(self) -> None:
         self.told += 1
@@ -66,7 +66,7 @@ async def _times_told(node: Told, mark: int, *steps: Callable[[], object]) -> li
 def test_a_node_is_told_of_another_way_out_and_not_of_other_changes() -> None:
     with own_namespace("clR") as host, host.entered():
         _network(host)
-        node = Told(("10.1.0.7", 51820), None)
+        node = Told(("10.1.0.7", 51820))
         told = trio.run(
             _times_told,
             node,
@@ -162,6 +162,32 @@ def test_who_has_no_descriptor_to_be_told_by_waits_for_one_and_forgets_what_may_
     with own_namespace("clR") as host, host.entered():
         _network(host)
         trio.run(main, host)
+
+
+def test_others_have_their_turn_while_many_peers_are_asked_for() -> None:
+    with own_namespace("clR") as host, host.entered():
+        _network(host)
+        node = Told(*((f"10.1.0.{number}", 51820) for number in range(2, 202)))
+        turns, asked = 0, 0
+
+        def set_up(_probe: socket.socket) -> None:
+            nonlocal asked
+            asked += 1
+
+        async def others() -> None:
+            nonlocal turns
+            while asked < 202:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        async def main() -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(forget_stale_sources, cast(Node, node), set_up)
+                await others()
+                nursery.cancel_scope.cancel()
+
+        trio.run(main)
+        assert turns >= 3
 
 
 def test_a_system_that_does_not_tell_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:

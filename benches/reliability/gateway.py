@@ -21,6 +21,7 @@ from typing import Any
 import trio
 
 from connlib import Interface, InterfaceConfig, Limits, PeerConfig, Role, open_interface, serve_control
+from connlib.cli.up import freeze_what_stays
 from connlib.udp import Sockets
 from reliability import parties
 
@@ -43,6 +44,8 @@ async def main(options: dict[str, Any]) -> None:
             port = server.port
         if "control" in options:
             await stack.enter_async_context(serve_control(interface, directory=options["control"]))
+        # As `connlib up` does.
+        freeze_what_stays()
         say("ready")
         async for line in _lines():
             asked = json.loads(line)

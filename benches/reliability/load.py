@@ -76,6 +76,7 @@ def _churn(run: Run, what: str, *, routed: bool) -> list[Check]:
         at_most("`apply` of one change, median", statistics.median(took), 50, "ms", timed=True),
         at_most("`apply`, longest", max(took), 50, "ms", timed=True),
         note("`apply`, median of the processor time", statistics.median(used), "ms"),
+        note("`apply`, longest of the processor time", max(used), "ms"),
         note("making the new configuration, median", statistics.median(built), "ms"),
     ]
     return [replace(check, what=f"{what}: {check.what}") for check in checks]

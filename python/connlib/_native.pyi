@@ -29,6 +29,7 @@ from connlib._types import (
     NodeOutput,
     NodeStats,
     Output,
+    PeerStats,
     Role,
     Timeout,
     Timers,
@@ -48,6 +49,7 @@ __all__ = [
     "RateLimiter",
     "TunIo",
     "Tunn",
+    "Tunnels",
     "UdpIo",
     "UpstreamTunn",
 ]
@@ -234,10 +236,7 @@ class Tunn:
         """Tell that the wall clock stepped. Timestamps of initiations still strictly rise."""
 
     def encapsulate_batch(self, packets: ReadableBuffer, lengths: Sequence[int], now: float) -> Batch:
-        """Send many packets that lie back to back in `packets`; `lengths` must add up to it (else `ValueError`).
-
-        Other threads run meanwhile.
-        """
+        """Send many packets that lie back to back; `lengths` must add up (else `ValueError`). Other threads run."""
 
     def decapsulate_batch(
         self, datagrams: ReadableBuffer, lengths: Sequence[int], now: float, source: _Address | None = None
@@ -318,10 +317,8 @@ class UpstreamTunn:
         """The next multiple of 250 ms (reason TICK): upstream cannot name an instant, it is polled."""
 
     def stats(self, now: float) -> TunnStats:
-        """Upstream's own `last_handshake`, `tx_bytes` and `rx_bytes` (inner bytes), `loss` and `rtt`.
-
-        The other counters are taken from what passed; `queued` is 0, `sessions` 0 or 1.
-        """
+        """Upstream's own `last_handshake`, `tx_bytes` and `rx_bytes` (inner bytes), `loss` and `rtt`. The other
+        counters are taken from what passed; `queued` is 0, `sessions` 0 or 1."""
 
     def set_persistent_keepalive(self, seconds: float | None, now: float) -> Output:
         """Raises `NotImplementedError`: upstream cannot change it."""
@@ -348,7 +345,8 @@ class Node:
       `forget_timestamp`; `ask` and `decide` (see `take_questions`);
     - `handle_*` tell it what happened: packets, datagrams, time;
     - `drain` takes out everything that these caused (a `TunIo` and a `UdpIo` do it without Python objects);
-    - getters change nothing: `next_timeout`, `stats`, `pending`, `timestamps`, `timestamps_version`;
+    - getters change nothing: `next_timeout`, `stats`, `peer_stats`, `endpoints`, `pending`, `timestamps`,
+      `timestamps_version`;
     - `record` and `take_recorded` tell what came in and when, for a replay, and `log_flows` and `take_flows` what
       policies allowed and denied;
     - `capture` and `take_captured` hand out the packets themselves, `log_keys` and `take_key_log` the keys to them.
@@ -361,8 +359,11 @@ class Node:
     """
 
     def __new__(cls, config: NodeConfig, *, now: float, unix_time: float) -> Self: ...
-    def apply(self, config: NodeConfig, now: float) -> ConfigDiff:
-        """Change to another configuration, all of it or, if it raises `ConfigError`, nothing. Sessions survive."""
+    def apply(self, config: NodeConfig, now: float, tunnels: Tunnels | None = None) -> ConfigDiff:
+        """Change to another configuration, all of it or, if it raises `ConfigError`, nothing. Sessions survive.
+
+        tunnels: what was made ahead for it, which is used up.
+        """
 
     def initiate_handshake(self, peer: PublicKey, now: float) -> None:
         """Start a session with a peer. Raises `KeyError` for an unknown one, `ValueError` where the role forbids it or
@@ -398,6 +399,12 @@ class Node:
 
     def stats(self, now: float) -> NodeStats:
         """Counters per peer and per drop reason; ages relative to `now`."""
+
+    def peer_stats(self, peer: PublicKey, now: float) -> PeerStats:
+        """Those of one peer. Raises `KeyError` for an unknown one."""
+
+    def endpoints(self) -> dict[PublicKey, tuple[str, int]]:
+        """Where peers are, as far as that is known: the literal address and the port."""
 
     def timestamps(self) -> tuple[dict[PublicKey, bytes], dict[PublicKey, bytes]]:
         """The greatest TAI64N timestamp (12 bytes) in a valid initiation of each peer, and in ours with each own key,
@@ -481,6 +488,13 @@ class Node:
         """How many datagrams, packets and events wait to be drained."""
 
 @final
+class Tunnels:
+    """The tunnels of the peers of a configuration, made ahead of `Node.apply`: each takes a computation with its peer's
+    key, some 50 us. Other threads run meanwhile. Raises what `Node` raises."""
+
+    def __new__(cls, config: NodeConfig, *, now: float, unix_time: float) -> Self: ...
+
+@final
 class LabNode(Node):
     """A `Node` whose randomness comes from `seed`, for simulations. `TunIo` and `UdpIo` refuse it."""
 
@@ -521,10 +535,8 @@ class TunIo:
         """
 
     def write(self, node: Node) -> int:
-        """Take the packets that wait in the node, and return how many the device took.
-
-        What it does not take yet is kept, within bounds (`blocked`): call again when it is writable.
-        """
+        """Take the packets that wait in the node, and return how many the device took. What it does not take yet is
+        kept, within bounds (`blocked`): call again when it is writable."""
 
     @property
     def blocked(self) -> bool:
@@ -559,10 +571,8 @@ class UdpIo:
         """
 
     def send(self, node: Node) -> int:
-        """Take the datagrams that wait in the node, and return how many the kernel took.
-
-        What a socket does not take yet is kept, within bounds (`blocked`): call again when it is writable.
-        """
+        """Take the datagrams that wait in the node, and return how many the kernel took. What a socket does not take
+        yet is kept, within bounds (`blocked`): call again when it is writable."""
 
     def blocked(self, family: int) -> bool:
         """Whether datagrams wait for the socket of a family, `socket.AF_INET` or `AF_INET6`, to be writable."""

@@ -17,8 +17,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 
 import anyio
 from anyio.abc import TaskGroup
@@ -27,8 +27,8 @@ from ._errors import ClosedError, ConfigError, DeviceError
 from ._explain import Explanation, explain
 from ._flows import FlowRecord
 from ._groups import WithoutGroup
-from ._native import Node, PublicKey
-from ._nodeconfig import node_config, with_what_the_node_does_not_see
+from ._native import Node, PublicKey, Tunnels
+from ._nodeconfig import config_errors, make_ahead, node_config, with_what_the_node_does_not_see
 from ._turns import BUDGET, serve
 from ._types import (
     ConfigApplied,
@@ -149,7 +149,8 @@ async def open_interface(
     hook = None if decide is None else Hook(decide)
     # First, because this finds out what is wrong with the configuration before anything outside is touched.
     now, unix_time = clock.now(), clock.unix_time()
-    node = _node(node_config(config), now, unix_time)
+    with config_errors():
+        node = Node(node_config(config), now=now, unix_time=unix_time)
     async with AsyncExitStack() as stack:
         surroundings = Surroundings(managed=tun is None)
         stack.callback(surroundings.close)  # after the device is gone
@@ -173,22 +174,6 @@ async def open_interface(
                     yield interface
                 finally:
                     tasks.cancel_scope.cancel()
-
-
-def _node(config: NodeConfig, now: float, unix_time: float) -> Node:
-    with _config_errors():
-        return Node(config, now=now, unix_time=unix_time)
-
-
-@contextmanager
-def _config_errors() -> Iterator[None]:
-    """`ConfigError` for every way in which a node's configuration is wrong."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
 
 
 class Interface:
@@ -290,10 +275,14 @@ class Interface:
 
     def explain(self, peer: PublicKey) -> Explanation:
         """Why a peer is up or down, and what happens next and when. Raises `KeyError` for an unknown peer."""
-        config = {each.public_key: each for each in self._config.peers}[peer]
-        stats = self.stats()
-        (told,) = (each for each in stats.peers if each.public_key == peer)
-        return self._explained(config, told, stats.now)
+        config = next((each for each in self._config.peers if each.public_key == peer), None)
+        if config is None:
+            raise KeyError(f"no peer has the public key {peer.to_base64()}")
+        if self._open:
+            now = self._clock.now()
+            return self._explained(config, self._node.peer_stats(peer, now), now)
+        (told,) = (each for each in self._last_stats.peers if each.public_key == peer)
+        return self._explained(config, told, self._last_stats.now)
 
     def _explained(self, peer: PeerConfig, told: PeerStats, now: float) -> Explanation:
         obstacle = None
@@ -373,9 +362,9 @@ class Interface:
             self._check_open()
             self._check_name(config)
             new = node_config(config)
-            if anew or self._touches_more_than_the_node(config):
-                # A rehearsal: what is wrong with it is known before anything is touched.
-                _node(what_is_new(node_config(self._config), new), self._clock.now(), self._clock.unix_time())
+            # A rehearsal: what is wrong with it is known before anything is touched.
+            tunnels = await make_ahead(what_is_new(node_config(self._config), new, anew), self._clock)
+            self._check_open()
             old_link = self._surroundings.state
             with ExitStack() as undo:
                 udp = self._changed_udp(config, undo)
@@ -383,8 +372,8 @@ class Interface:
                 # From here on there is no await, so that nothing can come between.
                 self._check_open()
                 try:
-                    with _config_errors():
-                        diff = self._apply_to_node(new, anew, relocate)
+                    with config_errors():
+                        diff = self._apply_to_node(new, tunnels, anew, relocate)
                 except BaseException:
                     with anyio.CancelScope(shield=True):
                         await self._surroundings.revert(self.name, old_link)
@@ -401,11 +390,6 @@ class Interface:
                 self._publish(InterfaceEvent(None, ConfigApplied(diff)))
             self._settle()
             return diff
-
-    def _touches_more_than_the_node(self, config: InterfaceConfig) -> bool:
-        before = self._config
-        sockets_change = (config.listen_port, config.fwmark) != (before.listen_port, before.fwmark)
-        return self._surroundings.managed or sockets_change
 
     def _changed_udp(self, config: InterfaceConfig, undo: ExitStack) -> UdpEnd:
         """The end that the configuration asks for: the one there is, or one on another port."""
@@ -435,17 +419,21 @@ class Interface:
         self._tasks.start_soon(self._serve_udp, udp)
 
     def _apply_to_node(
-        self, config: NodeConfig, anew: Collection[PublicKey], relocate: Collection[PublicKey]
+        self,
+        config: NodeConfig,
+        tunnels: Tunnels,
+        anew: Collection[PublicKey],
+        relocate: Collection[PublicKey],
     ) -> ConfigDiff:
         now = self._now()
         if anew:
             others = tuple(peer for peer in config.peers if peer.public_key not in anew)
             first = self._node.apply(dataclasses.replace(config, peers=others), now)
-            last = self._node.apply(config, now)
+            last = self._node.apply(config, now, tunnels)
             diff = dataclasses.replace(first, added=(*first.added, *last.added))
         else:
-            diff = self._node.apply(config, now)
-        for peer in config.peers:
+            diff = self._node.apply(config, now, tunnels)
+        for peer in config.peers if relocate else ():
             if peer.public_key in relocate and peer.endpoint is not None:
                 self._node.set_endpoint(peer.public_key, peer.endpoint, now)
         return diff
@@ -479,7 +467,8 @@ class Interface:
             self._hook.start(self._node, self.name, tasks, self._now, self._settle)
         self._tell_hook()
         tasks.start_soon(self._keep_time)
-        tasks.start_soon(keeper.run)
+        if keeper.keeps:
+            tasks.start_soon(keeper.run)
         tasks.start_soon(self._read_tun)
         tasks.start_soon(self._serve_udp, self._udp)
         self._settle()
@@ -500,7 +489,7 @@ class Interface:
 
     def _found(self, peer: PublicKey, endpoint: Endpoint, replace: bool) -> bool:
         # What an authenticated packet has taught is newer than a name server's answer to a question asked before it.
-        known = {p.public_key: p.endpoint for p in self._node.stats(self._now()).peers}.get(peer)
+        known = self._node.peer_stats(peer, self._now()).endpoint
         if endpoint == known or not (replace or known is None):
             return False
         self._node.set_endpoint(peer, endpoint, self._now())

@@ -11,18 +11,21 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import anyio
 
 from ._errors import DeviceError
+from ._rtnetlink import AT_ONCE, RouteSocket
+from ._text import counted
 from ._threads import ThreadCall
-from .config import InterfaceConfig, address_identity
+from ._types import PeerConfig
+from .config import InterfaceConfig, address_identity, without_common
 from .dns import Dns
 from .firewall import Firewall, FirewallRules, firewall_rules, warn_of_forwarding
 
@@ -32,10 +35,6 @@ T = TypeVar("T")
 
 DEFAULT_MTU = 1420
 
-# linux/rtnetlink.h: what `ip route add` sets, so that our routes look like those of people and scripts.
-_RTPROT_BOOT = 3
-_RT_SCOPE_LINK = 253
-
 
 @dataclass(frozen=True, slots=True)
 class LinkState:
@@ -44,7 +43,8 @@ class LinkState:
     mtu: int | None = None
     """Bytes. None: as the kernel made it, and the device is down."""
     addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
-    routes: tuple[IPv4Network | IPv6Network, ...] = ()
+    routes: Mapping[IPv4Network | IPv6Network, None] = field(default_factory=dict)
+    """A dictionary as a set that keeps its order, and keeps the hashes, which take long for networks."""
     firewall: FirewallRules = field(default_factory=FirewallRules)
     dns: tuple[str, ...] = ()
 
@@ -56,6 +56,8 @@ class Surroundings:
         self.managed = managed
         self.state = LinkState()
         self._index: int | None = None
+        # What the routes were worked out for last, which need not be what there is.
+        self._routes_of: tuple[InterfaceConfig, Mapping[IPv4Network | IPv6Network, None]] | None = None
         self.firewall = Firewall()
         self.dns = Dns()
 
@@ -65,13 +67,26 @@ class Surroundings:
 
     async def change(self, name: str, config: InterfaceConfig) -> None:
         """Set up all that a configuration asks for, or, if it raises `DeviceError`, nothing."""
-        want = link_state(config)
-        if self.managed and want != self.state:
+        if not self.managed:
+            return
+        want = self._wanted(config)
+        if want != self.state:
             if self._index is None:
                 self._index = _index_of(name)
             await change_link(name, self._index, self.state, want, self)
             warn_of_default_routes(config, name)
             self.state = want
+
+    def _wanted(self, config: InterfaceConfig) -> LinkState:
+        routes = wanted_routes(config, self._routes_of)
+        self._routes_of = config, routes
+        return LinkState(
+            mtu=config.mtu or DEFAULT_MTU,
+            addresses=config.addresses,
+            routes=routes,
+            firewall=firewall_rules(config),
+            dns=config.dns,
+        )
 
     async def revert(self, name: str, to: LinkState) -> None:
         """Go back to an earlier state, whatever cancels it."""
@@ -90,27 +105,39 @@ class Surroundings:
         self.firewall.close()
 
 
-def link_state(config: InterfaceConfig) -> LinkState:
-    """What a configuration asks for. A prefix that an address of the device brings along needs no route of its own."""
-    routes = dict.fromkeys(prefix for peer in config.peers for prefix in peer.allowed_ips if config.routes)
-    return LinkState(
-        mtu=config.mtu or DEFAULT_MTU,
-        addresses=config.addresses,
-        routes=tuple(
-            prefix
-            for prefix in routes
-            if prefix.prefixlen > 0 and not any(_covers(address, prefix) for address in config.addresses)
-        ),
-        firewall=firewall_rules(config),
-        dns=config.dns,
-    )
+def wanted_routes(
+    config: InterfaceConfig,
+    known: tuple[InterfaceConfig, Mapping[IPv4Network | IPv6Network, None]] | None = None,
+) -> Mapping[IPv4Network | IPv6Network, None]:
+    """The routes that a configuration asks for. A prefix that an address of the device brings along needs none.
+
+    known: those of an earlier configuration, to save what both have in common.
+    """
+    routes: dict[IPv4Network | IPv6Network, None] = {}
+    gone: tuple[PeerConfig, ...] = ()
+    come = config.peers
+    if known is not None and (known[0].routes, known[0].addresses) == (config.routes, config.addresses):
+        routes = dict(known[1])
+        gone, come = without_common(known[0].peers, config.peers)
+    # A prefix is of one peer, which may be another one now.
+    for peer in gone:
+        for prefix in peer.allowed_ips:
+            routes.pop(prefix, None)
+    on_link = [_span(address.network) for address in config.addresses]
+    for peer in come if config.routes else ():
+        for prefix in peer.allowed_ips:
+            version, first, last = _span(prefix)
+            if prefix.prefixlen > 0 and not any(
+                version == of and low <= first and last <= high for of, low, high in on_link
+            ):
+                routes[prefix] = None
+    return routes
 
 
-def _covers(address: IPv4Interface | IPv6Interface, prefix: IPv4Network | IPv6Network) -> bool:
-    network = address.network
-    if isinstance(network, IPv4Network):
-        return isinstance(prefix, IPv4Network) and prefix.subnet_of(network)
-    return isinstance(prefix, IPv6Network) and prefix.subnet_of(network)
+def _span(network: IPv4Network | IPv6Network) -> tuple[int, int, int]:
+    """The version, and the first and the last address: comparing these is several times cheaper than `subnet_of`."""
+    first = int(network.network_address)
+    return network.version, first, first + (1 << network.max_prefixlen - network.prefixlen) - 1
 
 
 def warn_of_default_routes(config: InterfaceConfig, name: str) -> None:
@@ -146,8 +173,8 @@ async def change_link(
     _require_device(index, name)
 
     def change(have: LinkState, want: LinkState, *, undoing: bool = False) -> None:
-        with _route_socket(name) as route_socket:
-            link = _Link(route_socket, index, name)
+        with _Netlink.opened(name, have, want) as netlink:
+            link = _Link(netlink, index, name)
             try:
                 # First, so that no address is ever without protection.
                 if want.firewall != have.firewall:
@@ -177,22 +204,6 @@ async def change_link(
                 _log.warning("%s: what was cancelled could not be undone", name)
         raise
     changing.result()
-
-
-@contextmanager
-def _route_socket(name: str) -> Iterator[Any]:
-    # Importing it takes longer than all of this file's work.
-    from pyroute2 import IPRoute
-
-    try:
-        # It leaves an event loop half made behind, with a traceback, if it runs out of them half-way.
-        _require_descriptors(_ROUTE_DESCRIPTORS)
-        made = IPRoute()
-    except OSError as error:
-        hint = "see what the kernel logged: dmesg"
-        raise DeviceError.from_os(f"cannot configure {name}", error, hint=hint) from error
-    with made:
-        yield made
 
 
 def _require_device(index: int, name: str) -> None:
@@ -237,17 +248,48 @@ async def _wait_for(call: ThreadCall[T]) -> None:
         raise cancelled
 
 
+class _Netlink(NamedTuple):
+    """What a change, and its undoing, need."""
+
+    links: Any
+    """Pyroute2's socket, for the device and its addresses; None if these stay as they are."""
+    routes: RouteSocket | None
+    """None if all routes stay."""
+
+    @classmethod
+    @contextmanager
+    def opened(cls, name: str, have: LinkState, want: LinkState) -> Iterator[_Netlink]:
+        """Raises `DeviceError`."""
+        with ExitStack() as stack:
+            routes = links = None
+            try:
+                if (have.routes, have.addresses) != (want.routes, want.addresses):
+                    routes = stack.enter_context(RouteSocket())
+                if (have.mtu, have.addresses) != (want.mtu, want.addresses):
+                    # Importing it takes longer than all of this file's work.
+                    from pyroute2 import IPRoute
+
+                    # It leaves an event loop half made behind, with a traceback, if it runs out of them half-way.
+                    _require_descriptors(_ROUTE_DESCRIPTORS)
+                    links = stack.enter_context(IPRoute())
+            except OSError as error:
+                hint = "see what the kernel logged: dmesg"
+                raise DeviceError.from_os(f"cannot configure {name}", error, hint=hint) from error
+            yield cls(links, routes)
+
+
 class _Link:
     """One device, through an open netlink socket.
 
     It knows what it has done, and undoes that and nothing else: what somebody else has made is theirs.
     """
 
-    def __init__(self, route_socket: Any, index: int, name: str) -> None:
-        self._socket = route_socket
+    def __init__(self, netlink: _Netlink, index: int, name: str) -> None:
+        self._socket = netlink.links
+        self._routes = netlink.routes
         self._index = index
         self._name = name
-        self._done: list[Callable[[], None]] = []
+        self._done: list[Callable[[], object]] = []
         """What undoes each step, in the order in which they were taken."""
         self._removed_address = False
 
@@ -271,18 +313,13 @@ class _Link:
             self._add_address(address)
         if (want.mtu is None) != (have.mtu is None):
             self._change_up(want.mtu is not None)
-        new = _without(want.routes, have.routes)
-        for prefix in new:
-            if prefix not in networks:
-                self._add_route(prefix)
-        for prefix in _without(have.routes, want.routes):
-            self._remove_route(prefix)
+        new = _missing(want.routes, have.routes)
+        self._change_routes("add", [prefix for prefix in new if prefix not in networks])
+        self._change_routes("del", _missing(have.routes, want.routes))
         for address in leaving:
             if address not in colliding:
                 self._remove_address(address)
-        for prefix in new:
-            if prefix in networks:
-                self._add_route(prefix)
+        self._change_routes("add", [prefix for prefix in new if prefix in networks])
         if leaving:
             self._restore(want)
         if shrinks:
@@ -302,8 +339,7 @@ class _Link:
         """With an address, the kernel removes the other addresses of its prefix, and with the last one, all routes."""
         for address in state.addresses:
             self._address("add", address, again=True)
-        for prefix in state.routes:
-            self._route("add", prefix, again=True)
+        self._tell_routes("add", list(state.routes), again=True)
 
     def _change_mtu(self, have: int | None, want: int | None) -> None:
         if want is not None and want != have:
@@ -323,13 +359,19 @@ class _Link:
         self._address("del", address)
         self._done.append(partial(self._address, "add", address, again=True))
 
-    def _add_route(self, prefix: IPv4Network | IPv6Network) -> None:
-        self._route("add", prefix)
-        self._done.append(partial(self._route, "del", prefix))
-
-    def _remove_route(self, prefix: IPv4Network | IPv6Network) -> None:
-        self._route("del", prefix)
-        self._done.append(partial(self._route, "add", prefix, again=True))
+    def _change_routes(
+        self, verb: Literal["add", "del"], prefixes: Sequence[IPv4Network | IPv6Network]
+    ) -> None:
+        for start in range(0, len(prefixes), AT_ONCE):
+            several = prefixes[start : start + AT_ONCE]
+            failed = self._tell_routes(verb, several, keep=True)
+            changed = [prefix for prefix in several if prefix not in failed]
+            if verb == "add":
+                self._done.append(partial(self._tell_routes, "del", changed))
+            else:
+                self._done.append(partial(self._tell_routes, "add", changed, again=True))
+            for prefix, code in failed.items():
+                self._failed(f"{_VERBS[verb]} the route to {prefix}", code, None, removing=verb == "del")
 
     def _set_mtu(self, mtu: int) -> None:
         with self._explained(f"set the MTU to {mtu}"):
@@ -340,7 +382,6 @@ class _Link:
             self._socket.link("set", index=self._index, state="up" if up else "down")
 
     def _address(self, verb: str, address: IPv4Interface | IPv6Interface, *, again: bool = False) -> None:
-        self._removed_address |= verb == "del"
         with self._explained(f"{_VERBS[verb]} the address {address}", again=again, removing=verb == "del"):
             self._socket.addr(
                 verb,
@@ -350,12 +391,27 @@ class _Link:
                 family=_family(address),
             )
 
-    def _route(self, verb: str, prefix: IPv4Network | IPv6Network, *, again: bool = False) -> None:
-        scope = {"scope": _RT_SCOPE_LINK} if prefix.version == 4 else {}
-        with self._explained(f"{_VERBS[verb]} the route to {prefix}", again=again, removing=verb == "del"):
-            self._socket.route(
-                verb, dst=str(prefix), oif=self._index, family=_family(prefix), proto=_RTPROT_BOOT, **scope
-            )
+    def _tell_routes(
+        self,
+        verb: Literal["add", "del"],
+        prefixes: Sequence[IPv4Network | IPv6Network],
+        *,
+        again: bool = False,
+        keep: bool = False,
+    ) -> dict[IPv4Network | IPv6Network, int]:
+        """What failed, with its errno; unless `keep`, the first failure is raised."""
+        if self._routes is None or not prefixes:
+            return {}
+        try:
+            failed = dict(self._routes.change(verb, self._index, prefixes))
+        except OSError as error:
+            what = f"{_VERBS[verb]} {counted(len(prefixes), 'route')}"
+            raise self._error(what, error.errno or 0) from error
+        if not keep:
+            for prefix, code in failed.items():
+                what = f"{_VERBS[verb]} the route to {prefix}"
+                self._failed(what, code, None, again=again, removing=verb == "del")
+        return failed
 
     @contextmanager
     def _explained(self, what: str, *, again: bool = False, removing: bool = False) -> Iterator[None]:
@@ -365,10 +421,16 @@ class _Link:
             yield
         except (NetlinkError, OSError) as error:
             code = int(error.code if isinstance(error, NetlinkError) else error.errno or 0)
-            # Somebody else may have removed it, and what is added again may still be there.
-            if (removing and code in _ABSENT) or (again and code == errno.EEXIST):
-                return
-            raise self._error(what, code) from error
+            self._failed(what, code, error, again=again, removing=removing)
+
+    def _failed(
+        self, what: str, code: int, error: Exception | None, *, again: bool = False, removing: bool = False
+    ) -> None:
+        """Raise `DeviceError`, unless it is no failure."""
+        # Somebody else may have removed it, and what is added again may still be there.
+        if (removing and code in _ABSENT) or (again and code == errno.EEXIST):
+            return
+        raise self._error(what, code) from error
 
     def _error(self, what: str, code: int) -> DeviceError:
         problem = f"{self._name}: cannot {what}"
@@ -387,6 +449,20 @@ class _Link:
         return DeviceError(f"{problem}: {os.strerror(code)}", hint="see how things are: ip address; ip route")
 
 
+def _without(some: Sequence[T], others: Sequence[T]) -> list[T]:
+    """In the order that they have."""
+    excluded = set(others)
+    return [each for each in some if each not in excluded]
+
+
+def _missing(
+    routes: Mapping[IPv4Network | IPv6Network, None], others: Mapping[IPv4Network | IPv6Network, None]
+) -> list[IPv4Network | IPv6Network]:
+    """Those of `routes` that are not among the others."""
+    # A set of a dictionary takes its hashes over.
+    return sorted(set(routes).difference(others), key=_span)
+
+
 _ROUTE_DESCRIPTORS = 8
 """What a netlink socket and its event loop need at most."""
 
@@ -400,12 +476,6 @@ def _require_descriptors(count: int) -> None:
     finally:
         for fd in had:
             os.close(fd)
-
-
-def _without(some: Sequence[T], others: Sequence[T]) -> list[T]:
-    """In the order that they have."""
-    excluded = set(others)
-    return [each for each in some if each not in excluded]
 
 
 _VERBS = {"add": "add", "del": "remove"}

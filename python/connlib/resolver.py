@@ -9,6 +9,7 @@ looked up again, and of several addresses the next one gets its turn.
 
 from __future__ import annotations
 
+import functools
 import logging
 import socket
 from collections import Counter
@@ -37,6 +38,7 @@ UNANSWERED = 15.0
 """Seconds of a handshake after which its peer is looked up again: three initiations (paper section 6.1)."""
 
 
+@functools.lru_cache(maxsize=4096)
 def is_literal(host: str) -> bool:
     """Whether this is an address already. One with a zone (`fe80::1%eth0`) is not: no node can use it."""
     try:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from ._native import Node
 
@@ -24,6 +25,8 @@ last change. Nothing is sent there."""
 
 _PAUSE = 0.5
 """Seconds for which further notices wait: what changes changes in bursts, and asking costs some 50 us a peer."""
+_SLICE = 32
+"""Peers that are asked for before others have their turn."""
 
 
 _SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -69,8 +72,12 @@ async def forget_stale_sources(node: Node, set_up: Callable[[socket.socket], Non
 
     set_up: makes a socket of the function's own like those that send, which may have a mark.
     """
+
+    async def opened() -> socket.socket:
+        return open_notices(_GROUPS)
+
     try:
-        notices, waited = await _as_soon_as_possible(lambda: open_notices(_GROUPS))
+        notices, waited = await _as_soon_as_possible(opened)
     except OSError:
         return
     with notices:
@@ -88,12 +95,12 @@ async def forget_stale_sources(node: Node, set_up: Callable[[socket.socket], Non
             await anyio.sleep(_PAUSE)
 
 
-async def _as_soon_as_possible(function: Callable[[], T]) -> tuple[T, bool]:
+async def _as_soon_as_possible(function: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
     """What a function returns as soon as it finds descriptors and memory, and whether that took time."""
     waited = False
     while True:
         try:
-            return function(), waited
+            return await function(), waited
         except OSError as error:
             if error.errno not in _SCARCE:
                 raise
@@ -101,13 +108,19 @@ async def _as_soon_as_possible(function: Callable[[], T]) -> tuple[T, bool]:
         await anyio.sleep(_PAUSE)
 
 
-def _choices(node: Node, set_up: Callable[[socket.socket], None]) -> Mapping[tuple[str, int], str | None]:
+async def _choices(
+    node: Node, set_up: Callable[[socket.socket], None]
+) -> Mapping[tuple[str, int], str | None]:
     """From which address the system would send to each peer, and to anybody; None if it cannot.
 
     Raises `OSError` where that cannot be found out now.
     """
-    endpoints = {peer.endpoint for peer in node.stats(0.0).peers if peer.endpoint is not None}
-    return {endpoint: _choice(endpoint, set_up) for endpoint in (*_ANYBODY, *endpoints)}
+    choices: dict[tuple[str, int], str | None] = {}
+    for endpoint in {*_ANYBODY, *node.endpoints().values()}:
+        choices[endpoint] = _choice(endpoint, set_up)
+        if len(choices) % _SLICE == 0:
+            await anyio.lowlevel.checkpoint()
+    return choices
 
 
 def _choice(remote: tuple[str, int], set_up: Callable[[socket.socket], None]) -> str | None:

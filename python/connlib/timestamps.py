@@ -226,6 +226,11 @@ class Keeper:
             finally:
                 self._store.close()
 
+    @property
+    def keeps(self) -> bool:
+        """Whether there is anything to do."""
+        return self._store is not None
+
     def notice(self) -> None:
         """The node was called: have what is new written, soon."""
         if self._store is not None and self._node.timestamps_version() != self._version:

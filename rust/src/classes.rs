@@ -2,14 +2,16 @@
 
 use connlib_core::policy::{Direction, EndReason, Reason};
 use connlib_core::{DropReason, InputKind, NodeTimeoutReason, Role, TimeoutReason};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyTuple, PyType};
+use pyo3::types::{PyString, PyTuple, PyType};
 
 use crate::errors::type_error;
 
 pub struct Classes {
     tuple_new: Py<PyAny>,
+    object_new: Py<PyAny>,
     drop_reasons: Vec<Py<PyAny>>,
     roles: [(Role, Py<PyAny>); 3],
     timeout_reason: Py<PyAny>,
@@ -48,6 +50,7 @@ pub struct Classes {
     pub limits: Py<PyType>,
     pub node_config: Py<PyType>,
     pub peer_config: Py<PyType>,
+    pub ipv4_network: Py<PyType>,
     pub policy: Py<PyType>,
     pub policy_stats: Py<PyType>,
     pub peer_trouble: Py<PyType>,
@@ -68,6 +71,7 @@ pub fn classes(py: Python<'_>) -> PyResult<&'static Classes> {
         let role = |name: &str| role.getattr(name).map(Bound::unbind);
         Ok(Classes {
             tuple_new: py.get_type::<PyTuple>().getattr("__new__")?.unbind(),
+            object_new: py.get_type::<PyAny>().getattr("__new__")?.unbind(),
             drop_reasons: DropReason::ALL
                 .iter()
                 .map(|drop| Ok(reason.getattr(drop.name())?.unbind()))
@@ -113,6 +117,7 @@ pub fn classes(py: Python<'_>) -> PyResult<&'static Classes> {
             limits: class("Limits")?,
             node_config: class("NodeConfig")?,
             peer_config: class("PeerConfig")?,
+            ipv4_network: class_of(&py.import("ipaddress")?, "IPv4Network")?,
             policy: class_of(&policy, "Policy")?,
             policy_stats: class("PolicyStats")?,
             peer_trouble: class("PeerTrouble")?,
@@ -136,6 +141,28 @@ impl Classes {
     ) -> PyResult<Bound<'py, PyAny>> {
         let items = items.into_pyobject(py).map_err(Into::into)?;
         self.tuple_new.bind(py).call1((class.bind(py), items))
+    }
+
+    /// An instance of a dataclass, past its `__init__` in Python, which only sets its fields: all of them are to be given.
+    #[inline]
+    pub fn dataclass<'py>(
+        &self,
+        class: &Py<PyType>,
+        fields: &[(&Bound<'py, PyString>, Bound<'py, PyAny>)],
+        py: Python<'py>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let object = self.object_new.bind(py).call1((class.bind(py),))?;
+        for (name, value) in fields {
+            // SAFETY: these are objects that we hold, and the name is a string. What this is past is only the
+            // `__setattr__` of the class, which refuses.
+            let failed = unsafe {
+                ffi::PyObject_GenericSetAttr(object.as_ptr(), name.as_ptr(), value.as_ptr()) != 0
+            };
+            if failed {
+                return Err(PyErr::fetch(py));
+            }
+        }
+        Ok(object)
     }
 
     pub fn drop_reason<'py>(
@@ -175,7 +202,9 @@ impl Classes {
             TimeoutReason::UnconfirmedSession => "UNCONFIRMED_SESSION",
             TimeoutReason::QueueTimeout => "QUEUE_TIMEOUT",
         };
-        self.timeout_reason.bind(py).getattr(name)
+        self.timeout_reason
+            .bind(py)
+            .getattr(PyString::intern(py, name))
     }
 
     pub fn input_kind<'py>(&self, kind: InputKind, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {

@@ -31,6 +31,7 @@ mod timestamps;
 mod tun_io;
 mod tunn;
 mod tunn_options;
+mod tunnels;
 mod udp_io;
 mod upstream_engine;
 mod upstream_tunn;
@@ -61,6 +62,8 @@ mod _native {
     use crate::tun_io::TunIo;
     #[pymodule_export]
     use crate::tunn::Tunn;
+    #[pymodule_export]
+    use crate::tunnels::Tunnels;
     #[pymodule_export]
     use crate::udp_io::UdpIo;
     #[pymodule_export]

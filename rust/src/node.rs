@@ -17,6 +17,7 @@ use crate::node_output::{self, Drained};
 use crate::public_key::PublicKey;
 use crate::results;
 use crate::timestamps;
+use crate::tunnels::Tunnels;
 
 #[pyclass(module = "connlib._native", subclass, frozen)]
 pub struct Node {
@@ -126,16 +127,27 @@ impl Node {
         Node::make(config, now, &unix_time, Box::new(OsRng), false)
     }
 
+    #[pyo3(signature = (config, now, tunnels=None))]
     fn apply<'py>(
         &self,
         py: Python<'py>,
         config: &Bound<'py, PyAny>,
         now: Now,
+        tunnels: Option<&Tunnels>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let config = without_a_trace(|| node_config(config).map(Box::new))?;
+        let tunnels = match tunnels {
+            Some(tunnels) => tunnels.take(py)?,
+            None => None,
+        };
         let diff = self
             .engine
-            .call_detached(py, |node| without_a_trace(|| node.apply(*config, now.0)))?
+            .call_detached(py, |node| {
+                without_a_trace(|| match tunnels {
+                    Some(tunnels) => node.apply_with(*config, *tunnels, now.0),
+                    None => node.apply(*config, now.0),
+                })
+            })?
             .map_err(|error| config_error(error, py))?;
         diff_to_python(&diff, py)
     }
@@ -242,6 +254,28 @@ impl Node {
     fn stats<'py>(&self, py: Python<'py>, now: Now) -> PyResult<Bound<'py, PyAny>> {
         let stats = self.engine.call(py, |node| node.stats(now.0))?;
         node_output::stats_to_python(&stats, py)
+    }
+
+    fn peer_stats<'py>(
+        &self,
+        py: Python<'py>,
+        peer: &PublicKey,
+        now: Now,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let stats = self
+            .engine
+            .call(py, |node| node.peer_stats(&peer.bytes, now.0))?;
+        node_output::peer_stats_to_python(&stats.ok_or_else(|| unknown(peer))?, py)
+    }
+
+    fn endpoints<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let endpoints: Vec<_> = self.engine.call(py, |node| node.endpoints().collect())?;
+        let dict = PyDict::new(py);
+        for (peer, endpoint) in endpoints {
+            let endpoint = arguments::address_to_python(endpoint);
+            dict.set_item(PublicKey::new(peer), endpoint)?;
+        }
+        Ok(dict)
     }
 
     fn record(&self, py: Python<'_>, capacity: &Bound<'_, PyAny>) -> PyResult<()> {

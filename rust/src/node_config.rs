@@ -1,8 +1,11 @@
 //! `connlib.NodeConfig` and `connlib.PeerConfig` as the node takes them, and what it says about them.
 
+use std::net::Ipv4Addr;
+
 use connlib_core::{ConfigDiff, ConfigError, NodeConfig, PeerConfig, Prefix};
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyString, PyTuple};
 
 use crate::arguments::{self, Address};
 use crate::classes::classes;
@@ -14,7 +17,11 @@ use crate::public_key::PublicKey;
 use crate::tunn_options::{expect, limits, timers};
 
 /// The value of a field, or which field has the wrong type.
-fn field<'py, T>(object: &Bound<'py, PyAny>, of: &str, name: &str) -> PyResult<Bound<'py, T>>
+fn field<'py, T>(
+    object: &Bound<'py, PyAny>,
+    of: &str,
+    name: &Bound<'py, PyString>,
+) -> PyResult<Bound<'py, T>>
 where
     T: pyo3::PyTypeCheck,
 {
@@ -27,7 +34,7 @@ where
 pub fn node_config(config: &Bound<'_, PyAny>) -> PyResult<NodeConfig> {
     let py = config.py();
     expect(config, &classes(py)?.node_config, "config", "NodeConfig")?;
-    let peers = config.getattr("peers")?;
+    let peers = config.getattr(intern!(py, "peers"))?;
     let mut peer_configs = Vec::new();
     let mut policies = Policies::default();
     // All at once, so that no policy is freed, and another one made in its place, before the last peer was read.
@@ -36,16 +43,16 @@ pub fn node_config(config: &Bound<'_, PyAny>) -> PyResult<NodeConfig> {
         peer_configs.push(peer_config(peer, &mut policies)?);
     }
     Ok(NodeConfig {
-        private_key: field::<PrivateKey>(config, "config", "private_key")?
+        private_key: field::<PrivateKey>(config, "config", intern!(py, "private_key"))?
             .get()
             .secret
             .to_engine(),
         peers: peer_configs,
-        mtu: arguments::mtu(&config.getattr("mtu")?)?,
-        timers: timers(Some(&config.getattr("timers")?), py)?,
-        limits: limits(Some(&config.getattr("limits")?), py)?,
+        mtu: arguments::mtu(&config.getattr(intern!(py, "mtu"))?)?,
+        timers: timers(Some(&config.getattr(intern!(py, "timers"))?), py)?,
+        limits: limits(Some(&config.getattr(intern!(py, "limits"))?), py)?,
         handshake_limit: arguments::integer(
-            &config.getattr("handshake_limit")?,
+            &config.getattr(intern!(py, "handshake_limit"))?,
             "handshake_limit",
             0..=u64::MAX,
         )?,
@@ -56,41 +63,53 @@ fn peer_config(peer: &Bound<'_, PyAny>, policies: &mut Policies) -> PyResult<Pee
     let py = peer.py();
     let classes = classes(py)?;
     expect(peer, &classes.peer_config, "each of peers", "PeerConfig")?;
-    let preshared_key = peer.getattr("preshared_key")?;
+    let preshared_key = peer.getattr(intern!(py, "preshared_key"))?;
     let preshared_key = if preshared_key.is_none() {
         None
     } else {
-        let key = field::<PresharedKey>(peer, "peer", "preshared_key")?;
+        let key = field::<PresharedKey>(peer, "peer", intern!(py, "preshared_key"))?;
         Some(key.get().secret.to_engine())
     };
     let mut allowed_ips = Vec::new();
-    for network in peer.getattr("allowed_ips")?.try_iter()? {
+    for network in peer.getattr(intern!(py, "allowed_ips"))?.try_iter()? {
         allowed_ips.push(prefix(&network?, "allowed_ips")?);
     }
-    let endpoint: Option<Address> = peer.getattr("endpoint")?.extract()?;
+    let endpoint: Option<Address> = peer.getattr(intern!(py, "endpoint"))?.extract()?;
     if endpoint.is_some_and(|endpoint| endpoint.0.port() == 0) {
         return Err(value_error("the port of an endpoint is 1 to 65535"));
     }
     Ok(PeerConfig {
-        public_key: field::<PublicKey>(peer, "peer", "public_key")?.get().bytes,
+        public_key: field::<PublicKey>(peer, "peer", intern!(py, "public_key"))?
+            .get()
+            .bytes,
         preshared_key,
         allowed_ips,
         endpoint: endpoint.map(|endpoint| endpoint.0),
         persistent_keepalive: arguments::persistent_keepalive(
-            peer.getattr("persistent_keepalive")?.extract()?,
+            peer.getattr(intern!(py, "persistent_keepalive"))?
+                .extract()?,
             "persistent_keepalive",
         )?,
-        role: classes.role(&peer.getattr("role")?, "role")?,
-        policy: policies.get(&peer.getattr("policy")?)?,
+        role: classes.role(&peer.getattr(intern!(py, "role"))?, "role")?,
+        policy: policies.get(&peer.getattr(intern!(py, "policy"))?)?,
     })
 }
 
 /// From `ipaddress.IPv4Network` or `IPv6Network`.
 pub fn prefix(network: &Bound<'_, PyAny>, name: &str) -> PyResult<Prefix> {
+    let py = network.py();
     let parts = || -> PyResult<Prefix> {
+        let address = network.getattr(intern!(py, "network_address"))?;
+        let ipv4 = classes(py)?.ipv4_network.bind(py);
         Ok(Prefix {
-            address: network.getattr("network_address")?.extract()?,
-            length: network.getattr("prefixlen")?.extract()?,
+            address: if network.get_type().is(ipv4) {
+                // A third of what the general way takes, and there may be very many.
+                let number: u32 = address.call_method0(intern!(py, "__int__"))?.extract()?;
+                Ipv4Addr::from(number).into()
+            } else {
+                address.extract()?
+            },
+            length: network.getattr(intern!(py, "prefixlen"))?.extract()?,
         })
     };
     parts().map_err(|_| {

@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 
 use connlib_core::policy::Direction;
-use connlib_core::{Captured, Input, Layer, NodeEvent, NodeStats, Packets, PolicyStats};
+use connlib_core::{Captured, Input, Layer, NodeEvent, NodeStats, Packets, PeerStats, PolicyStats};
+use pyo3::IntoPyObjectExt;
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
+use pyo3::types::{PyBytes, PyList, PyTuple};
 
 use crate::arguments::address_to_python;
 use crate::classes::{Classes, classes};
@@ -109,40 +111,66 @@ pub fn captured_to_python<'py>(
 
 /// `connlib.NodeStats`.
 pub fn stats_to_python<'py>(stats: &NodeStats, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-    let classes = classes(py)?;
-    let mut peers = Vec::new();
+    let mut peers = Vec::with_capacity(stats.peers.len());
     for peer in &stats.peers {
-        let drops: Vec<_> = peer.drops.iter().collect();
-        let fields = PyDict::new(py);
-        fields.set_item("public_key", PublicKey::new(peer.public_key))?;
-        fields.set_item("endpoint", peer.endpoint.map(address_to_python))?;
-        fields.set_item(
-            "tunnel",
-            results::stats_to_python(&peer.tunnel, &drops, py)?,
-        )?;
-        let heard = peer.heard.map(|heard| heard.as_secs_f64());
-        fields.set_item("last_heard", heard)?;
-        let trouble = (
-            peer.trouble.unreadable,
-            peer.trouble.source_not_allowed,
-            peer.trouble.cookie_replies,
-            peer.trouble.gave_up,
-        );
-        let trouble = classes.named_tuple(&classes.peer_trouble, trouble, py)?;
-        fields.set_item("trouble", trouble)?;
-        let next = results::timeout_to_python(peer.next_timeout.map(Into::into), py)?;
-        fields.set_item("next_timeout", next)?;
-        fields.set_item("poisoned", peer.poisoned)?;
-        if let Some(policy) = &peer.policy {
-            fields.set_item("policy", policy_stats_to_python(policy, py)?)?;
-        }
-        peers.push(classes.peer_stats.bind(py).call((), Some(&fields))?);
+        peers.push(peer_stats_to_python(peer, py)?);
     }
     let drops: Vec<_> = stats.drops.iter().collect();
-    let fields = PyDict::new(py);
-    fields.set_item("peers", PyTuple::new(py, peers)?)?;
-    fields.set_item("drops", results::drops_to_python(&drops, py)?)?;
-    classes.node_stats.bind(py).call((), Some(&fields))
+    let fields = [
+        (intern!(py, "peers"), PyTuple::new(py, peers)?.into_any()),
+        (
+            intern!(py, "drops"),
+            results::drops_to_python(&drops, py)?.into_any(),
+        ),
+    ];
+    let classes = classes(py)?;
+    classes.dataclass(&classes.node_stats, &fields, py)
+}
+
+/// `connlib.PeerStats`.
+pub fn peer_stats_to_python<'py>(peer: &PeerStats, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    let classes = classes(py)?;
+    let drops: Vec<_> = peer.drops.iter().collect();
+    let trouble = (
+        peer.trouble.unreadable,
+        peer.trouble.source_not_allowed,
+        peer.trouble.cookie_replies,
+        peer.trouble.gave_up,
+    );
+    let policy = match &peer.policy {
+        Some(policy) => Some(policy_stats_to_python(policy, py)?),
+        None => None,
+    };
+    let fields = [
+        (
+            intern!(py, "public_key"),
+            PublicKey::new(peer.public_key).into_bound_py_any(py)?,
+        ),
+        (
+            intern!(py, "endpoint"),
+            peer.endpoint.map(address_to_python).into_bound_py_any(py)?,
+        ),
+        (
+            intern!(py, "tunnel"),
+            results::stats_to_python(&peer.tunnel, &drops, py)?,
+        ),
+        (intern!(py, "last_heard"), results::seconds(peer.heard, py)?),
+        (
+            intern!(py, "trouble"),
+            classes.named_tuple(&classes.peer_trouble, trouble, py)?,
+        ),
+        (
+            intern!(py, "next_timeout"),
+            results::timeout_to_python(peer.next_timeout.map(Into::into), py)?
+                .into_bound_py_any(py)?,
+        ),
+        (
+            intern!(py, "poisoned"),
+            peer.poisoned.into_bound_py_any(py)?,
+        ),
+        (intern!(py, "policy"), policy.into_bound_py_any(py)?),
+    ];
+    classes.dataclass(&classes.peer_stats, &fields, py)
 }
 
 /// `connlib.PolicyStats`.
@@ -150,11 +178,22 @@ fn policy_stats_to_python<'py>(
     stats: &PolicyStats,
     py: Python<'py>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let fields = PyDict::new(py);
-    fields.set_item("flows", stats.flows)?;
-    fields.set_item("flows_evicted", stats.evicted)?;
-    fields.set_item("answers", stats.answered)?;
-    fields.set_item("flows_pending", stats.pending)?;
-    fields.set_item("questions", stats.asked)?;
-    classes(py)?.policy_stats.bind(py).call((), Some(&fields))
+    let classes = classes(py)?;
+    let fields = [
+        (intern!(py, "flows"), stats.flows.into_bound_py_any(py)?),
+        (
+            intern!(py, "flows_evicted"),
+            stats.evicted.into_bound_py_any(py)?,
+        ),
+        (
+            intern!(py, "answers"),
+            stats.answered.into_bound_py_any(py)?,
+        ),
+        (
+            intern!(py, "flows_pending"),
+            stats.pending.into_bound_py_any(py)?,
+        ),
+        (intern!(py, "questions"), stats.asked.into_bound_py_any(py)?),
+    ];
+    classes.dataclass(&classes.policy_stats, &fields, py)
 }

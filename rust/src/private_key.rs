@@ -1,5 +1,7 @@
 //! `PrivateKey`: a static Curve25519 key.
 
+use std::sync::OnceLock;
+
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -11,13 +13,24 @@ use crate::public_key::PublicKey;
 #[pyclass(module = "connlib._native", frozen)]
 pub struct PrivateKey {
     pub secret: Secret,
+    /// Computed once: every configuration with this key asks for it.
+    public: OnceLock<[u8; 32]>,
 }
 
 impl PrivateKey {
+    fn new(secret: Secret) -> Self {
+        PrivateKey {
+            secret,
+            public: OnceLock::new(),
+        }
+    }
+
     pub fn own_public_key(&self) -> [u8; 32] {
-        without_a_trace(|| {
-            let private = connlib_core::StaticSecret::from(*self.secret.bytes());
-            connlib_core::PublicKey::from(&private).to_bytes()
+        *self.public.get_or_init(|| {
+            without_a_trace(|| {
+                let private = connlib_core::StaticSecret::from(*self.secret.bytes());
+                connlib_core::PublicKey::from(&private).to_bytes()
+            })
         })
     }
 }
@@ -27,19 +40,19 @@ impl PrivateKey {
     #[staticmethod]
     fn generate() -> PyResult<Self> {
         let secret = Secret::generate()?.clamped();
-        Ok(PrivateKey { secret })
+        Ok(PrivateKey::new(secret))
     }
 
     #[staticmethod]
     fn from_base64(text: &str) -> PyResult<Self> {
         let secret = Secret::from_base64(text, "private key")?;
-        Ok(PrivateKey { secret })
+        Ok(PrivateKey::new(secret))
     }
 
     #[staticmethod]
     fn from_bytes(data: Data<'_>) -> PyResult<Self> {
         let secret = Secret::from_data(&data, "private key")?;
-        Ok(PrivateKey { secret })
+        Ok(PrivateKey::new(secret))
     }
 
     fn to_base64(&self) -> String {

@@ -4,6 +4,8 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use connlib_core::{DropReason, Event, NodeTimeout, Output, Packets, Stats};
+use pyo3::IntoPyObjectExt;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
@@ -182,22 +184,60 @@ pub fn stats_to_python<'py>(
     drops: &[(DropReason, u64)],
     py: Python<'py>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let seconds = |duration: Option<Duration>| duration.map(|duration| duration.as_secs_f64());
-    let fields = PyDict::new(py);
-    fields.set_item("last_handshake", seconds(stats.last_handshake))?;
-    fields.set_item("session_age", seconds(stats.session_age))?;
-    fields.set_item("tx_bytes", stats.tx_bytes)?;
-    fields.set_item("rx_bytes", stats.rx_bytes)?;
-    fields.set_item("tx_packets", stats.tx_packets)?;
-    fields.set_item("rx_packets", stats.rx_packets)?;
-    fields.set_item("queued", stats.queued)?;
-    fields.set_item("sessions", stats.sessions)?;
-    fields.set_item("initiations_sent", stats.initiations_sent)?;
-    fields.set_item("responses_sent", stats.responses_sent)?;
-    fields.set_item("keepalives_sent", stats.keepalives_sent)?;
-    fields.set_item("loss", stats.loss)?;
-    fields.set_item("rtt", seconds(stats.rtt))?;
-    fields.set_item("handshake_pending", stats.handshake_pending)?;
-    fields.set_item("drops", drops_to_python(drops, py)?)?;
-    classes(py)?.tunn_stats.bind(py).call((), Some(&fields))
+    let fields = [
+        (
+            intern!(py, "last_handshake"),
+            seconds(stats.last_handshake, py)?,
+        ),
+        (intern!(py, "session_age"), seconds(stats.session_age, py)?),
+        (
+            intern!(py, "tx_bytes"),
+            stats.tx_bytes.into_bound_py_any(py)?,
+        ),
+        (
+            intern!(py, "rx_bytes"),
+            stats.rx_bytes.into_bound_py_any(py)?,
+        ),
+        (
+            intern!(py, "tx_packets"),
+            stats.tx_packets.into_bound_py_any(py)?,
+        ),
+        (
+            intern!(py, "rx_packets"),
+            stats.rx_packets.into_bound_py_any(py)?,
+        ),
+        (intern!(py, "queued"), stats.queued.into_bound_py_any(py)?),
+        (
+            intern!(py, "sessions"),
+            stats.sessions.into_bound_py_any(py)?,
+        ),
+        (
+            intern!(py, "initiations_sent"),
+            stats.initiations_sent.into_bound_py_any(py)?,
+        ),
+        (
+            intern!(py, "responses_sent"),
+            stats.responses_sent.into_bound_py_any(py)?,
+        ),
+        (
+            intern!(py, "keepalives_sent"),
+            stats.keepalives_sent.into_bound_py_any(py)?,
+        ),
+        (intern!(py, "loss"), stats.loss.into_bound_py_any(py)?),
+        (intern!(py, "rtt"), seconds(stats.rtt, py)?),
+        (
+            intern!(py, "handshake_pending"),
+            stats.handshake_pending.into_bound_py_any(py)?,
+        ),
+        (intern!(py, "drops"), drops_to_python(drops, py)?.into_any()),
+    ];
+    let classes = classes(py)?;
+    classes.dataclass(&classes.tunn_stats, &fields, py)
+}
+
+/// A float, or None.
+pub fn seconds<'py>(duration: Option<Duration>, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    duration
+        .map(|duration| duration.as_secs_f64())
+        .into_bound_py_any(py)
 }

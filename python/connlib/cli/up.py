@@ -6,6 +6,7 @@ SIGHUP makes it read FILE again and apply it while it runs.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import sys
 import time
@@ -312,7 +313,15 @@ async def _opened(config: InterfaceConfig, file: str, parts: _Parts) -> AsyncIte
         except ConfigError as error:
             error.path = error.path or display_path(file)
             raise
+        freeze_what_stays()
         yield interface
+
+
+def freeze_what_stays() -> None:
+    """Leave what there is out of the search for garbage, which would hold packets up for a twentieth of a second each
+    time that it comes to all modules. What nobody refers to any more is freed as before."""
+    gc.collect()
+    gc.freeze()
 
 
 async def _watch_network(interface: Interface) -> None:

@@ -138,7 +138,7 @@ async def _serve(name: str, ready: Callable[[], None]) -> None:
 
     from ._state import timestamp_store
     from ._stop import stop_signals
-    from .up import stop_by_signal
+    from .up import freeze_what_stays, stop_by_signal
 
     with ExitStack() as stack, trio.CancelScope() as scope:
         stop_by_signal(stop_signals, scope)
@@ -150,6 +150,7 @@ async def _serve(name: str, ready: Callable[[], None]) -> None:
         store = timestamp_store(made)
         async with open_interface(nobodys, tun=descriptor, timestamps=store) as interface:
             device = Device(interface, keyless=True, up=False)
+            freeze_what_stays()
             with SocketFile(name) as file:
                 ready()
                 log.info("%s is there, and waits for wg at %s", name, file.path)

@@ -108,9 +108,9 @@ class ControlServer:
         interface = self._interface
         match request:
             case Show():
-                return report_status(interface, anyio.current_time() - self._since)
+                return await report_status(interface, anyio.current_time() - self._since)
             case Explain(peers=peers):
-                return report_explanations(interface, peers)
+                return await report_explanations(interface, peers)
             case Apply():
                 return [Difference(*change) for change in await self._apply(request, user)]
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Collection, Iterator
 from typing import Any
 
+import anyio.lowlevel
 import msgspec
 
 from connlib._describe import describe_event
@@ -19,6 +20,9 @@ from connlib.driver import Interface, InterfaceStats, is_errno
 from connlib.events import Happened
 
 from .protocol import ControlError
+
+_SLICE = 64
+"""Peers that are put into words before others have their turn, some milliseconds."""
 
 
 class PeerExplanation(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,10 +127,15 @@ def installed_version() -> str:
     return importlib.metadata.version("connlib")
 
 
-def report_status(interface: Interface, up_for: float) -> Status:
-    """How an interface is now."""
+async def report_status(interface: Interface, up_for: float) -> Status:
+    """How an interface is now. Of many peers, others have their turn while it is put into words."""
     stats = interface.stats()
     config = interface.config
+    peers = []
+    for peer, told in _told(stats, config.peers):
+        peers.append(_peer_status(interface, peer, told, stats.now))
+        if len(peers) % _SLICE == 0:
+            await anyio.lowlevel.checkpoint()
     return Status(
         name=interface.name,
         public_key=interface.public_key.to_base64(),
@@ -138,9 +147,7 @@ def report_status(interface: Interface, up_for: float) -> Status:
         pid=os.getpid(),
         up_for=up_for,
         unix_time=stats.unix_time,
-        peers=tuple(
-            _peer_status(interface, peer, told, stats.now) for peer, told in _told(stats, config.peers)
-        ),
+        peers=tuple(peers),
         drops={reason.value: count for reason, count in stats.drops.items()},
         errors={
             f"{end} {name}": count
@@ -153,11 +160,19 @@ def report_status(interface: Interface, up_for: float) -> Status:
     )
 
 
-def report_explanations(interface: Interface, names: Collection[str]) -> list[PeerExplanation]:
+async def report_explanations(interface: Interface, names: Collection[str]) -> list[PeerExplanation]:
     """Why those peers are up or down; all, if there is no name. Raises `ControlError` for one that is none's."""
+    if names:
+        # Nobody else is asked about.
+        wanted = _named(interface.config.peers, names)
+        return [_explanation(peer, interface.explain(peer.public_key)) for peer in wanted]
     stats = interface.stats()
-    wanted = _named(interface.config.peers, names)
-    return [_explanation(interface, peer, told, stats.now) for peer, told in _told(stats, wanted)]
+    explanations = []
+    for peer, told in _told(stats, interface.config.peers):
+        explanations.append(_explanation(peer, interface._explained(peer, told, stats.now)))
+        if len(explanations) % _SLICE == 0:
+            await anyio.lowlevel.checkpoint()
+    return explanations
 
 
 def report_event(happened: Happened) -> ReportedEvent:
@@ -182,13 +197,13 @@ def report_loss(count: int, unix_time: float) -> ReportedEvent:
     )
 
 
-def _named(peers: tuple[PeerConfig, ...], names: Collection[str]) -> tuple[PeerConfig, ...]:
+def _named(peers: tuple[PeerConfig, ...], names: Collection[str]) -> list[PeerConfig]:
     known = {peer.public_key.to_base64(): peer for peer in peers}
     known.update((peer.name, peer) for peer in peers if peer.name is not None)
     for name in names:
         if name not in known:
             raise ControlError("request", [f"there is no peer {name!r}"])
-    return tuple(known[name] for name in names) if names else peers
+    return [known[name] for name in names]
 
 
 def _told(stats: InterfaceStats, peers: tuple[PeerConfig, ...]) -> Iterator[tuple[PeerConfig, PeerStats]]:
@@ -197,8 +212,7 @@ def _told(stats: InterfaceStats, peers: tuple[PeerConfig, ...]) -> Iterator[tupl
         yield peer, by_key[peer.public_key]
 
 
-def _explanation(interface: Interface, peer: PeerConfig, told: PeerStats, now: float) -> PeerExplanation:
-    said = interface._explained(peer, told, now)
+def _explanation(peer: PeerConfig, said: Explanation) -> PeerExplanation:
     return PeerExplanation(
         peer=peer.public_key.to_base64(),
         name=peer.name,
@@ -211,8 +225,14 @@ def _explanation(interface: Interface, peer: PeerConfig, told: PeerStats, now: f
 
 def _peer_status(interface: Interface, peer: PeerConfig, told: PeerStats, now: float) -> PeerStatus:
     tunnel = told.tunnel
+    said = interface._explained(peer, told, now)
     return PeerStatus(
-        **msgspec.structs.asdict(_explanation(interface, peer, told, now)),
+        peer=peer.public_key.to_base64(),
+        name=peer.name,
+        state=said.state.value,
+        why=said.why,
+        next=said.then,
+        next_in=said.at,
         role=peer.role.value,
         endpoint=None if told.endpoint is None else host_and_port(*told.endpoint),
         allowed_ips=tuple(str(prefix) for prefix in peer.allowed_ips),

@@ -38,7 +38,7 @@ pub use node::{
     CaptureConfig, Captured, ConfigDiff, ConfigError, DEFAULT_HANDSHAKE_LIMIT, DEFAULT_MTU,
     DropCounts, Input, InputKind, KeysTaken, Layer, Missed, Node, NodeConfig, NodeEvent,
     NodeOutput, NodeStats, NodeTimeout, NodeTimeoutReason, Path, PeerChange, PeerConfig, PeerStats,
-    PolicyStats, Prefix, Trouble,
+    PolicyStats, Prefix, Trouble, Tunnels,
 };
 /// The longest IP packet that a tunnel sends: sealed, with 32 bytes around it, it must fit into the 65,507 bytes that UDP
 /// over IPv4 carries, whether it is padded (to a multiple of 16) or not.

@@ -17,6 +17,7 @@ mod stats;
 mod tests;
 mod timestamps;
 
+pub use apply::Tunnels;
 pub use capture::{CaptureConfig, Captured, KeysTaken, Layer, Missed};
 pub use config::{
     ConfigDiff, ConfigError, DEFAULT_HANDSHAKE_LIMIT, DEFAULT_MTU, NodeConfig, PeerChange,
@@ -55,7 +56,8 @@ pub const MOST_WAITING: usize = 8192;
 ///
 /// It has four kinds of methods:
 /// - *getters*: [`next_timeout`](Node::next_timeout), [`next_timeout_peer`](Node::next_timeout_peer),
-///   [`stats`](Node::stats), [`public_key`](Node::public_key), [`output`](Node::output),
+///   [`stats`](Node::stats), [`peer_stats`](Node::peer_stats), [`endpoints`](Node::endpoints),
+///   [`public_key`](Node::public_key), [`output`](Node::output),
 ///   [`received_timestamps`](Node::received_timestamps), [`sent_timestamps`](Node::sent_timestamps). They change nothing.
 /// - *`handle_*`*: what happened outside. [`handle_packet`](Node::handle_packet) from the TUN device,
 ///   [`handle_datagram`](Node::handle_datagram) from UDP, [`handle_timeout`](Node::handle_timeout) when the time has come.
@@ -169,7 +171,7 @@ impl Node {
             #[cfg(test)]
             touched: Vec::new(),
         };
-        node.transition(config, now)?;
+        node.transition(config, None, now)?;
         Ok(node)
     }
 
@@ -199,30 +201,6 @@ impl Node {
         let tunnel = self.next_deadline();
         let tunnel = tunnel.map(|deadline| (deadline.timeout.into(), deadline.slot));
         tunnel.into_iter().chain(self.next_question()).min()
-    }
-
-    /// Everything that is counted. A peer's tunnel that had to be made anew counts from zero.
-    pub fn stats(&self, now: Instant) -> NodeStats {
-        let now = self.clock.max(now);
-        let peers = self
-            .peers
-            .slots()
-            .filter_map(|slot| Some((slot, self.peers.get(slot)?)));
-        let peers = peers.map(|(slot, peer)| PeerStats {
-            public_key: peer.settings.public_key,
-            endpoint: peer.endpoint,
-            tunnel: peer.stats(now),
-            drops: peer.drops.counts(),
-            policy: self.policy_stats(slot, peer, now),
-            heard: peer.heard.map(|at| now.duration_since(at)),
-            trouble: peer.trouble,
-            next_timeout: peer.tunn.as_ref().and_then(noise::Tunn::next_timeout),
-            poisoned: peer.tunn.is_none(),
-        });
-        NodeStats {
-            peers: peers.collect(),
-            drops: self.drops,
-        }
     }
 
     /// What the wall clock shows or showed, since 1970, as far as it was told.
@@ -341,7 +319,21 @@ impl Node {
     /// What is wrong with the configuration; nothing was changed then.
     pub fn apply(&mut self, config: NodeConfig, now: Instant) -> Result<ConfigDiff, ConfigError> {
         let now = self.advance(now);
-        self.transition(config, now)
+        self.transition(config, None, now)
+    }
+
+    /// The same with tunnels that were made ahead, which saves their computations. Those that do not fit are made anew.
+    ///
+    /// # Errors
+    /// As [`apply`](Node::apply).
+    pub fn apply_with(
+        &mut self,
+        config: NodeConfig,
+        tunnels: Tunnels,
+        now: Instant,
+    ) -> Result<ConfigDiff, ConfigError> {
+        let now = self.advance(now);
+        self.transition(config, Some(tunnels), now)
     }
 
     /// Starts a handshake with a peer now; nothing happens while one is under way.

@@ -1,6 +1,8 @@
 //! From one configuration to the next, all or nothing: everything that can fail is done before anything is changed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
+use std::time::Duration;
 
 use connlib_boringtun::noise::rate_limiter::RateLimiter;
 use connlib_boringtun::noise::{self, Limits, Role, Settings, TimerConfig, TunnParams};
@@ -13,7 +15,7 @@ use super::peers::{Peer, Slot};
 use super::{Node, Prefix};
 use crate::allowed_ips::AllowedIps;
 use crate::indices::Owned;
-use crate::{DropReason, Instant};
+use crate::{DropReason, Instant, Rng};
 
 /// What all tunnels of a node have in common.
 pub(super) struct Common {
@@ -64,6 +66,48 @@ impl Common {
     }
 }
 
+/// The tunnels of a configuration's peers, made ahead of the change that needs them: each takes a computation with its
+/// peer's key, so that those of many peers are better made where nobody waits for them.
+pub struct Tunnels {
+    common: Common,
+    /// Boxed, because a tree moves what it holds.
+    made: BTreeMap<[u8; 32], Box<(PeerSettings, noise::Tunn)>>,
+}
+
+impl Tunnels {
+    /// # Errors
+    /// What is wrong with the configuration, as [`Node::new`].
+    pub fn make(
+        mut config: NodeConfig,
+        now: Instant,
+        unix_time: Duration,
+        rng: Rng,
+    ) -> Result<Self, ConfigError> {
+        let peers = mem::take(&mut config.peers);
+        let node = Node::new(config.clone(), now, unix_time, rng)?;
+        config.peers = peers;
+        let plan = node.plan(config, None, now)?;
+        let made = plan.peers.into_iter().filter_map(|step| {
+            let key = step.settings.public_key;
+            Some((key, Box::new((step.settings, step.tunn?))))
+        });
+        Ok(Tunnels {
+            made: made.collect(),
+            common: plan.common,
+        })
+    }
+
+    /// The one of a peer, if it is what would be made now.
+    fn take(&mut self, common: &Common, settings: &PeerSettings) -> Option<noise::Tunn> {
+        let (made_for, tunn) = *self.made.remove(&settings.public_key)?;
+        let changes = made_for.changes(settings);
+        let fits = self.common.changes(common).is_empty()
+            && !changes.contains(&"preshared_key")
+            && !changes.contains(&"role");
+        fits.then_some(tunn)
+    }
+}
+
 /// A checked configuration, and how to get there.
 struct Plan {
     common: Common,
@@ -84,13 +128,19 @@ impl Node {
     pub(super) fn transition(
         &mut self,
         config: NodeConfig,
+        ahead: Option<Tunnels>,
         now: Instant,
     ) -> Result<ConfigDiff, ConfigError> {
-        let plan = self.plan(config, now)?;
+        let plan = self.plan(config, ahead, now)?;
         Ok(self.carry_out(plan, now))
     }
 
-    fn plan(&self, config: NodeConfig, now: Instant) -> Result<Plan, ConfigError> {
+    fn plan(
+        &self,
+        config: NodeConfig,
+        mut ahead: Option<Tunnels>,
+        now: Instant,
+    ) -> Result<Plan, ConfigError> {
         let common = Common::check(&config)?;
         let mut diff = ConfigDiff {
             node: self.common.changes(&common),
@@ -135,7 +185,7 @@ impl Node {
                 .map(|old| old.settings.changes(&settings))
                 .unwrap_or_default();
             let tunn = match old.is_none() || remake_all {
-                true => Some(self.tunnel(&common, &settings, now)?),
+                true => Some(self.tunnel(&common, &settings, ahead.as_mut(), now)?),
                 false => None,
             };
             match old {
@@ -170,14 +220,21 @@ impl Node {
         &self,
         common: &Common,
         settings: &PeerSettings,
+        ahead: Option<&mut Tunnels>,
         now: Instant,
     ) -> Result<noise::Tunn, ConfigError> {
+        let unix_time = self.unix_time_at(now);
+        if let Some(mut tunn) = ahead.and_then(|ahead| ahead.take(common, settings)) {
+            // The wall clock may have been set since.
+            tunn.set_unix_time(unix_time, now);
+            return Ok(tunn);
+        }
         let params = TunnParams {
             static_private: common.private.clone(),
             peer_static_public: PublicKey::from(settings.public_key),
             preshared_key: settings.preshared_key.as_deref().copied(),
             settings: common.settings(settings.role),
-            unix_time: self.unix_time_at(now),
+            unix_time,
         };
         let error = |_| ConfigError::InvalidKey {
             public_key: settings.public_key,

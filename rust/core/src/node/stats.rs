@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use connlib_boringtun::noise::Stats;
+use connlib_boringtun::noise::{self, Stats};
 
-use crate::{DropReason, Timeout};
+use super::Node;
+use super::peers::Slot;
+use crate::{DropReason, Instant, Timeout};
 
 /// How many packets and datagrams went no further, by reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,4 +151,42 @@ pub struct NodeStats {
     pub peers: Vec<PeerStats>,
     /// What could not be put down to a peer, and what was counted for peers that were removed.
     pub drops: DropCounts,
+}
+
+impl Node {
+    /// Everything that is counted. A peer's tunnel that had to be made anew counts from zero.
+    pub fn stats(&self, now: Instant) -> NodeStats {
+        let slots = self.peers.slots();
+        NodeStats {
+            peers: slots.filter_map(|slot| self.stats_of(slot, now)).collect(),
+            drops: self.drops,
+        }
+    }
+
+    /// What is counted of one peer; `None` for an unknown one.
+    pub fn peer_stats(&self, public_key: &[u8; 32], now: Instant) -> Option<PeerStats> {
+        self.stats_of(self.peers.find(public_key)?, now)
+    }
+
+    /// Where peers are, as far as that is known, in the order of their public keys.
+    pub fn endpoints(&self) -> impl Iterator<Item = ([u8; 32], SocketAddr)> + '_ {
+        let peers = self.peers.iter();
+        peers.filter_map(|peer| Some((peer.settings.public_key, peer.endpoint?)))
+    }
+
+    fn stats_of(&self, slot: Slot, now: Instant) -> Option<PeerStats> {
+        let now = self.clock.max(now);
+        let peer = self.peers.get(slot)?;
+        Some(PeerStats {
+            public_key: peer.settings.public_key,
+            endpoint: peer.endpoint,
+            tunnel: peer.stats(now),
+            drops: peer.drops.counts(),
+            policy: self.policy_stats(slot, peer, now),
+            heard: peer.heard.map(|at| now.duration_since(at)),
+            trouble: peer.trouble,
+            next_timeout: peer.tunn.as_ref().and_then(noise::Tunn::next_timeout),
+            poisoned: peer.tunn.is_none(),
+        })
+    }
 }
