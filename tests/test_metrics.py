@@ -296,7 +296,7 @@ async def test_a_page_that_fails_is_a_status_and_the_interface_goes_on(
 
     async with served() as (pair, server):
         with monkeypatch.context() as patches:
-            patches.setattr(module, "generate_latest", fail)
+            patches.setattr(module, "render", fail)
             status, _, body = await get(server.port, "/metrics")
         assert status == 500
         assert body.startswith(b"internal error (RuntimeError, test_metrics.py line ")
