@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from interop.machine import missing_rights
-from reliability import document
+from reliability import document, floods, system
 from reliability.catalogue import FAULTS
 from reliability.faults import Check, Fault, Run
 
@@ -25,6 +25,32 @@ def test_what_is_counted_holds_in_a_short_run(fault: Fault) -> None:
     checks = fault.measure(Run(quick=True))
     assert [str(check) for check in checks if not (check.held or check.timed)] == []
     assert any(not check.timed for check in checks)
+
+
+def test_what_a_fault_starts_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if reason := missing_rights():
+        pytest.skip(reason)
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
+    monkeypatch.setenv("CONNLIB_RUN_DIR", str(tmp_path))
+    system.deleted_device(Run(quick=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("sent", "held", "said"),
+    [(450_000, True, "90,000/s of 100,000"), (205_000, False, "41,000/s of 100,000")],
+)
+def test_a_generator_that_does_not_make_the_rate_says_so(sent: int, held: bool, said: str) -> None:
+    check = floods.at_the_rate(sent, 5.0, 100_000)
+    assert (check.held, check.measured) == (held, said)
+
+
+@pytest.mark.parametrize(
+    ("refused", "received", "held"),
+    [(1000, 1000, True), (998, 1000, False), (1002, 1000, False), (0, 0, False)],
+)
+def test_a_flood_is_refused_only_if_all_that_came_was(refused: int, received: int, held: bool) -> None:
+    assert floods.refused_for("garbage", refused, received).held is held
 
 
 def test_every_fault_is_in_the_list_with_what_shows_it() -> None:
