@@ -160,7 +160,8 @@ async def open_interface(
         stack.callback(lambda: interface._udp.close())  # not always the one that it began with
         stack.callback(interface._closed)
         stack.push_async_callback(surroundings.leave, tun_end.name)
-        known = await interface._set_link(config, starts=True)
+        async with surroundings.dns.interruptible():
+            known = await interface._set_link(config, starts=True)
         keeper = Keeper(timestamps, node, clock.now)
         with WithoutGroup():
             async with keeper, anyio.create_task_group() as tasks:
@@ -441,8 +442,7 @@ class Interface:
         known: Mapping[Endpoint, str] = {}
         if self._surroundings.gets_dns(config):
             known = await look_up_now(config.peers, self._udp.can_reach, self._lookups, patient=starts)
-        async with self._surroundings.dns.interruptible():
-            await self._surroundings.change(self.name, config)
+        await self._surroundings.change(self.name, config)
         return known
 
     def _check_name(self, config: InterfaceConfig) -> None:
@@ -461,6 +461,8 @@ class Interface:
         self._tasks, self._keeper = tasks, keeper
         self._resolver = Resolver(self._found, self._udp.can_reach, tasks, self._lookups)
         self._resolver.update(self._config.peers, known)
+        # A change of the configuration may wait for a program when the interface is to end.
+        tasks.start_soon(self._surroundings.dns.interrupt_when_cancelled)
         tasks.start_soon(self._keep_time)
         tasks.start_soon(keeper.run)
         tasks.start_soon(self._read_tun)
