@@ -380,28 +380,29 @@ def test_up_waits_for_the_network_to_look_a_name_up_and_can_be_stopped_meanwhile
         print(again.output())
 
 
-@pytest.mark.parametrize("verb", ["dns", "revert"])
+@pytest.mark.parametrize("when", ["start", "reload", "end"])
 def test_a_program_that_hangs_does_not_keep_a_tunnel_that_is_to_stop(
-    client: tuple[Background, Path, Programs], verb: str
+    client: tuple[Background, Path, Programs], when: str
 ) -> None:
     """Whoever stops a service kills it soon, and takes a kill for a failure. Nothing of the program stays, either."""
-    process, _, programs = client
+    process, file, programs = client
     mark = programs.folder / "hangs"
-    script = (
-        PROGRAM
-        + f"""[ "$1" != {verb} ] || {{ echo $$ >> "$folder/hangs"; {shutil.which("sleep")} 1000; }}\n"""
-    )
+    pattern = {"start": "dns:*", "reload": "dns:*10.7.0.9*", "end": "revert:*"}[when]
+    hangs = f'echo $$ >> "$folder/hangs"; exec {shutil.which("sleep")} 1000'
+    script = f'{PROGRAM}case "$1:$*" in {pattern}) {hangs} ;; esac\n'
     (programs.folder / "resolvectl").write_text(script)
-    if verb == "dns":
-        wait_for(mark.exists, "the program that hangs", PATIENCE)
-        assert " is up: " not in process.output()
-    else:
+    if when != "start":
         wait_for(lambda: " is up: " in process.output(), "the tunnel to be up", PATIENCE)
+    if when == "reload":
+        file.write_text(file.read_text().replace("10.7.0.1,", "10.7.0.9,"))
+        process.send(signal.SIGHUP)
+    if when != "end":
+        wait_for(mark.exists, "the program that hangs", PATIENCE)
     assert process.stop(timeout=PATIENCE) == 0
-    assert "Traceback" not in process.output()
+    assert "Traceback" not in process.output() and (" is up: " in process.output()) == (when != "start")
     (pid,) = mark.read_text().split()
     assert not Path(f"/proc/{pid}").exists()
-    said = "resolvectl revert took longer than 2 s" if verb == "revert" else "resolvectl dns was interrupted"
+    said = "resolvectl revert took longer than 2 s" if when == "end" else "resolvectl dns was interrupted"
     assert said in process.output()
 
 

@@ -89,16 +89,23 @@ class Dns:
         self._entries: tuple[str, ...] = ()
         self._interrupted = threading.Event()
 
-    @asynccontextmanager
-    async def interruptible(self) -> AsyncIterator[None]:
-        """For the length of the block, have a cancellation end a `change` that waits for a program.
+    async def interrupt_when_cancelled(self) -> None:
+        """Wait until this is cancelled, and then have a `change` that waits for a program fail.
 
         Whoever waits for the thread of such a change cannot be cancelled, and the programs wait for services.
         """
         try:
+            await anyio.sleep_forever()
+        finally:
+            self._interrupted.set()
+
+    @asynccontextmanager
+    async def interruptible(self) -> AsyncIterator[None]:
+        """The same for the length of the block. It may be cancelled at its end as well, when the change is done."""
+        try:
             with WithoutGroup():
                 async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._interrupt_when_cancelled)
+                    tasks.start_soon(self.interrupt_when_cancelled)
                     try:
                         yield
                     except DeviceError:
@@ -108,12 +115,6 @@ class Dns:
                     tasks.cancel_scope.cancel()
         finally:
             self._interrupted.clear()
-
-    async def _interrupt_when_cancelled(self) -> None:
-        try:
-            await anyio.sleep_forever()
-        finally:
-            self._interrupted.set()
 
     @property
     def is_set(self) -> bool:

@@ -165,7 +165,8 @@ async def open_interface(
         stack.callback(lambda: interface._udp.close())  # not always the one that it began with
         stack.callback(interface._closed)
         stack.push_async_callback(surroundings.leave, tun_end.name)
-        known = await interface._set_link(config, starts=True)
+        async with surroundings.dns.interruptible():
+            known = await interface._set_link(config, starts=True)
         keeper = Keeper(timestamps, node, clock.now)
         with WithoutGroup():
             async with keeper, anyio.create_task_group() as tasks:
@@ -443,8 +444,7 @@ class Interface:
         known: Mapping[Endpoint, str] = {}
         if self._surroundings.gets_dns(config):
             known = await look_up_now(config.peers, self._udp.can_reach, self._lookups, patient=starts)
-        async with self._surroundings.dns.interruptible():
-            await self._surroundings.change(self.name, config)
+        await self._surroundings.change(self.name, config)
         return known
 
     def _check_name(self, config: InterfaceConfig) -> None:
@@ -466,6 +466,8 @@ class Interface:
         if self._hook is not None:
             self._hook.start(self._node, self.name, tasks, self._now, self._settle)
         self._tell_hook()
+        # A change of the configuration may wait for a program when the interface is to end.
+        tasks.start_soon(self._surroundings.dns.interrupt_when_cancelled)
         tasks.start_soon(self._keep_time)
         if keeper.keeps:
             tasks.start_soon(keeper.run)
