@@ -143,6 +143,31 @@ async def test_a_name_that_runs_not_is_said_to(tmp_path: Path) -> None:
         ControlClient("../wg7")
 
 
+@in_real_time
+async def test_a_place_where_no_socket_can_be_is_said_with_its_reason(tmp_path: Path) -> None:
+    deep = str(tmp_path / ("d" * 120))
+    with pytest.raises(ControlError, match=r"^cannot ask wg7 at /.*/wg7\.sock: AF_UNIX path too long$"):
+        await ControlClient("wg7", directory=deep).show()
+    Path(deep).mkdir()
+    (Path(deep) / "wg7.sock").touch()
+    with pytest.raises(ControlError, match=r"^cannot look into /.*: AF_UNIX path too long$"):
+        running(deep)
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ControlError, match=r"^cannot look into /.*/file: Not a directory$"):
+        running(str(file))
+
+
+@in_real_time
+async def test_how_long_it_is_up_counts_while_the_machine_sleeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(tmp_path) as (pair, client, _):
+        now = pair.gateway._clock.now()
+        monkeypatch.setattr(pair.gateway._clock, "now", lambda: now + 3600.0)
+        assert (await client.show()).up_for >= 3600.0
+
+
 @control_test
 async def test_what_a_killed_process_has_left_is_not_running(
     pair: Pair, client: ControlClient, path: Path

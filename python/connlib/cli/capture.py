@@ -12,8 +12,7 @@ import trio
 
 from connlib._text import counted
 from connlib.capture import Target, opened_target
-from connlib.control import ControlClient, ControlError
-from connlib.control.client import CapturedFile
+from connlib.control import CapturedFile, ControlClient, ControlError
 
 STANDARD_OUTPUT = "-"
 _PRIVATE_KEY = (
