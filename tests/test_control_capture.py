@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from connlib import ControlError
+from connlib import CaptureError, ControlError
 from connlib import _clients as clients
+from connlib.cli import capture as command
 from connlib.control import CapturedFile, CaptureNews
 from connlib.control.protocol import parse_line
 from helpers_driver import CLIENT, GATEWAY, in_real_time, packet
@@ -246,6 +247,15 @@ def test_what_is_there_already_is_kept_and_nothing_is_captured(
     assert code == 2 and "--keys are for what is encrypted: add --outer" in err
     code, _, err = connlib("capture", "gw0", "-o", tmp_path / "new", "--snaplen", "100", "--keys")
     assert code == 2 and "--keys are for whole packets" in err and not (tmp_path / "new").exists()
+
+
+def test_standard_output_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("connlib.cli.capture.os.dup", lambda _: os.open("/dev/full", os.O_WRONLY))
+    with (
+        pytest.raises(CaptureError, match=r"cannot write to standard output: No space left on device$"),
+        command._target("-") as target,
+    ):
+        target.write(b"x")
 
 
 def test_a_second_signal_ends_a_capture_whose_rest_does_not_come(run_dir: Path, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def _target(file: str) -> Iterator[Target]:
         with opened_target(file) as target:
             yield target
         return
-    with open(os.dup(1), "wb", buffering=0) as stream, opened_target(stream) as target:
+    with open(os.dup(1), "wb", buffering=0) as stream, opened_target(stream, "standard output") as target:
         yield target
 
 
