@@ -494,6 +494,18 @@ def test_a_file_of_which_nothing_could_be_written_is_not_left_behind(tmp_path: P
     assert not path.exists()
 
 
+def test_a_file_that_took_its_place_meanwhile_stays(tmp_path: Path) -> None:
+    path, moved = tmp_path / "live.pcapng", tmp_path / "moved"
+    with connlib.capture._OwnTarget(str(path)) as target:
+        target._file = Full(10, target._own)  # type: ignore[arg-type]
+        path.rename(moved)
+        path.write_text("precious")
+        with pytest.raises(CaptureError, match="No space left"):
+            target.write(bytes(100))
+    assert path.read_text() == "precious"
+    assert moved.read_bytes() == b"", "what may be secret is not left in part"
+
+
 # --- Beginning and end --------------------------------------------------------------------------------------------
 
 

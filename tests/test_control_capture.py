@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from connlib import ControlError
+from connlib import CaptureError, ControlError
 from connlib import _clients as clients
-from connlib.control.client import CapturedFile
+from connlib.cli import capture as command
+from connlib.control import CapturedFile, CaptureNews
+from connlib.control.protocol import parse_line
 from helpers_driver import CLIENT, GATEWAY, in_real_time, packet
 from helpers_pcapng import SECRETS, STATISTICS, blocks, needs_tshark, packets, tshark
 from interop.netns import Background, Wire, wait_for
@@ -87,6 +89,32 @@ def test_keys_are_for_root_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                 pass
 
     run()
+
+
+def test_a_file_of_less_than_nothing_is_no_news() -> None:
+    line = b'{"size":-5,"packets":0,"missed":0,"readable":[]}'
+    with pytest.raises(ControlError, match="does not speak connlib's control protocol"):
+        parse_line(line, CaptureNews)
+
+
+@in_real_time
+async def test_that_a_capture_has_ended_is_logged_however_it_ends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of one with keys, whoever reads the log wants to know how long it went on."""
+    caplog.set_level("INFO", "connlib.control")
+    async with served(tmp_path) as (pair, client, _):
+        async with client.capture(keys=True):
+            pass
+        while pair.gateway._node.is_captured:
+            await trio.sleep(0.01)
+        async with client.capture() as captured:
+            await captured.stop()
+            await whole(captured)
+    said = [record.getMessage() for record in caplog.records if "captur" in record.getMessage()]
+    began = f"memory: captured by user {os.getuid()}"
+    ended = "memory: the capture has ended"
+    assert said == [f"{began}, with keys", ended, began, ended]
 
 
 @in_real_time
@@ -219,6 +247,15 @@ def test_what_is_there_already_is_kept_and_nothing_is_captured(
     assert code == 2 and "--keys are for what is encrypted: add --outer" in err
     code, _, err = connlib("capture", "gw0", "-o", tmp_path / "new", "--snaplen", "100", "--keys")
     assert code == 2 and "--keys are for whole packets" in err and not (tmp_path / "new").exists()
+
+
+def test_standard_output_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("connlib.cli.capture.os.dup", lambda _: os.open("/dev/full", os.O_WRONLY))
+    with (
+        pytest.raises(CaptureError, match=r"cannot write to standard output: No space left on device$"),
+        command._target("-") as target,
+    ):
+        target.write(b"x")
 
 
 def test_a_second_signal_ends_a_capture_whose_rest_does_not_come(run_dir: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from connlib import PrivateKey
+from connlib.capture import WHOLE_PACKETS
+from connlib.cli import _app
+from connlib.control import DIRECTORY
 from interop.machine import missing_rights
 from interop.netns import Background, Wire, joined_namespaces, wait_for
 from test_cli import COMMAND
@@ -133,6 +137,34 @@ def test_events_are_printed_as_they_happen(
         assert ("client", "SessionEstablished") in [(event["name"], event["event"]) for event in told]
     else:
         assert any(line.endswith("  client  session established, started by the peer") for line in lines)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_how_events_are_stopped_and_no_failure(
+    run_dir: Path, tmp_path: Path, number: int
+) -> None:
+    run_dir.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.settimeout(20.0)
+        listener.bind(str(run_dir / "gw0.sock"))
+        listener.listen()
+        events = Background((*COMMAND, "events", "gw0"), tmp_path / "events.log")
+        try:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b'{"result":null}\n')
+                wait_for(lambda: "gw0: following" in events.output(), "somebody to listen")
+                assert events.stop(number) == 0
+        finally:
+            if events.returncode is None:
+                events.send(signal.SIGKILL)
+    assert events.output() == "gw0: following; stop with Ctrl-C\n"
+
+
+def test_the_commands_ask_where_interfaces_are_served() -> None:
+    """Written down twice, because the commands say so in their help, for which nothing else is loaded."""
+    assert _app.RUN_DIR == DIRECTORY
+    assert _app.WHOLE_PACKETS == WHOLE_PACKETS
 
 
 def test_the_socket_goes_with_the_tunnel_and_what_does_not_run_is_said_to(

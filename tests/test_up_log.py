@@ -14,6 +14,7 @@ from connlib import (
     Denied,
     Direction,
     DropReason,
+    GaveUp,
     Interface,
     InterfaceStats,
     NodeEvent,
@@ -84,6 +85,14 @@ def test_where_a_peer_is_and_what_it_may_not_is_said_at_the_usual_level(
     event: NodeEvent, expected: str
 ) -> None:
     assert describe_event(event) == (logging.INFO, expected)
+
+
+@pytest.mark.parametrize(
+    ("dropped", "lost"), [(0, ""), (1, "; 1 packet dropped"), (1_234, "; 1,234 packets dropped")]
+)
+def test_what_a_failed_attempt_lost_is_counted_in_words(dropped: int, lost: str) -> None:
+    said = f"gave up: the peer does not answer{lost}"
+    assert describe_event(GaveUp(dropped)) == (logging.WARNING, said)
 
 
 def test_only_what_went_wrong_counts_as_an_error_of_the_network() -> None:

@@ -31,7 +31,8 @@ def describe_event(event: NodeEvent | ConfigApplied) -> tuple[int, str]:
         case SessionExpired():
             return logging.INFO, "session expired"
         case GaveUp(dropped=dropped):
-            return logging.WARNING, f"gave up: the peer does not answer; {dropped} packets dropped"
+            lost = f"; {counted(dropped, 'packet')} dropped" if dropped else ""
+            return logging.WARNING, f"gave up: the peer does not answer{lost}"
         case PeerSilent():
             return logging.WARNING, "the peer is silent"
         case Poisoned():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 MOST_SHOWN = 8
 """How many elements of one list are named."""
@@ -20,6 +20,11 @@ def listed(elements: Sequence[object]) -> str:
 def counted(number: int, noun: str) -> str:
     """A number with its noun."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def counts(numbers: Mapping[str, int]) -> str:
+    """What was counted, each with its number."""
+    return ", ".join(f"{name} {number:,}" for name, number in numbers.items())
 
 
 def host_and_port(host: str, port: int) -> str:

@@ -249,13 +249,15 @@ class Capture:
 
 
 @contextmanager
-def opened_target(file: str | os.PathLike[str] | BinaryFile) -> Iterator[Target]:
-    """Where blocks of pcapng go. Raises `CaptureError` if the file cannot be made."""
+def opened_target(file: str | os.PathLike[str] | BinaryFile, name: str = "its file") -> Iterator[Target]:
+    """Where blocks of pcapng go; `name` is what something that is open is called. Raises `CaptureError` if the file
+    cannot be made.
+    """
     if isinstance(file, str | os.PathLike):
         with _OwnTarget(os.fspath(file)) as target:
             yield target
     else:
-        yield Target(file, "its file")
+        yield Target(file, name)
 
 
 class Target:
@@ -315,9 +317,9 @@ class _OwnTarget(Target):
     def _tidy(self) -> None:
         # Without the blocks that are there only in part, which a reader would complain about.
         with suppress(OSError):
-            if self._whole:
-                self._own.truncate(self._whole)
-            else:
+            self._own.truncate(self._whole)
+            # Somebody else's may be there by now.
+            if not self._whole and os.path.samestat(os.lstat(self._name), os.fstat(self._own.fileno())):
                 os.unlink(self._name)
 
 

@@ -6,6 +6,8 @@ import struct
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
+from connlib._pcapng import internet_checksum
+
 ICMP = 1
 UDP = 17
 IPV4_HEADER = 20
@@ -36,19 +38,9 @@ class Datagram(NamedTuple):
     payload: bytes
 
 
-def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071), 0 to 65535."""
-    if len(data) % 2:
-        data += b"\0"
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total > 0xFFFF:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
-
-
 def build_echo(echo: Echo) -> bytes:
     head = struct.pack("!BBHHH", echo.kind, 0, 0, echo.identifier, echo.sequence)
-    total = checksum(head + echo.payload)
+    total = internet_checksum(head + echo.payload)
     body = struct.pack("!BBHHH", echo.kind, 0, total, echo.identifier, echo.sequence) + echo.payload
     return ipv4_header(echo.source, echo.destination, ICMP, len(body)) + body
 
@@ -64,7 +56,7 @@ def ipv4_header(source: IPv4Address, destination: IPv4Address, protocol: int, bo
     """A header of 20 bytes (RFC 791) for a body of `body` bytes, which is not to be fragmented."""
     fields = (0x45, 0, IPV4_HEADER + body, 0, 0x4000, 64, protocol)
     head = struct.pack("!BBHHHBBH4s4s", *fields, 0, source.packed, destination.packed)
-    return struct.pack("!BBHHHBBH4s4s", *fields, checksum(head), source.packed, destination.packed)
+    return struct.pack("!BBHHHBBH4s4s", *fields, internet_checksum(head), source.packed, destination.packed)
 
 
 def parse(packet: bytes) -> Echo | Datagram | None:
@@ -75,7 +67,7 @@ def parse(packet: bytes) -> Echo | Datagram | None:
     body = packet[IPV4_HEADER : int.from_bytes(packet[2:4], "big")]
     if len(body) < 8:
         return None
-    if packet[9] == ICMP and body[0] in (ECHO_REQUEST, ECHO_REPLY) and checksum(body) == 0:
+    if packet[9] == ICMP and body[0] in (ECHO_REQUEST, ECHO_REPLY) and internet_checksum(body) == 0:
         identifier, sequence = struct.unpack("!HH", body[4:8])
         return Echo(source, destination, body[0], identifier, sequence, body[ICMP_HEADER:])
     if packet[9] == UDP:

@@ -12,8 +12,7 @@ import trio
 
 from connlib._text import counted
 from connlib.capture import Target, opened_target
-from connlib.control import ControlClient, ControlError
-from connlib.control.client import CapturedFile
+from connlib.control import CapturedFile, ControlClient, ControlError
 
 STANDARD_OUTPUT = "-"
 _PRIVATE_KEY = (
@@ -70,7 +69,7 @@ def _target(file: str) -> Iterator[Target]:
         with opened_target(file) as target:
             yield target
         return
-    with open(os.dup(1), "wb", buffering=0) as stream, opened_target(stream) as target:
+    with open(os.dup(1), "wb", buffering=0) as stream, opened_target(stream, "standard output") as target:
         yield target
 
 

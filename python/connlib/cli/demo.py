@@ -10,6 +10,7 @@ import hashlib
 import os
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, ip_network
@@ -18,12 +19,13 @@ import anyio
 import trio
 
 from connlib._native import PrivateKey
-from connlib._types import PeerConfig, Role, SessionEstablished, TunnStats
+from connlib._text import counts
+from connlib._types import DropReason, PeerConfig, Role, SessionEstablished, TunnStats
 from connlib.config import InterfaceConfig
 from connlib.driver import BootClock, Interface, MemoryTun, open_interface
 
 from . import _packets, _transfer
-from ._show import Show, describe_drops, rate
+from ._stage import Show, rate
 
 PINGS = 5
 PING_SIZE = 56
@@ -305,10 +307,14 @@ def _count(show: Show, gateway: Side, client: Side) -> None:
             (
                 "drops",
                 [
-                    describe_drops(dict(side.interface.stats().drops) | dict(tunnel.drops))
+                    _drops(side.interface.stats().drops, tunnel.drops)
                     for side, tunnel in zip(sides, tunnels, strict=True)
                 ],
             ),
         ],
     )
     show.check(gateway.tunnel.initiations_sent == 0, "the gateway never started a session")
+
+
+def _drops(*drops: Mapping[DropReason, int]) -> str:
+    return counts({reason.value: count for each in drops for reason, count in each.items()}) or "none"

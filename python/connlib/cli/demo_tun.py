@@ -33,7 +33,7 @@ from connlib.wgquick import format_config
 
 from . import _packets
 from ._namespace import Namespace
-from ._show import Show, rate
+from ._stage import Show, rate
 from ._stop import held_back
 
 GATEWAY = IPv4Interface("10.77.0.1/24")

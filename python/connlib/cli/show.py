@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from connlib._text import counted, duration
+from connlib._text import counted, counts, duration
 from connlib.control import ControlClient, ControlError, PeerStatus, Status, running
 
 FIRST_LOOK = 0.5
@@ -151,9 +151,9 @@ def _parts(before: Status, now: Status, width: int) -> Iterator[RenderableType]:
         yield _table(before, now, width >= WIDE)
         if width < WIDE:
             yield from (Text(f"{_called(peer)}: {_why(peer)}") for peer in now.peers)
-    for what, counts in (("dropped", now.drops), ("network errors", now.errors)):
-        if counts:
-            yield Text(f"{what}: {_counts(counts)}", style="yellow")
+    for what, numbers in (("dropped", now.drops), ("network errors", now.errors)):
+        if numbers:
+            yield Text(f"{what}: {counts(numbers)}", style="yellow")
 
 
 def _table(before: Status, now: Status, wide: bool) -> Table:
@@ -193,11 +193,7 @@ def _called(peer: PeerStatus) -> str:
 
 def _why(peer: PeerStatus) -> str:
     said = str(peer).partition(": ")[2]
-    return said + (f"; dropped: {_counts(peer.drops)}" if peer.drops else "")
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    return said + (f"; dropped: {counts(peer.drops)}" if peer.drops else "")
 
 
 def _traffic(total: int, before: int, seconds: float) -> str:

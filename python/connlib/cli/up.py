@@ -21,7 +21,7 @@ from connlib._configfile import display_path
 from connlib._describe import describe_event
 from connlib._errors import ConfigError, ConnlibError, DeviceError
 from connlib._native import PublicKey
-from connlib._text import counted, host_and_port
+from connlib._text import counted, counts, host_and_port
 from connlib._types import DropReason, PeerEvent, PeerStats
 from connlib.config import InterfaceConfig, check_interface_name, describe_peer
 from connlib.control import serve_control
@@ -332,7 +332,7 @@ async def _watch_network(interface: Interface) -> None:
         new = {name: count for name, count in network_errors(interface.stats()).items() if name not in known}
         known.update(new)
         if new:
-            log.warning("%s: network errors: %s (each kind is reported once)", interface.name, _counted(new))
+            log.warning("%s: network errors: %s (each kind is reported once)", interface.name, counts(new))
         # A hundredth of the time at most.
         await trio.sleep(max(LOOK_AFTER, 100 * (trio.current_time() - start)))
 
@@ -345,10 +345,6 @@ def network_errors(stats: InterfaceStats) -> dict[str, int]:
         for name, count in counters.items()
         if count and (is_errno(name) or name in ("backlog_dropped", "short_writes"))
     }
-
-
-def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
 def summarize(stats: InterfaceStats, names: Mapping[PublicKey, str], width: int = 0) -> Iterator[str]:
@@ -365,9 +361,9 @@ def summarize(stats: InterfaceStats, names: Mapping[PublicKey, str], width: int 
                 + _describe_policy(peer)
             )
     if drops:
-        yield "dropped: " + _counted({_describe_drop(reason): count for reason, count in drops.items()})
+        yield "dropped: " + counts({_describe_drop(reason): count for reason, count in drops.items()})
     if errors := network_errors(stats):
-        yield "network errors: " + _counted(errors)
+        yield "network errors: " + counts(errors)
 
 
 def _describe_policy(peer: PeerStats) -> str:

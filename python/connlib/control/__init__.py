@@ -17,13 +17,15 @@ serves `/run/connlib/NAME.sock`, and in another program
 The commands `connlib show`, `explain`, `apply`, `events` and `capture` are clients of it.
 """
 
-from .client import ControlClient, running
-from .protocol import ControlError, Difference
+from .client import CapturedFile, ControlClient, ReportedEvents, running
+from .protocol import CaptureNews, ControlError, Difference
 from .server import DIRECTORY, ControlServer, serve_control
 from .status import PeerExplanation, PeerStatus, ReportedEvent, Status
 
 __all__ = [
     "DIRECTORY",
+    "CaptureNews",
+    "CapturedFile",
     "ControlClient",
     "ControlError",
     "ControlServer",
@@ -31,6 +33,7 @@ __all__ = [
     "PeerExplanation",
     "PeerStatus",
     "ReportedEvent",
+    "ReportedEvents",
     "Status",
     "running",
     "serve_control",

@@ -135,7 +135,7 @@ class ControlClient:
             )
         if error.errno in (errno.EACCES, errno.EPERM):
             return f"no permission to ask {self.name}; run as root, or as the user that started it"
-        return f"cannot ask {self.name} at {self._path}: {os.strerror(error.errno or 0)}"
+        return f"cannot ask {self.name} at {self._path}: {error.strerror or error}"
 
 
 @contextmanager
@@ -239,12 +239,13 @@ def running(directory: str = DIRECTORY) -> list[str]:
     file. Raises `ControlError` for a directory that is closed.
     """
     try:
-        names = os.listdir(directory)
+        sockets = [name for name in os.listdir(directory) if name.endswith(".sock")]
+        found = [name for name in sockets if answers(os.path.join(directory, name))]
     except FileNotFoundError:
         return []
     except OSError as error:
+        hint = "; run as root" if error.errno in (errno.EACCES, errno.EPERM) else ""
         raise ControlError(
-            "connection", [f"cannot look into {directory}: {os.strerror(error.errno or 0)}; run as root"]
+            "connection", [f"cannot look into {directory}: {error.strerror or error}{hint}"]
         ) from None
-    sockets = [name for name in names if name.endswith(".sock")]
-    return sorted(name.removesuffix(".sock") for name in sockets if answers(os.path.join(directory, name)))
+    return sorted(name.removesuffix(".sock") for name in found)

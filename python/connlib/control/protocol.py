@@ -74,7 +74,7 @@ Request: TypeAlias = Show | Explain | Apply | Events | Capture
 class CaptureNews(msgspec.Struct, frozen=True, kw_only=True):
     """What a capture has brought since the last news."""
 
-    size: int
+    size: Annotated[int, Meta(ge=0)]
     """How many bytes of the file follow the line that says this."""
     packets: int
     """How many there are in the file so far."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import anyio
 import anyio.to_thread
@@ -56,7 +56,8 @@ class ControlServer:
         self._applier = applier
         # While its files can be read: who answers may be another user by then.
         installed_version()
-        self._since = anyio.current_time()
+        # On the clock that goes on while the machine sleeps.
+        self._since = interface._clock.now()
         self._owner = os.geteuid()
         self.path = path
         """The socket's file."""
@@ -108,7 +109,7 @@ class ControlServer:
         interface = self._interface
         match request:
             case Show():
-                return await report_status(interface, anyio.current_time() - self._since)
+                return await report_status(interface, interface._clock.now() - self._since)
             case Explain(peers=peers):
                 return await report_explanations(interface, peers)
             case Apply():
@@ -162,17 +163,17 @@ class ControlServer:
             )
         file = _CaptureFile(interface)
         try:
-            with capture_interface(
-                interface,
-                file,
-                outer=request.outer,
-                inner=request.inner,
-                keys=request.keys,
-                snaplen=request.snaplen,
-            ) as capture:
-                _log.info(
-                    "%s: captured by user %d%s", interface.name, user, ", with keys" if request.keys else ""
-                )
+            with (
+                capture_interface(
+                    interface,
+                    file,
+                    outer=request.outer,
+                    inner=request.inner,
+                    keys=request.keys,
+                    snaplen=request.snaplen,
+                ) as capture,
+                self._told_of_capture(user, request.keys),
+            ):
                 async with _streaming(client) as left:
                     # Not cancelled when the client leaves: what is being sent then would lack its end.
                     while interface.is_open and not left.is_set():
@@ -188,7 +189,16 @@ class ControlServer:
         # It has said that it wants no more, and may not read the rest.
         client.answered()
         await client.send(file.news(capture))
-        _log.info("%s: the capture has ended", interface.name)
+
+    @contextmanager
+    def _told_of_capture(self, user: int, keys: bool) -> Iterator[None]:
+        """Who captures, and that it is over, however it ends: of one with keys, both are to be known."""
+        name = self._interface.name
+        _log.info("%s: captured by user %d%s", name, user, ", with keys" if keys else "")
+        try:
+            yield
+        finally:
+            _log.info("%s: the capture has ended", name)
 
 
 class _CaptureFile:

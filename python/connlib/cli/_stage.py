@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 from rich.table import Table
 from rich.text import Text
-
-from connlib._types import DropReason
 
 WIDTH = 80
 
@@ -68,10 +66,6 @@ class Show:
         for name, cells in rows:
             table.add_row(name, *cells)
         self.console.print(table)
-
-
-def describe_drops(drops: Mapping[DropReason, int]) -> str:
-    return ", ".join(f"{reason.value} {count:,}" for reason, count in drops.items() if count) or "none"
 
 
 def rate(size: int, seconds: float) -> str:
