@@ -35,6 +35,7 @@ from connlib import (
     VerdictReason,
 )
 from connlib.driver import MemoryTun, MemoryUdp, open_interface
+from connlib.metrics import serve_metrics
 from helpers_driver import (
     CLIENT,
     CLIENT_HOST,
@@ -44,11 +45,13 @@ from helpers_driver import (
     Pair,
     client_config,
     gateway_config,
+    in_real_time,
     in_virtual_time,
     loopback_socket,
     packet,
 )
 from helpers_netns import in_namespace, run_body
+from test_metrics import OF_THE_CLIENT, samples
 from two_tunnels import ALICE, BOB, START, UNIX_TIME
 
 # docs/policy.md says so.
@@ -335,6 +338,21 @@ def test_a_hook_of_either_kind_decides_on_either_event_loop(backend: str, kind: 
     anyio.run(main, backend=backend)
 
 
+@in_real_time
+async def test_what_the_hook_is_asked_is_served_to_prometheus() -> None:
+    async with (
+        pair(lambda question: question.destination_port == 443) as opened,
+        serve_metrics(opened.gateway, port=0) as server,
+    ):
+        await opened.client_tun.send(flow(443))
+        assert await opened.gateway_tun.receive() == flow(443)
+        seen = await samples(server.port)
+    assert seen["connlib_peer_questions_total", OF_THE_CLIENT] == 1
+    assert seen["connlib_peer_flows_pending", OF_THE_CLIENT] == 0
+    for what, count in (("asked", 1), ("failed", 0), ("late", 0)):
+        assert seen["connlib_hook_total", frozenset({("interface", "memory"), ("what", what)})] == count
+
+
 @in_virtual_time
 async def test_a_slow_answer_keeps_nobody_waiting_but_its_own_flow() -> None:
     order = []
@@ -499,7 +517,7 @@ async def test_a_hook_that_cannot_be_cancelled_is_not_called_without_end(
         for port in range(443, 447):
             await opened.client_tun.send(flow(port))
         await trio.sleep(10)
-        assert len(calls) == 2 and set(calls) == {443, 444}
+        assert set(calls) == {443, 444} and len(calls) == 2
         assert drops(opened) == {DropReason.UNANSWERED: 4}
         assert opened.gateway.stats().hook["asked"] == 2
         await trio.sleep(20)
