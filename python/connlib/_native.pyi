@@ -54,7 +54,6 @@ __all__ = [
     "UpstreamTunn",
 ]
 
-# A literal address and a port. Of this file: the module has no such name.
 _Address: TypeAlias = tuple[str, int]
 
 @final
@@ -345,8 +344,7 @@ class Node:
       `forget_timestamp`; `ask` and `decide` (see `take_questions`);
     - `handle_*` tell it what happened: packets, datagrams, time;
     - `drain` takes out everything that these caused (a `TunIo` and a `UdpIo` do it without Python objects);
-    - getters change nothing: `next_timeout`, `stats`, `peer_stats`, `endpoints`, `pending`, `timestamps`,
-      `timestamps_version`;
+    - getters change nothing: `next_timeout`, `pending`, `*stats`, `endpoints`, `timestamps`, `timestamps_version`;
     - `record` and `take_recorded` tell what came in and when, for a replay, and `log_flows` and `take_flows` what
       policies allowed and denied;
     - `capture` and `take_captured` hand out the packets themselves, `log_keys` and `take_key_log` the keys to them.
@@ -361,14 +359,11 @@ class Node:
     def __new__(cls, config: NodeConfig, *, now: float, unix_time: float) -> Self: ...
     def apply(self, config: NodeConfig, now: float, tunnels: Tunnels | None = None) -> ConfigDiff:
         """Change to another configuration, all of it or, if it raises `ConfigError`, nothing. Sessions survive.
-
-        tunnels: what was made ahead for it, which is used up.
-        """
+        tunnels: what was made ahead for it, which is used up."""
 
     def initiate_handshake(self, peer: PublicKey, now: float) -> None:
         """Start a session with a peer. Raises `KeyError` for an unknown one, `ValueError` where the role forbids it or
-        no endpoint is known, and `EngineError` for a `Poisoned` one.
-        """
+        no endpoint is known, and `EngineError` for a `Poisoned` one."""
 
     def set_unix_time(self, unix_time: float, now: float) -> None:
         """Tell that the wall clock stepped. Timestamps of initiations still strictly rise."""
@@ -421,8 +416,7 @@ class Node:
 
         Initiations that are not later than `received` are refused, those of peers that are added later, too. Ours are
         later than `sent`; where the wall clock is behind that, by two minutes more, for what was not written down.
-        Raises `ValueError` for a timestamp that is none, and has changed nothing then.
-        """
+        Raises `ValueError` for a timestamp that is none, and has changed nothing then."""
 
     def forget_timestamp(self, peer: PublicKey) -> bool:
         """Take the next initiation of a peer whatever its timestamp. False if there was nothing to forget."""
@@ -458,12 +452,10 @@ class Node:
     ) -> None:
         """Keep what goes through the node from now on, up to `capacity` bytes until taken; 0 ends it, and neither layer
         adds nothing to what waits.
-
         capacity: of memory, 0 to 2^30; what is around a packet counts too.
         outer: datagrams that came, whatever becomes of them, and those for UDP.
         inner: IP packets of the TUN device, whatever becomes of them, and those for it. They are not encrypted.
-        snaplen: how many bytes of each are kept, 1 to 65,535; None for all.
-        """
+        snaplen: how many bytes of each are kept, 1 to 65,535; None for all."""
 
     @property
     def is_captured(self) -> bool:
