@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import pickle
 import re
@@ -497,8 +498,9 @@ def test_a_wg_quick_file_cannot_hold_a_policy() -> None:
 
 def test_the_script_of_the_documentation_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     text = (Path(__file__).parent.parent / "docs" / "policy.md").read_text()
-    # The one after it is a part of a program: examples/ask_first.py is a whole one.
-    script, _ = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    script, hook = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    # examples/ask_first.py runs such a one.
+    compile(hook, "the hook", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     exec(script, {})
     printed = capsys.readouterr().out.splitlines()
     assert printed == re.findall(r"print\(.*\)  # (.*)", script) and len(printed) == 3
