@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from connlib.cli._service import feed_watchdog, lateness
+from connlib.cli._service import feed_watchdog
 from connlib.cli._systemd import Given, Notifier, take_descriptors
 from connlib.clock import BootClock
 from connlib.driver import MemoryTun, open_interface
@@ -256,14 +256,16 @@ async def test_an_interface_is_late_by_the_time_since_its_next_deadline(
 ) -> None:
     with loopback_socket() as udp, loopback_socket() as silent:
         async with open_interface(client_config(silent.getsockname()), tun=MemoryTun(), udp=udp) as interface:
-            assert lateness(interface) == 0, "nothing is to be done"
+            assert interface.lateness() == 0, "nothing is to be done"
             interface.initiate_handshake(GATEWAY_KEY.public_key())
             deadline = interface.stats().peers[0].next_timeout
-            assert deadline is not None and -5.4 < lateness(interface) < 0, "the next initiation (paper, 6.4)"
+            assert deadline is not None and -5.4 < interface.lateness() < 0, (
+                "the next initiation (paper, 6.4)"
+            )
             for late in (-1.0, 3.0):
                 now = deadline.at + late
                 monkeypatch.setattr(BootClock, "now", lambda _, now=now: now)
-                assert lateness(interface) == late
+                assert interface.lateness() == late
 
 
 run_body(globals())

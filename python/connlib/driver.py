@@ -285,6 +285,11 @@ class Interface:
         (told,) = (each for each in self._last_stats.peers if each.public_key == peer)
         return self._explained(config, told, self._last_stats.now)
 
+    def lateness(self) -> float:
+        """Seconds since the first deadline; negative until it is reached. More than a moment: its tasks stand still."""
+        deadline = self._node.next_timeout()
+        return 0.0 if deadline is None else self._clock.now() - deadline.at
+
     def _explained(self, peer: PeerConfig, told: PeerStats, now: float) -> Explanation:
         obstacle = None
         if not self._open:

@@ -104,16 +104,10 @@ class MetricsServer:
         if path == b"/readyz":
             if not self._interface.is_open:
                 return 503, _PLAIN, b"closed\n"
-            if self._lateness() > LATE:
+            if self._interface.lateness() > LATE:
                 return 503, _PLAIN, b"late\n"
             return 200, _PLAIN, b"ready\n"
         return 404, _PLAIN, b"there are /metrics and /readyz\n"
-
-    def _lateness(self) -> float:
-        """By how many seconds the first deadline has passed without the engine being called: its tasks stand still."""
-        interface = self._interface
-        deadline = interface._node.next_timeout()
-        return 0.0 if deadline is None else interface._clock.now() - deadline.at
 
     async def _latest_metrics(self) -> bytes:
         """The page. Others have their turn between two metrics of it, and one that took long serves again for a while,

@@ -14,7 +14,6 @@ import trio
 
 from connlib._configfile import display_path
 from connlib._errors import ConfigError
-from connlib.clock import BootClock
 from connlib.config import InterfaceConfig
 from connlib.driver import Interface, InterfaceStats
 
@@ -113,9 +112,7 @@ class Service:
                 nursery.start_soon(self._notifier.send_what_waits)
                 nursery.start_soon(self._tell_status, interface)
             if self._notifier.watchdog is not None:
-                nursery.start_soon(
-                    feed_watchdog, self._notifier, self._notifier.watchdog, lambda: lateness(interface)
-                )
+                nursery.start_soon(feed_watchdog, self._notifier, self._notifier.watchdog, interface.lateness)
 
     async def _warn_if_unreadable(
         self, name: str, file: str, load_file: Callable[[], InterfaceConfig]
@@ -163,10 +160,3 @@ async def feed_watchdog(notifier: Notifier, interval: float, late: Callable[[], 
             await trio.sleep(min(LATE, interval / 8))
         notifier.send("WATCHDOG=1")
         await trio.sleep(interval / 2)
-
-
-def lateness(interface: Interface) -> float:
-    """By how many seconds the engine was not called for its next deadline: the interface's own tasks stand still."""
-    now = BootClock().now()
-    deadlines = [peer.next_timeout.at for peer in interface.stats().peers if peer.next_timeout is not None]
-    return max((now - at for at in deadlines), default=0.0)

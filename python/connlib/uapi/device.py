@@ -119,7 +119,7 @@ class Device:
         self._settings, self._stand_ins, self._applied = settings, stand_ins, self._interface.config
 
     def _located(self, step: Change) -> Mapping[PublicKey, PeerConfig]:
-        found = {peer.public_key: peer.endpoint for peer in self._interface.stats().peers}
+        found = self._interface._node.endpoints()
         return {
             key: dataclasses.replace(peer, endpoint=found[key])
             if found.get(key) is not None and key not in step.anew | step.relocate
