@@ -52,6 +52,7 @@ LAYERS = {
     "upstream": {"upstream"},
     "driver": {
         "_clients",
+        "_shared",
         "_nftables",
         "_nodeconfig",
         "_turns",

@@ -28,6 +28,7 @@ import anyio.lowlevel
 
 from ._clients import Client, Clients, went_away
 from ._errors import ConfigError, DeviceError
+from ._shared import Shared
 from ._text import bug
 from ._types import PeerStats, PolicyStats, TunnStats
 from .driver import Interface, InterfaceStats, is_errno
@@ -66,7 +67,7 @@ class MetricsServer:
         """The TCP port."""
         self._metrics = b""
         self._stale_at = -math.inf
-        self._making = anyio.Lock()
+        self._pages = Shared(self._make_page)
 
     async def _answer(self, client: Client) -> None:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MOST_REQUEST_BYTES)
@@ -110,22 +111,27 @@ class MetricsServer:
         return 404, _PLAIN, b"there are /metrics and /readyz\n"
 
     async def _latest_metrics(self) -> bytes:
-        """The page. Others have their turn between two metrics of it, and one that took long serves again for a while,
-        so that clients, however many, take a tenth of the time at most."""
-        async with self._making:
-            if anyio.current_time() >= self._stale_at:
-                took, pieces, parts = 0.0, [], render(self._interface)
-                while True:
-                    start = time.thread_time()
-                    piece = next(parts, None)
-                    took += time.thread_time() - start
-                    if piece is None:
-                        break
-                    pieces.append(piece)
-                    await anyio.lowlevel.checkpoint()
-                self._metrics = "".join(pieces).encode()
-                self._stale_at = anyio.current_time() + (_REST * took if took > _SHORT else 0.0)
+        """The page. One that took long serves again for a while, so that clients, however many, take a tenth of the
+        time at most."""
+        if anyio.current_time() < self._stale_at:
             return self._metrics
+        return await self._pages.get()
+
+    async def _make_page(self) -> bytes:
+        """Others have their turn between two metrics."""
+        took, pieces, parts = 0.0, [], render(self._interface)
+        while True:
+            start = time.thread_time()
+            piece = next(parts, None)
+            took += time.thread_time() - start
+            if piece is None:
+                break
+            pieces.append(piece)
+            await anyio.lowlevel.checkpoint()
+        page = "".join(pieces).encode()
+        if took > _SHORT:
+            self._metrics, self._stale_at = page, anyio.current_time() + _REST * took
+        return page
 
 
 async def _request(connection: h11.Connection, client: Client) -> h11.Request | None:

@@ -13,6 +13,7 @@ import anyio.to_thread
 from connlib._clients import Client, Clients, went_away
 from connlib._errors import CaptureError, ClosedError, ConfigError, ConnlibError, DeviceError
 from connlib._groups import WithoutGroup
+from connlib._shared import Shared
 from connlib._text import bug
 from connlib.capture import Capture as RunningCapture
 from connlib.capture import capture_interface
@@ -58,6 +59,9 @@ class ControlServer:
         installed_version()
         # On the clock that goes on while the machine sleeps.
         self._since = interface._clock.now()
+        # What takes long for many peers.
+        self._statuses = Shared(self._status)
+        self._explanations = Shared(self._explain_all)
         self._owner = os.geteuid()
         self.path = path
         """The socket's file."""
@@ -98,22 +102,31 @@ class ControlServer:
             if isinstance(request, Capture):
                 await self._stream_capture(client, request, user)
                 return True
-            result = await self._done(request, user)
+            answer = await self._done(request, user)
         except ControlError as error:
             await client.send([dump_error(error)])
             return False
-        await client.send(_pieces(dump_result(result)))
+        await client.send(_pieces(answer))
         return False
 
-    async def _done(self, request: Show | Explain | Apply, user: int) -> object:
-        interface = self._interface
+    async def _done(self, request: Show | Explain | Apply, user: int) -> bytes:
         match request:
             case Show():
-                return await report_status(interface, interface._clock.now() - self._since)
+                return await self._statuses.get()
+            case Explain(peers=()):
+                return await self._explanations.get()
             case Explain(peers=peers):
-                return await report_explanations(interface, peers)
+                return dump_result(await report_explanations(self._interface, peers))
             case Apply():
-                return [Difference(*change) for change in await self._apply(request, user)]
+                changes = await self._apply(request, user)
+                return dump_result([Difference(*change) for change in changes])
+
+    async def _status(self) -> bytes:
+        interface = self._interface
+        return dump_result(await report_status(interface, interface._clock.now() - self._since))
+
+    async def _explain_all(self) -> bytes:
+        return dump_result(await report_explanations(self._interface, ()))
 
     async def _apply(self, request: Apply, user: int) -> list[Change]:
         interface = self._interface

@@ -8,9 +8,11 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 
 import anyio
+import anyio.lowlevel
 
 from connlib._errors import ClosedError, ConfigError, DeviceError
 from connlib._native import PrivateKey, PublicKey
+from connlib._shared import Shared
 from connlib._types import PeerConfig, PeerStats
 from connlib._wgvalues import is_low_order
 from connlib.config import MAX_MTU, MIN_MTU, InterfaceConfig
@@ -37,6 +39,7 @@ class Device:
     def __init__(self, interface: Interface, *, keyless: bool = False, up: bool = True) -> None:
         self._interface = interface
         self._requests = anyio.Lock()
+        self._states = Shared(self._state)
         self._applied = interface.config
         self._settings = _settings_of(interface.config)
         self._stand_ins: dict[PublicKey, PublicKey] = {}
@@ -44,16 +47,16 @@ class Device:
         if keyless:
             self._settings = dataclasses.replace(self._settings, private_key=None)
 
-    async def answer(self, request: Request) -> Iterator[bytes]:
-        """Do what a request asks for; the answer, which is one of the moment of this call, in pieces."""
+    async def answer(self, request: Request) -> Iterable[bytes]:
+        """Do what a request asks for; the answer, which is one of a moment of this call, in pieces."""
         if isinstance(request, Refused):
             _log.error("%s: a request was refused: %s", self._interface.name, request)
-            return iter([protocol.answer_to_set(request.errno)])
+            return [protocol.answer_to_set(request.errno)]
+        if isinstance(request, GetRequest):
+            return await self._states.get()
         async with self._requests:
             self._notice_changes()
-            if isinstance(request, GetRequest):
-                return self._state()
-            return iter([protocol.answer_to_set(await self._set(request))])
+            return [protocol.answer_to_set(await self._set(request))]
 
     async def link_changed(self, mtu: int | None, *, up: bool) -> None:
         """Take note of the device's MTU (None: unknown), and run once it is up.
@@ -82,15 +85,22 @@ class Device:
             self._applied = self._interface.config
             self._settings = _settings_of(self._applied)
 
-    def _state(self) -> Iterator[bytes]:
-        settings, stats = self._settings, self._interface.stats()
+    async def _state(self) -> list[bytes]:
+        async with self._requests:
+            self._notice_changes()
+            settings, stats = self._settings, self._interface.stats()
+            listen_port = self._interface.listen_port
         peers = {peer.public_key: peer for peer in stats.peers}
-        return protocol.answer_to_get(
+        pieces = []
+        for piece in protocol.answer_to_get(
             settings.private_key,
-            self._interface.listen_port,
+            listen_port,
             settings.fwmark,
             (_peer_state(peer, peers.get(key), stats) for key, peer in settings.peers.items()),
-        )
+        ):
+            pieces.append(piece)
+            await anyio.lowlevel.checkpoint()
+        return pieces
 
     async def _set(self, request: SetRequest) -> int:
         """Change the settings, all of it or nothing; the errno."""
