@@ -195,7 +195,8 @@ def garbage(run: Run) -> list[Check]:
 
 GARBAGE = ("INVALID_PACKET", "INVALID_MAC", "WRONG_INDEX")
 """What is wrong with the garbage: a header or a length, a MAC1 for nobody, an index that was not given to anybody."""
-SPOOFED = ("INVALID_AEAD_TAG", "COOKIE_REPLY_SENT")
+# The last one is what comes when the cookies of the second are used up.
+SPOOFED = ("INVALID_AEAD_TAG", "COOKIE_REPLY_SENT", "UNDER_LOAD")
 """What becomes of initiations of which only MAC1 is right: processed, or answered by a cookie."""
 
 
@@ -214,6 +215,13 @@ def spoofed_initiations(run: Run) -> list[Check]:
         note("that is", processed / beside.seconds, "a second"),
         at_least("processed at all, here and without the tunnel", in_all, 1, timed=False),
         at_least("cookie replies", beside.drops["COOKIE_REPLY_SENT"], 1, timed=False),
+        at_most(
+            "cookie replies, 20,000 a second and 1,000 at once",
+            beside.drops["COOKIE_REPLY_SENT"],
+            # What comes after the last datagram was sent was received then.
+            20_000 * (beside.seconds + 1) + 1_000,
+            timed=False,
+        ),
         at_most("longest reply, where 148 came", seen.longest, 148, "bytes", timed=False),
         at_least("replies", seen.replies, 1, timed=False),
         at_most("replies for each datagram received", seen.replies / max(beside.received, 1), 1, timed=False),

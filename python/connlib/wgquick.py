@@ -246,7 +246,7 @@ class _InterfaceDraft:
                 if values.flag("SaveConfig", value):
                     return "SaveConfig is ignored: connlib never writes to this file"
             case _:
-                hint = "remove the line, and run the command yourself if it is needed (for NAT, a TOML file has masquerade)"
+                hint = "remove the line, and run the command yourself; for NAT, a TOML file has masquerade"
                 raise BadValue(f"{_INTERFACE_KEYS[key]}: connlib runs no hooks", hint)
         return None
 
