@@ -195,9 +195,9 @@ def garbage(run: Run) -> list[Check]:
 
 GARBAGE = ("INVALID_PACKET", "INVALID_MAC", "WRONG_INDEX")
 """What is wrong with the garbage: a header or a length, a MAC1 for nobody, an index that was not given to anybody."""
-# The last one is what comes when the cookies of the second are used up.
 SPOOFED = ("INVALID_AEAD_TAG", "COOKIE_REPLY_SENT", "UNDER_LOAD")
-"""What becomes of initiations of which only MAC1 is right: processed, or answered by a cookie."""
+"""What becomes of initiations of which only MAC1 is right: processed, answered by a cookie, or, where these are used up,
+neither."""
 
 
 def spoofed_initiations(run: Run) -> list[Check]:
