@@ -196,7 +196,7 @@ def garbage(run: Run) -> list[Check]:
 GARBAGE = ("INVALID_PACKET", "INVALID_MAC", "WRONG_INDEX")
 """What is wrong with the garbage: a header or a length, a MAC1 for nobody, an index that was not given to anybody."""
 SPOOFED = ("INVALID_AEAD_TAG", "COOKIE_REPLY_SENT", "UNDER_LOAD")
-"""What becomes of initiations of which only MAC1 is right: processed, answered by a cookie, or, where there is none left,
+"""What becomes of initiations of which only MAC1 is right: processed, answered by a cookie, or, where none is left,
 neither."""
 
 
