@@ -221,6 +221,7 @@ def test_every_problem_of_a_file_is_a_line_of_its_own(
     assert capsys.readouterr().err.splitlines() == [
         f"connlib: {file}:3:7: MTU: 1 is out of range; use 576 to 65472",
         f"connlib: {file}:4:14: ListenPort: 99999 is out of range; use 0 to 65535",
+        f"connlib: {file}:5:1: this [Peer] has no PublicKey; add the peer's public key",
     ]
 
 
