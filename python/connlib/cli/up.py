@@ -160,6 +160,12 @@ async def _serve(
             # Before anything else runs: a keepalive may start a handshake at once.
             events = interface.events()
             names = _Names(config)
+            applier = Applier(interface, names.learn)
+            if parts.run_dir is not None:
+                await nursery.start(_serve_control, interface, parts.run_dir, applier)
+            if parts.metrics is not None:
+                await nursery.start(_serve_metrics, interface, *parts.metrics)
+            # Whoever reads this may ask at once.
             log.info(
                 "%s is up: UDP port %d, public key %s, %d peer%s; stop with Ctrl-C",
                 interface.name,
@@ -168,11 +174,6 @@ async def _serve(
                 len(config.peers),
                 "" if len(config.peers) == 1 else "s",
             )
-            applier = Applier(interface, names.learn)
-            if parts.run_dir is not None:
-                await nursery.start(_serve_control, interface, parts.run_dir, applier)
-            if parts.metrics is not None:
-                await nursery.start(_serve_metrics, interface, *parts.metrics)
             service.is_up(interface)
             try:
                 nursery.start_soon(service.follow, interface, file, load_file)
