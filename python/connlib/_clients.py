@@ -56,7 +56,7 @@ class Client:
             self._clients._heard(self)
             return data
 
-    async def send(self, pieces: Iterable[bytes]) -> None:
+    async def send(self, pieces: Iterable[bytes | memoryview]) -> None:
         """Send all of that."""
         self._sending = True
         for piece in pieces:

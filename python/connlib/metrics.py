@@ -88,11 +88,14 @@ class MetricsServer:
         headers = [("Content-Type", kind), ("Content-Length", str(len(body))), ("Connection", "close")]
         if status == 405:
             headers.append(("Allow", "GET, HEAD"))
-        answer = [connection.send(h11.Response(status_code=status, headers=headers))]
+        events: list[h11.Event] = [h11.Response(status_code=status, headers=headers)]
         if request is None or request.method != b"HEAD":
-            answer.append(connection.send(h11.Data(data=body)))
-        answer.append(connection.send(h11.EndOfMessage()))
-        await client.send([b"".join(part for part in answer if part)])
+            events.append(h11.Data(data=body))
+        parts: list[bytes] = []
+        for event in (*events, h11.EndOfMessage()):
+            # The body is not copied: it may be that of many clients.
+            parts += connection.send_with_data_passthrough(event) or ()
+        await client.send(parts)
         await client.finish()
 
     async def _page(self, request: h11.Request) -> tuple[int, str, bytes]:

@@ -94,8 +94,11 @@ class ControlServer:
     async def _answer_line(self, client: Client, line: bytes, user: int) -> bool:
         """Answer a request; whether it was the last one."""
         try:
-            # In a thread: a large configuration takes a while to read, and the packets of the tunnel do not wait.
-            request = await anyio.to_thread.run_sync(parse_request, line)
+            if len(line) <= _SHORT:
+                request = parse_request(line)
+            else:
+                # A large configuration takes a while to read, and the packets of the tunnel do not wait.
+                request = await anyio.to_thread.run_sync(parse_request, line)
             if isinstance(request, Events):
                 await self._stream_events(client)
                 return True
@@ -279,12 +282,15 @@ def _refused(error: ConnlibError) -> ControlError:
 
 
 _PIECE = 1 << 16
+_SHORT = 1 << 12
+"""Bytes of a request that is read in less time than a thread takes to start."""
 
 
-def _pieces(data: bytes) -> Iterator[bytes]:
-    """Parts between which others have their turn."""
+def _pieces(data: bytes) -> Iterator[memoryview]:
+    """Parts between which others have their turn; no copies, since many clients may get the same."""
+    whole = memoryview(data)
     for start in range(0, len(data), _PIECE):
-        yield data[start : start + _PIECE]
+        yield whole[start : start + _PIECE]
 
 
 @asynccontextmanager
