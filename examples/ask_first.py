@@ -38,7 +38,9 @@ class Grants:
 
     async def decide(self, question: connlib.FlowQuestion) -> bool:
         """The hook. What it raises refuses the flow, and is counted and logged."""
-        found = await trio.to_thread.run_sync(self._find, question.name, question.destination_port)
+        found = await trio.to_thread.run_sync(
+            self._find, question.name, question.destination_port, abandon_on_cancel=True
+        )
         print(
             f"  asked: may {question.name} reach port {question.destination_port}? {'yes' if found else 'no'}"
         )

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connlib import InterfaceConfig, PeerConfig, PrivateKey
-from connlib._rtnetlink import RouteSocket
+from connlib._rtnetlink import RouteSocket, _message
 from connlib._threads import ThreadCall
 from connlib.links import LinkState, _Link, _Netlink, _wait_for, wanted_routes
 from connlib.tun import make_device
@@ -210,6 +210,17 @@ def test_a_change_of_routes_opens_no_socket_for_addresses_and_the_other_way_roun
         new = dataclasses.replace(old, **cast(Any, change))
         with _Netlink.opened("wg0", old, new) as netlink:
             assert (netlink.links is not None, netlink.routes is not None) == wanted
+
+
+@in_namespace
+def test_answers_that_nobody_has_waited_for_are_not_taken_for_others() -> None:
+    make_device("there")
+    ip("link", "set", "there", "up")
+    index = socket.if_nametoindex("there")
+    with RouteSocket() as routes:
+        routes._socket.send(_message("del", index, ip_network("10.8.0.0/16"), 77))
+        assert list(routes.change("add", index, prefixes("10.9.0.0/16"))) == []
+        assert [code for _, code in routes.change("add", index, prefixes("10.9.0.0/16"))] == [errno.EEXIST]
 
 
 @in_namespace

@@ -19,6 +19,8 @@ AT_ONCE = 128
 """Routes in one message: the kernel's answers, some 800 bytes each, have to find room in the socket's buffer."""
 
 _ANSWERS = 1 << 16
+_BUFFER = 1 << 18
+"""Bytes, in which all answers to a message have room, whatever the system's default is."""
 _PATIENCE = 5.0
 """Seconds for an answer, which the kernel gives before a message counts as sent."""
 
@@ -46,6 +48,7 @@ class RouteSocket:
         self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
         try:
             self._socket.bind((0, 0))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
             self._socket.settimeout(_PATIENCE)
         except BaseException:
             self._socket.close()
@@ -85,7 +88,9 @@ class RouteSocket:
                 if kind != _NLMSG_ERROR or length < _HEADER.size + 4:
                     raise OSError(errno.EPROTO, "an answer of the kernel that is none")
                 (code,) = struct.unpack_from("=i", answer, _HEADER.size)
-                codes[sequence - first] = -code
+                # Others are to a message whose answers were not waited for to the end.
+                if 0 <= sequence - first < count:
+                    codes[sequence - first] = -code
                 answer = answer[length + 3 & ~3 :]
         return [codes[place] for place in range(count)]
 

@@ -8,13 +8,15 @@
 
 A policy asks it (`Action.ASK`), and the node holds the flow's packets meanwhile. Each question is a task of its own, so
 that a slow answer keeps nobody waiting but its own flow; a hook that is no coroutine function runs in the event loop,
-and must return at once. What the hook gets wrong costs the flow, which is refused, and never the interface.
+and must return at once. What the hook gets wrong costs the flow, which is refused, and never the interface. A call that
+cannot be cancelled, such as one in a thread, is waited for when the interface ends, and decides nothing any more.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
@@ -90,10 +92,12 @@ class Hook:
         try:
             with anyio.move_on_after(ANSWER_TIME):
                 allow = await self._ask(question)
-                if self._node.decide(question.id, allow, self._now()):
+                # A call that cannot be cancelled, in a thread say, may end after the interface: nothing begins then.
+                ends = self._tasks.cancel_scope.cancel_called
+                if not ends and self._node.decide(question.id, allow, self._now()):
                     self._settle()
                     return
-            # The node has refused the flow by itself, or another policy has decided.
+            # The node has refused the flow by itself, or another policy has decided, or the interface ends.
             self.counts["late"] += 1
         finally:
             self._calls -= 1
@@ -103,7 +107,11 @@ class Hook:
             answer = self._decide(question)
             if inspect.isawaitable(answer):
                 answer = await answer
-        except Exception as error:
+        except (Exception, anyio.get_cancelled_exc_class()) as error:
+            if isinstance(error, anyio.get_cancelled_exc_class()) and _is_cancelled():
+                raise
+            # On asyncio, somebody else's cancellation can come out of what is awaited; passed on, it would be taken for
+            # that of the whole interface.
             self._failed(f"raised {type(error).__name__}{_place(error)}")
             return False
         if not isinstance(answer, bool):
@@ -121,6 +129,11 @@ class Hook:
         more = f"; {self._unlogged - 1:,} more since the last such line" if self._unlogged > 1 else ""
         _log.warning("%s: the hook %s, and the flow is refused%s", self._name, how, more)
         self._unlogged, self._log_again = 0, now + _PAUSE
+
+
+def _is_cancelled() -> bool:
+    """Whether a scope around this call is cancelled."""
+    return anyio.current_effective_deadline() == -math.inf
 
 
 def _place(error: BaseException) -> str:

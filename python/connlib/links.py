@@ -364,7 +364,13 @@ class _Link:
     ) -> None:
         for start in range(0, len(prefixes), AT_ONCE):
             several = prefixes[start : start + AT_ONCE]
-            failed = self._tell_routes(verb, several, keep=True)
+            try:
+                failed = self._tell_routes(verb, several, keep=True)
+            except DeviceError:
+                # Some may be there, and which is not known.
+                if verb == "add":
+                    self._done.append(partial(self._tell_routes, "del", several))
+                raise
             changed = [prefix for prefix in several if prefix not in failed]
             if verb == "add":
                 self._done.append(partial(self._tell_routes, "del", changed))
@@ -406,7 +412,7 @@ class _Link:
             failed = dict(self._routes.change(verb, self._index, prefixes))
         except OSError as error:
             what = f"{_VERBS[verb]} {counted(len(prefixes), 'route')}"
-            raise self._error(what, error.errno or 0) from error
+            raise self._error(what, error.errno or errno.ETIMEDOUT) from error
         if not keep:
             for prefix, code in failed.items():
                 what = f"{_VERBS[verb]} the route to {prefix}"

@@ -241,6 +241,7 @@ impl Node {
     /// An IP packet from the TUN device: to the peer that owns its destination.
     pub fn handle_packet(&mut self, packet: &[u8], now: Instant) {
         let now = self.advance(now);
+        self.refuse_overdue(now);
         self.capture_read(packet);
         let Some(destination) = noise::Tunn::dst_address(packet) else {
             return self.drops.add(DropReason::NotIp);
@@ -264,6 +265,7 @@ impl Node {
     pub fn handle_datagram(&mut self, from: impl Into<Path>, datagram: &[u8], now: Instant) {
         let from = from.into();
         let now = self.advance(now);
+        self.refuse_overdue(now);
         let verdict = self
             .limiter
             .verify_packet(Some(from.remote), datagram, now, &mut *self.rng);

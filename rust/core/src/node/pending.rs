@@ -90,6 +90,14 @@ impl Node {
         self.flows.pending.reap(now);
     }
 
+    /// The same before each packet: one that comes when a question is over asks anew, whoever calls the node first.
+    #[inline]
+    pub(super) fn refuse_overdue(&mut self, now: Instant) {
+        if self.flows.pending.next().is_some_and(|(at, _)| at <= now) {
+            self.refuse_unanswered(now);
+        }
+    }
+
     /// The next deadline of a question, and the peer's key.
     pub(super) fn next_question(&self) -> Option<(NodeTimeout, Slot)> {
         let (at, slot) = self.flows.pending.next()?;
@@ -100,6 +108,8 @@ impl Node {
     /// It is known what becomes of a flow that was pending.
     pub(super) fn settle_flow(&mut self, asked: Asked, verdict: Verdict, now: Instant) {
         let slot = asked.slot();
+        let filter = filter_of(self.peers.get_mut(slot));
+        let verdict = filter.map_or(verdict, |filter| filter.decided(&asked, verdict, now));
         match verdict.is_allowed() {
             true => self.release(asked, verdict, now),
             false => self.refuse_asked(asked, verdict, now),

@@ -115,6 +115,20 @@ impl Filter {
         verdict
     }
 
+    /// What becomes of a flow that was pending, if an answer says so: meanwhile a first fragment may have passed that its own
+    /// one contradicts.
+    pub fn decided(&self, asked: &Asked, verdict: Verdict, now: Instant) -> Verdict {
+        let first = asked.held.first().map(|first| parse(&first.packet));
+        if let Some(Ok(packet)) = first
+            && let Some(id) = packet.fragmented
+            && verdict.is_allowed()
+            && self.fragments.contradict(&packet, id, now)
+        {
+            return Verdict::deny(Reason::Fragment);
+        }
+        verdict
+    }
+
     /// A flow that was pending may begin, with its first packet; those after it are then checked like any others.
     pub fn begin(&mut self, asked: &Asked, verdict: Verdict, flows: &mut Flows, now: Instant) {
         let Some(first) = asked.held.first() else {

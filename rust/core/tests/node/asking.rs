@@ -278,6 +278,19 @@ fn an_answer_at_the_instant_at_which_a_question_is_over_is_too_late() {
 }
 
 #[test]
+fn a_packet_that_comes_at_the_instant_at_which_a_question_is_over_asks_anew() {
+    let mut net = connected(simple(Action::Ask, Action::Ask));
+    net.send(1, &request(443, 0));
+    net.run_until(net.now + LATENCY);
+    let id = one_question(&mut net);
+    let end = net.now + Duration::from_secs(5);
+    net.call(2, |node| node.handle_packet(&reply(443, 1), end));
+    assert_eq!(drops(&net, DropReason::Unanswered), 1);
+    assert!(one_question(&mut net) > id);
+    assert_eq!(numbers(&net).pending, 1);
+}
+
+#[test]
 fn without_somebody_who_answers_what_would_be_asked_about_is_refused_at_once() {
     let mut net = connected(asking());
     ask(&mut net, false);
@@ -467,6 +480,32 @@ fn of_a_packet_in_fragments_the_first_is_asked_about_and_the_later_ones_pass_aft
         arrives(&mut net, 1, &fragment(16, false)),
         [fragment(16, false)]
     );
+}
+
+#[test]
+fn a_first_fragment_that_was_held_is_refused_if_one_that_contradicts_it_has_passed_meanwhile() {
+    let allow = Rule {
+        action: Action::Allow,
+        ..only_udp(53)
+    };
+    let asking = Rule {
+        action: Action::Ask,
+        ..only_udp(443)
+    };
+    let policy = Policy::new(vec![allow, asking], Action::Deny, Action::Deny);
+    let mut net = connected(Arc::new(policy.unwrap()));
+    let first = |port, more: &[u8]| {
+        let mut packet = between(1, 2, &[&udp(5000, port, 0), more].concat());
+        packet[6..8].copy_from_slice(&0x2000u16.to_be_bytes());
+        packet
+    };
+    arrives(&mut net, 1, &first(443, b""));
+    let id = one_question(&mut net);
+    let other = first(53, b"another length");
+    assert_eq!(arrives(&mut net, 1, &other), [other]);
+    assert!(decide(&mut net, id, true));
+    assert_eq!(received(&mut net, 2), Vec::<Vec<u8>>::new());
+    assert_eq!(drops(&net, DropReason::Denied), 1);
 }
 
 #[test]
