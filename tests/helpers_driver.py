@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Any, ParamSpec
 
+import anyio
+import anyio.lowlevel
 import trio
 from trio.testing import MockClock
 
@@ -163,3 +165,25 @@ class Counted:
     def __getattr__(self, name: str) -> Any:
         self.calls[name] += 1
         return getattr(self._node, name)
+
+
+class Turns:
+    """How many turns another task has had."""
+
+    count = 0
+
+
+@asynccontextmanager
+async def counted_turns() -> AsyncIterator[Turns]:
+    """Count those of a task that does nothing else, for as long as the block runs."""
+    turns = Turns()
+
+    async def others() -> None:
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns.count += 1
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(others)
+        yield turns
+        tasks.cancel_scope.cancel()

@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import io
 
-import trio
-
 from connlib import capture_interface
-from helpers_driver import in_virtual_time, open_pair
+from helpers_driver import counted_turns, in_virtual_time, open_pair
 from helpers_pcapng import STATISTICS, blocks
 
 
 @in_virtual_time
 async def test_a_capture_that_is_finished_takes_turns_with_others_and_nothing_new() -> None:
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await trio.lowlevel.checkpoint()
-
     async with open_pair() as pair:
         file = io.BytesIO()
         with capture_interface(pair.gateway, file, outer=False, inner=True) as capture:
             for _ in range(320):
                 await pair.exchange()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(others)
+            async with counted_turns() as turns:
                 await capture.finish()
-                nursery.cancel_scope.cancel()
             await pair.exchange()
             # Slices of 64: ten, and a turn between two of them.
-            assert capture.packets == 640 and turns >= 8
+            assert capture.packets == 640 and turns.count >= 8
             held = len(file.getvalue())
         # Only the statistics were left to be written.
         assert [kind for kind, _ in blocks(file.getvalue()[held:])] == [STATISTICS]

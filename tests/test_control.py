@@ -54,6 +54,7 @@ from helpers_driver import (
     GATEWAY,
     Counted,
     Pair,
+    counted_turns,
     gateway_config,
     in_real_time,
     open_pair,
@@ -153,27 +154,17 @@ async def test_explain_of_some_asks_for_nobody_else(pair: Pair, client: ControlC
 async def test_others_have_their_turn_while_many_peers_are_shown() -> None:
     keys = [PrivateKey.generate().public_key() for _ in range(400)]
     config = gateway_config(peers=tuple(PeerConfig(public_key=key) for key in keys))
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            await anyio.lowlevel.checkpoint()
-            turns += 1
-
     async with (
         open_interface(config, tun=MemoryTun(), udp=MemoryUdp()) as interface,
-        anyio.create_task_group() as tasks,
+        counted_turns() as turns,
     ):
-        tasks.start_soon(others)
         shown = await report_status(interface, 1.0)
-        assert turns >= 3
+        assert turns.count >= 3
         assert [peer.peer for peer in shown.peers] == [key.to_base64() for key in keys]
-        turns = 0
+        turns.count = 0
         explained = await report_explanations(interface, ())
-        assert turns >= 3
+        assert turns.count >= 3
         assert [each.why for each in explained] == [peer.why for peer in shown.peers]
-        tasks.cancel_scope.cancel()
 
 
 @in_real_time

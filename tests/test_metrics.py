@@ -19,7 +19,17 @@ from connlib import ConfigError, DeviceError, PeerConfig, PrivateKey, format_con
 from connlib import metrics as module
 from connlib.driver import MemoryTun, MemoryUdp, open_interface
 from connlib.metrics import MetricsServer, serve_metrics
-from helpers_driver import CLIENT, CLIENT_KEY, GATEWAY, Pair, gateway_config, in_real_time, open_pair, packet
+from helpers_driver import (
+    CLIENT,
+    CLIENT_KEY,
+    GATEWAY,
+    Pair,
+    counted_turns,
+    gateway_config,
+    in_real_time,
+    open_pair,
+    packet,
+)
 from interop.machine import own_namespace
 from interop.netns import Background, Namespace, wait_for
 from test_cli import COMMAND, call
@@ -143,19 +153,9 @@ async def test_names_arrive_as_they_are_and_each_metric_says_what_it_is() -> Non
 @in_real_time
 async def test_others_have_their_turn_while_a_page_is_made() -> None:
     """A thousand peers' takes as long as many packets."""
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            await anyio.lowlevel.checkpoint()
-            turns += 1
-
-    async with served() as (pair, server), anyio.create_task_group() as tasks:
-        tasks.start_soon(others)
+    async with served() as (pair, server), counted_turns() as turns:
         page = await server._latest_metrics()
-        tasks.cancel_scope.cancel()
-        assert turns >= page.count(b"# HELP ")
+        assert turns.count >= page.count(b"# HELP ")
         assert page.decode() == "".join(module.render(pair.gateway))
 
 

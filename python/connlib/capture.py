@@ -185,20 +185,20 @@ class Capture:
             self._node.log_keys(False)
 
     def _miss_the_rest(self) -> None:
-        while True:
-            packets, *missed = self._node.take_captured(SLICE)
-            for kind, count in zip(_KINDS, missed, strict=True):
-                self._missed[kind] += count
+        while packets := self._take():
             for packet in packets:
                 self._missed[_kind(packet)] += 1
-            if not packets:
-                return
 
-    def _write(self) -> int:
-        """Write some packets, if there are any; how many they were."""
+    def _take(self) -> list[CapturedPacket]:
+        """Some packets, if there are any; what found no room meanwhile is counted."""
         packets, *missed = self._node.take_captured(SLICE)
         for kind, count in zip(_KINDS, missed, strict=True):
             self._missed[kind] += count
+        return packets
+
+    def _write(self) -> int:
+        """Write some packets, if there are any; how many they were."""
+        packets = self._take()
         # After the packets, so that the keys to all of these are there, and are put in before them.
         lines, readable = self._node.take_key_log()
         blocks = [pcapng.secrets(lines)] if lines else []

@@ -213,26 +213,25 @@ def _told(stats: InterfaceStats, peers: tuple[PeerConfig, ...]) -> Iterator[tupl
 
 
 def _explanation(peer: PeerConfig, said: Explanation) -> PeerExplanation:
-    return PeerExplanation(
-        peer=peer.public_key.to_base64(),
-        name=peer.name,
-        state=said.state.value,
-        why=said.why,
-        next=said.then,
-        next_in=said.at,
-    )
+    return PeerExplanation(**_said_of(peer, said))
+
+
+def _said_of(peer: PeerConfig, said: Explanation) -> dict[str, Any]:
+    """The fields of a `PeerExplanation`."""
+    return {
+        "peer": peer.public_key.to_base64(),
+        "name": peer.name,
+        "state": said.state.value,
+        "why": said.why,
+        "next": said.then,
+        "next_in": said.at,
+    }
 
 
 def _peer_status(interface: Interface, peer: PeerConfig, told: PeerStats, now: float) -> PeerStatus:
     tunnel = told.tunnel
-    said = interface._explained(peer, told, now)
     return PeerStatus(
-        peer=peer.public_key.to_base64(),
-        name=peer.name,
-        state=said.state.value,
-        why=said.why,
-        next=said.then,
-        next_in=said.at,
+        **_said_of(peer, interface._explained(peer, told, now)),
         role=peer.role.value,
         endpoint=None if told.endpoint is None else host_and_port(*told.endpoint),
         allowed_ips=tuple(str(prefix) for prefix in peer.allowed_ips),
