@@ -275,3 +275,10 @@ def test_the_timer_becomes_readable_at_its_instant_of_the_boot_clock() -> None:
     for call in (timer.fileno, timer.fired, lambda: timer.set(None)):
         with pytest.raises(ClosedError):
             call()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="an option of Linux")
+def test_the_kernel_puts_no_time_on_datagrams_that_nobody_reads(machines: tuple[Machine, Machine]) -> None:
+    so_timestampns = 35
+    for machine in machines:
+        assert machine.socket.getsockopt(socket.SOL_SOCKET, so_timestampns) == 0

@@ -141,8 +141,10 @@ def test_what_no_peer_owns_is_dropped_and_counted(pair: tuple[Node, Node]) -> No
     send(alice, [ipv4(destination="172.16.0.1"), b"\x99" * 40, b"", ipv4()[:10]])
     assert alice.drain() == ([], [], [])
     assert alice.stats(START).drops == {DropReason.NO_ROUTE: 1, DropReason.NOT_IP: 3}
+    assert alice.unclaimed == 4
     arrive(bob, [b"garbage"], ALICE_AT)
     assert bob.stats(START).drops == {DropReason.INVALID_PACKET: 1}
+    assert bob.unclaimed == 1
 
 
 def test_a_peer_without_an_address_gets_nothing_and_that_is_counted() -> None:

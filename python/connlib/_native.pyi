@@ -344,7 +344,8 @@ class Node:
       `forget_timestamp`; `ask` and `decide` (see `take_questions`);
     - `handle_*` tell it what happened: packets, datagrams, time;
     - `drain` takes out everything that these caused (a `TunIo` and a `UdpIo` do it without Python objects);
-    - getters change nothing: `next_timeout`, `pending`, `*stats`, `endpoints`, `timestamps`, `timestamps_version`;
+    - getters change nothing: `next_timeout`, `unclaimed`, `pending`, `*stats`, `endpoints`, `timestamps`,
+      `timestamps_version`;
     - `record` and `take_recorded` tell what came in and when, for a replay, and `log_flows` and `take_flows` what
       policies allowed and denied;
     - `capture` and `take_captured` hand out the packets themselves, `log_keys` and `take_key_log` the keys to them.
@@ -391,6 +392,10 @@ class Node:
 
     def next_timeout(self) -> Timeout | None:
         """When `handle_timeout` is to be called next, if nothing else is called before; None for never."""
+
+    @property
+    def unclaimed(self) -> int:
+        """How many packets and datagrams were dropped before any peer was found for them."""
 
     def stats(self, now: float) -> NodeStats:
         """Counters per peer and per drop reason; ages relative to `now`."""

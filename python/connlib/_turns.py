@@ -15,15 +15,36 @@ _FUTILE_PAUSE = 0.05
 """A descriptor that says it is ready and is not, so many times in a row, is left alone for so many seconds: some errors
 never go away, and must not cost a core."""
 
+_WORTH_JUDGING = 8
+_FLOOD_PAUSE = 0.002
+"""Where more than half of so many datagrams were in vain, what comes next is left for so many seconds and then taken
+together: a wake of the event loop costs more than refusing a hundred of them, and would come every few datagrams."""
 
-async def serve(wait: Callable[[], Awaitable[None]], turn: Callable[[], int]) -> None:
-    """Take turns for as long as there is something: `turn` returns how much it moved, at most about `BUDGET`."""
-    futile = 0
+
+async def serve(
+    wait: Callable[[], Awaitable[None]], turn: Callable[[], int], refused: Callable[[], int] = lambda: 0
+) -> None:
+    """Take turns for as long as there is something.
+
+    turn: moves something, and returns how much, at most about `BUDGET`.
+    refused: how much was moved in vain so far. While that is most of it, turns are fewer and larger.
+    """
+    futile = moved = in_vain = 0
     while True:
         await wait()
-        while (count := turn()) >= BUDGET:
+        while True:
+            before = refused()
+            count = turn()
+            moved += count
+            in_vain += refused() - before
+            if count < BUDGET:
+                break
             futile = 0
             await anyio.lowlevel.checkpoint()
         futile = 0 if count else futile + 1
         if futile >= _FUTILE_WAKES:
             await anyio.sleep(_FUTILE_PAUSE)
+        if moved >= _WORTH_JUDGING:
+            if 2 * in_vain > moved:
+                await anyio.sleep(_FLOOD_PAUSE)
+            moved = in_vain = 0

@@ -545,7 +545,7 @@ class Interface:
         async def wait_readable() -> None:
             await udp.wait_readable(family)
 
-        await serve(wait_readable, turn)
+        await serve(wait_readable, turn, lambda: self._node.unclaimed)
 
     def _settle(self) -> None:
         """Take out everything that the node was caused to say, and learn when it wants to be called next."""

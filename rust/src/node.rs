@@ -251,6 +251,11 @@ impl Node {
         results::timeout_to_python(timeout, py)
     }
 
+    #[getter]
+    fn unclaimed(&self, py: Python<'_>) -> PyResult<u64> {
+        self.engine.call(py, |node| node.unclaimed())
+    }
+
     fn stats<'py>(&self, py: Python<'py>, now: Now) -> PyResult<Bound<'py, PyAny>> {
         let stats = self.engine.call(py, |node| node.stats(now.0))?;
         node_output::stats_to_python(&stats, py)

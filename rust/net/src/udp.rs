@@ -112,6 +112,7 @@ impl Udp {
         }
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
         socket::allow_fragments(socket.as_fd(), ipv4)?;
+        socket::without_timestamps(socket.as_fd())?;
         Ok(Self {
             buffers: socket::enlarge_buffers(socket.as_fd()),
             sender: Sender::new(state.max_gso_segments() > 1),
