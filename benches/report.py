@@ -52,8 +52,13 @@ def ratio(results: Results, engine: str, other: str, size: int, phase: int) -> t
     The two were measured within a fraction of a second in each repetition, so that a drift of the machine cancels.
     """
     pairs = zip(results[engine, size], results[other, size], strict=True)
-    ratios = sorted(theirs[phase] / ours[phase] for ours, theirs in pairs)
-    return statistics.median(ratios), ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+    return quartiles([theirs[phase] / ours[phase] for ours, theirs in pairs])
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """(median, lower and upper quartile)."""
+    ordered = sorted(values)
+    return statistics.median(ordered), ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]
 
 
 def gbits(results: Results, engine: str, size: int, phase: int) -> float:

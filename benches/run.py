@@ -1,4 +1,4 @@
-"""`make bench`: measures, prints the tables and writes docs/benchmarks.md.
+"""`make bench`: measures, prints the tables and writes its section of docs/benchmarks.md.
 
 The Rust program and the extension are built with the release profile; the extension is installed in a scratch folder,
 so that the one that the tests use stays as it is.
@@ -13,6 +13,8 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+
+import sections
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = (64, 576, 1420, 8920)
@@ -102,7 +104,7 @@ def main() -> None:
             subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": name})
     else:
         text = render(options.program, options.repetitions, options.seconds)
-        (ROOT / "docs" / "benchmarks.md").write_text(text)
+        sections.write("make bench", text)
         print(text)
 
 
