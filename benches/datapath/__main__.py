@@ -1,4 +1,4 @@
-"""`make bench-datapath`: measures the data path beside other implementations, and writes its part of docs/benchmarks.md.
+"""`make bench-datapath`: measures the data path beside others, and writes its section of docs/benchmarks.md.
 
 The extension is built with the release profile and installed in a scratch folder, so that the one that the tests use
 stays as it is.
@@ -58,7 +58,6 @@ def run(options: argparse.Namespace) -> int:
     from datapath import document
     from datapath.cells import CELLS
     from datapath.ends import Bench
-    from datapath.series import RunFailed
 
     # Namespaces have names, and are removed on the way out only.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -84,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
         start = time.monotonic()
         try:
             found = cell.measure(bench)
-        except (Exception, RunFailed):
+        except Exception:
             broken = True
             console.print_exception()
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from datapath import profiles, traffic
 from datapath.ends import CONNLIB, Bench, Tunnel, tunnel
@@ -59,24 +60,11 @@ def tcp(bench: Bench) -> Found:
         for streams in (1,) if bench.quick else (1, 4, 16):
             for way in WAYS:
                 for name in bench.against:
-                    runs = in_turns(
-                        bench.pairs,
-                        *_of_both(
-                            tunnels,
-                            name,
-                            lambda each, n=streams, w=way: traffic.tcp(each, n, w, bench.seconds),
-                        ),
-                    )
+                    run = partial(traffic.tcp, streams=streams, way=way, seconds=bench.seconds)
+                    runs = in_turns(bench.pairs, partial(run, tunnels[CONNLIB]), partial(run, tunnels[name]))
                     what = f"{_streams(streams)}, {way}"
                     series.append(compared(runs, "rate", what, "Gbit/s", name, _speed_goal(bench, name)))
     return Found(tuple(series))
-
-
-def _of_both(
-    tunnels: dict[str, Tunnel], other: str, run: Callable[[Tunnel], Measured]
-) -> tuple[Callable[[], Measured], Callable[[], Measured]]:
-    """The same through the tunnel of connlib and through another one."""
-    return (lambda: run(tunnels[CONNLIB])), (lambda: run(tunnels[other]))
 
 
 def gateway(bench: Bench) -> Found:
@@ -87,42 +75,34 @@ def gateway(bench: Bench) -> Found:
     ):
         for streams in (1,) if bench.quick else (1, 4):
             for way, what in ((UP, "into connlib"), (DOWN, "out of connlib")):
-                runs = in_turns(
-                    bench.pairs,
-                    lambda n=streams, w=way: traffic.tcp(ours, n, w, bench.seconds),
-                    lambda n=streams, w=way: traffic.tcp(theirs, n, w, bench.seconds),
-                )
-                series.append(compared(runs, "rate", f"{_streams(streams)}, {what}", "Gbit/s", WIREGUARD_GO))
+                run = partial(traffic.tcp, streams=streams, way=way, seconds=bench.seconds)
+                runs = in_turns(bench.pairs, partial(run, ours), partial(run, theirs))
+                label = f"{_streams(streams)}, {what}"
+                series.append(compared(runs, "rate", label, "Gbit/s", WIREGUARD_GO))
     return Found(tuple(series))
 
 
 def udp(bench: Bench) -> Found:
     series: list[Series] = []
+
+    def run(flood: traffic.Datagrams, size: int) -> Measured:
+        """As much as can be sent, and then half of what has arrived."""
+        overload = flood.flood(size, bench.seconds, None)
+        half = flood.flood(size, bench.seconds, overload["rate"] / 2)
+        return {"rate": overload["rate"], "offered": overload["offered"], "lost": half["lost"]}
+
     with ExitStack() as stack:
         tunnels = stack.enter_context(_tunnels(bench, (WIREGUARD_GO,)))
-        floods = {name: stack.enter_context(traffic.datagrams(each)) for name, each in tunnels.items()}
-
-        def run(name: str, size: int) -> Measured:
-            """As much as can be sent, and then half of what has arrived."""
-            overload = floods[name].flood(size, bench.seconds, None)
-            half = floods[name].flood(size, bench.seconds, overload["rate"] / 2)
-            return {"rate": overload["rate"], "offered": overload["offered"], "lost": half["lost"]}
-
+        ours, theirs = (stack.enter_context(traffic.datagrams(each)) for each in tunnels.values())
         for size in (FULL,) if bench.quick else (64, 512, FULL):
-            runs = in_turns(bench.pairs, lambda s=size: run(CONNLIB, s), lambda s=size: run(WIREGUARD_GO, s))
-            goal = _goal(bench, 4.0) if size == FULL else None
+            runs = in_turns(bench.pairs, partial(run, ours, size), partial(run, theirs, size))
+            faster = _goal(bench, 4.0) if size == FULL else None
+            little = Goal(0.1, least=False, ratio=False)
             what = f"{size:,} B"
             series += [
-                compared(runs, "rate", f"{what}, delivered", "packets/s", WIREGUARD_GO, goal),
+                compared(runs, "rate", f"{what}, delivered", "packets/s", WIREGUARD_GO, faster),
                 compared(runs, "offered", f"{what}, sent", "packets/s", WIREGUARD_GO),
-                compared(
-                    runs,
-                    "lost",
-                    f"{what}, lost at half of the rate delivered",
-                    "%",
-                    WIREGUARD_GO,
-                    Goal(0.1, least=False, ratio=False),
-                ),
+                compared(runs, "lost", f"{what}, lost at half of that rate", "%", WIREGUARD_GO, little),
             ]
     return Found(tuple(series))
 
@@ -131,24 +111,21 @@ def ping(bench: Bench) -> Found:
     interval = 0.01
     count = max(20, round(bench.seconds / interval))
 
-    def loaded(each: Tunnel, way: str) -> Measured:
+    def run(each: Tunnel, way: str | None) -> Measured:
+        if way is None:
+            return traffic.pings(each, count, interval)
         with traffic.load(each, 4, way, bench.seconds + 3):
             return traffic.pings(each, count, interval)
 
     series: list[Series] = []
     with _tunnels(bench, (WIREGUARD_GO,)) as tunnels:
-        cases: list[tuple[str, Callable[[Tunnel], Measured]]] = [
-            ("idle", lambda each: traffic.pings(each, count, interval))
-        ]
-        for way in WAYS:
-            cases.append((f"under {_streams(4)}, {way}", lambda each, w=way: loaded(each, w)))  # type: ignore[misc]
-        for what, run in cases:
-            runs = in_turns(bench.pairs, *_of_both(tunnels, WIREGUARD_GO, run))
-            median = _goal(bench, 1.0, least=False)
-            last = None if what == "idle" else _goal(bench, 1.0, least=False)
+        for way in (None, *WAYS):
+            what = "idle" if way is None else f"under {_streams(4)}, {way}"
+            runs = in_turns(bench.pairs, *(partial(run, each, way) for each in tunnels.values()))
+            no_worse = _goal(bench, 1.0, least=False)
             series += [
-                compared(runs, "p50", f"{what}, p50", "ms", WIREGUARD_GO, median),
-                compared(runs, "p99", f"{what}, p99", "ms", WIREGUARD_GO, last),
+                compared(runs, "p50", f"{what}, p50", "ms", WIREGUARD_GO, no_worse),
+                compared(runs, "p99", f"{what}, p99", "ms", WIREGUARD_GO, no_worse if way else None),
             ]
     return Found(tuple(series))
 
@@ -164,7 +141,7 @@ def cost(bench: Bench) -> Found:
     with _tunnels(bench, bench.against) as tunnels:
         at_rest = {name: each.resident() for name, each in tunnels.items()}
         for name in bench.against:
-            runs = in_turns(bench.pairs, *_of_both(tunnels, name, run))
+            runs = in_turns(bench.pairs, partial(run, tunnels[CONNLIB]), partial(run, tunnels[name]))
             series += [
                 compared(runs, "cpu", "processor time", "s/GB", name),
                 Series("memory at rest", "MB", (at_rest[CONNLIB],), name, (at_rest[name],)),
@@ -174,35 +151,29 @@ def cost(bench: Bench) -> Found:
 
 
 def peers(bench: Bench) -> Found:
-    numbers = QUICK_PEERS if bench.quick else PEERS
-    pings = 50 if bench.quick else 500
+    alone, *numbers = QUICK_PEERS if bench.quick else PEERS
     series: list[Series] = []
+
+    def wakes(each: Tunnel) -> Measured:
+        return {"cpu": traffic.cpu_of_a_ping(each, 50 if bench.quick else 500) * 1e6}
+
     with ExitStack() as stack:
         tunnels = {
             number: stack.enter_context(tunnel(bench, CONNLIB, CONNLIB, idle_peers=number - 1))
-            for number in numbers
+            for number in (alone, *numbers)
         }
-
-        def through(number: int, way: str) -> Measured:
-            return traffic.tcp(tunnels[number], 4, way, bench.seconds)
-
-        def wakes(number: int) -> Measured:
-            return {"cpu": traffic.cpu_of_a_ping(tunnels[number], pings) * 1e6}
-
-        for number in numbers[1:]:
-            alone, what = f"connlib, {numbers[0]} peer", f"{number:,} peers"
-            goal = Goal(0.95) if number == numbers[-1] else None
+        for number in numbers:
+            ends = tunnels[number], tunnels[alone]
+            against, most = f"connlib, {alone} peer", number == numbers[-1]
             for way in WAYS:
-                runs = in_turns(
-                    bench.pairs,
-                    lambda n=number, w=way: through(n, w),
-                    lambda w=way: through(numbers[0], w),
-                )
-                label = f"{what}, {_streams(4)}, {way}"
-                series.append(compared(runs, "rate", label, "Gbit/s", alone, goal))
-            runs = in_turns(bench.pairs, lambda n=number: wakes(n), lambda: wakes(numbers[0]))
-            least = Goal(1.05, least=False) if number == numbers[-1] else None
-            series.append(compared(runs, "cpu", f"{what}, processor time of a ping", "us", alone, least))
+                run = partial(traffic.tcp, streams=4, way=way, seconds=bench.seconds)
+                runs = in_turns(bench.pairs, *(partial(run, each) for each in ends))
+                what = f"{number:,} peers, {_streams(4)}, {way}"
+                series.append(compared(runs, "rate", what, "Gbit/s", against, Goal(0.95) if most else None))
+            runs = in_turns(bench.pairs, *(partial(wakes, each) for each in ends))
+            what = f"{number:,} peers, processor time of a ping"
+            no_more = Goal(1.05, least=False) if most else None
+            series.append(compared(runs, "cpu", what, "us", against, no_more))
     return Found(tuple(series))
 
 

@@ -88,11 +88,11 @@ def render(kept: Kept, titles: Titles) -> str:
     lines = [
         "## The data path",
         "",
-        f"Measured by `{COMMAND}`: two network namespaces joined by a veth cable, in each an implementation of WireGuard in",
-        "a process of its own with a TUN device of MTU 1420, connlib as `connlib up`. Sender, both ends and receiver share",
-        "the processors, and the same machine is faster at one moment than at another: so connlib and the other run in",
-        "turns, and a ratio compares neighbours in time, what connlib has over what the other has. Shown are medians, and",
-        f"the quartiles of the ratios; every run is in [{RUNS.name}]({RUNS.name}).",
+        f"Measured by `{COMMAND}`: two network namespaces joined by a veth cable, in each an implementation of",
+        "WireGuard in a process of its own with a TUN device of MTU 1420, connlib as `connlib up`. Sender, both ends",
+        "and receiver share the processors, and a machine is faster at one moment than at another: so connlib and the",
+        "other run in turns, and a ratio compares neighbours in time, what connlib has over what the other has. Shown",
+        f"are medians, and the quartiles of the ratios; every run is in [{RUNS.name}]({RUNS.name}).",
         "",
     ]
     first: Mapping[str, str] | None = None

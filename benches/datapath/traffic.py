@@ -37,9 +37,9 @@ def tcp(tunnel: Tunnel, streams: int, way: str, seconds: float) -> dict[str, flo
 
 def iperf3(tunnel: Tunnel, streams: int, way: str, seconds: float) -> tuple[str, ...]:
     """The client's command; its end is the near one."""
-    command = ("iperf3", "-c", tunnel.far.end.v4, "-p", str(IPERF3_PORT), "-J")
-    command += ("-P", str(streams), "-t", f"{max(1, round(seconds))}", "--connect-timeout", "5000")
-    return command + (("-R",) if way == DOWN else ())
+    command = ["iperf3", "-c", tunnel.far.end.v4, "-p", str(IPERF3_PORT), "-J", "--connect-timeout", "5000"]
+    command += ["-P", str(streams), "-t", f"{max(1, round(seconds))}"]
+    return (*command, "-R") if way == DOWN else tuple(command)
 
 
 def parse_iperf3(text: str) -> tuple[int, float]:

@@ -220,6 +220,9 @@ class GotatunCli(_UapiPeer):
     def command(self) -> Sequence[str]:
         return (str(build("gotatun-cli")), "--foreground", "--disable-drop-privileges", self.device)
 
+    def environment(self) -> dict[str, str]:
+        return {"WG_LOG_LEVEL": "info", "WG_LOG_FILE": str(self.folder / f"{self.device}.file")}
+
 
 class Connlib(Peer):
     """`connlib up FILE`, from the interpreter that runs the tests."""
