@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from datapath import NAMES
 from interop.build import PEERS
@@ -109,7 +110,8 @@ def _show(console: Console, rows: list[str], seconds: float) -> None:
         if table is None:
             table = Table(*cells, title=f"{seconds:.0f} s", title_justify="left")
         elif set(row) - set("|-"):
-            table.add_row(*(cell.replace("**", "") for cell in cells))
+            # As text: brackets mean something to the console.
+            table.add_row(*(Text(cell.replace("**", "").strip("`")) for cell in cells))
 
 
 if __name__ == "__main__":

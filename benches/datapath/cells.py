@@ -114,7 +114,7 @@ def ping(bench: Bench) -> Found:
     def run(each: Tunnel, way: str | None) -> Measured:
         if way is None:
             return traffic.pings(each, count, interval)
-        with traffic.load(each, 4, way, bench.seconds + 3):
+        with traffic.load(each, 4, way):
             return traffic.pings(each, count, interval)
 
     series: list[Series] = []

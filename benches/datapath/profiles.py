@@ -43,7 +43,7 @@ def share(bench: Bench) -> Found:
         with tunnel(bench, CONNLIB, CONNLIB) as each:
             for _ in range(bench.pairs):
                 if shutil.which("perf"):
-                    with traffic.load(each, 4, UP, bench.seconds + 3):
+                    with traffic.load(each, 4, UP):
                         text = traffic.profile_of(each, bench.seconds)
                     profiled.append(parse_perf(text))
                 if rust is not None:
@@ -85,9 +85,12 @@ def parse_perf(text: str) -> list[Sample]:
     samples = []
     for line in text.splitlines():
         fields = [field.strip() for field in line.split("\t")]
-        if len(fields) == 3 and fields[0].endswith("%"):
-            percent, library, symbol = fields
+        if len(fields) >= 3 and fields[0].endswith("%"):
+            percent, library, symbol = fields[:3]
             name = re.sub(r"^\[[.k]\]\s*", "", symbol)
+            if name.startswith("0x"):
+                # Of a library without names: one line for all of it, not one for each instruction.
+                name = library
             samples.append((part_of(library, name), name, float(percent.rstrip("%"))))
     if not samples:
         raise RunFailed(f"perf has seen nothing: {text.strip()[:200]!r}")

@@ -17,6 +17,8 @@ from reliability.places import Child, child, cpu_seconds
 UP, DOWN = "near to far", "far to near"
 WAYS = (UP, DOWN)
 DATAGRAM_PORT = 5202
+_LONG = 600.0
+"""Seconds after which a load ends by itself, if nothing has ended it."""
 LOST_PING = 1000.0
 """Milliseconds that a ping without an answer counts as: as long as is waited for one."""
 
@@ -57,17 +59,19 @@ def parse_iperf3(text: str) -> tuple[int, float]:
 
 
 @contextmanager
-def load(tunnel: Tunnel, streams: int, way: str, seconds: float) -> Iterator[None]:
-    """TCP streams that run beside something else, which begins when they are under way."""
-    running = Background(
-        tunnel.near.host.command(*iperf3(tunnel, streams, way, seconds)), tunnel.folder / "load.json"
-    )
+def load(tunnel: Tunnel, streams: int, way: str) -> Iterator[None]:
+    """TCP streams that run beside something else, which begins when they are under way, and end with it."""
+    log = tunnel.folder / "load.json"
+    running = Background(tunnel.near.host.command(*iperf3(tunnel, streams, way, _LONG)), log)
     try:
-        time.sleep(min(1.0, seconds / 4))
+        time.sleep(1)
         yield
-        running.require_running()
+        if running.returncode is not None:
+            parse_iperf3(running.output())
+            raise RunFailed("the load ended before what was measured under it")
     finally:
         running.stop()
+        log.unlink()
         # The server still waits for the rest of what was broken off.
         tunnel.serve()
 
@@ -162,5 +166,5 @@ def profile_of(tunnel: Tunnel, seconds: float) -> str:
         *("--", "sleep", f"{seconds:g}"),
         timeout=seconds + 60,
     )
-    columns = ("--sort", "dso,symbol", "--fields", "overhead,dso,symbol", "--field-separator", "\t")
+    columns = ("--fields", "overhead,dso,symbol", "--field-separator", "\t")
     return host.run("perf", "report", "-q", "--stdio", "-i", str(recorded), *columns, timeout=120)
