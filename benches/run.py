@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import sections
@@ -47,6 +47,19 @@ def build_package(folder: Path) -> None:
     (wheel,) = folder.glob("*.whl")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
     subprocess.run([*pip, "--target", str(folder), str(wheel)], check=True)
+
+
+def call_built(module: str, folder: Path, arguments: Sequence[str]) -> int:
+    """Run a package of benches/ with what was built into `folder`; its exit code."""
+    path = os.pathsep.join([str(folder), str(ROOT / "benches"), str(ROOT / "tests")])
+    command = [sys.executable, "-m", module, "--built", *arguments]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                # A Ctrl-C of the terminal has reached it, too; it ends when what it has started is gone.
+                continue
 
 
 def measure(

@@ -7,9 +7,7 @@ stays as it is.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from datapath import NAMES
+from datapath.needs import lacking
 from interop.build import PEERS
+
+ENOUGH = 5
+"""Pairs of runs, for a figure in the document."""
 
 
 def main() -> int:
@@ -28,8 +30,10 @@ def main() -> int:
     known = ", ".join(NAMES)
     parser.add_argument("cells", nargs="*", metavar="CELL", help=f"{known}; all, if none is given")
     parser.add_argument("--quick", action="store_true", help="a moment of each, and write nothing")
-    parser.add_argument("--pairs", type=int, help="of runs for each figure; 5 or more")
-    parser.add_argument("--seconds", type=float, help="of each run; 5 if not given")
+    parser.add_argument(
+        "--pairs", type=int, help="of runs for each figure; 5 if not given, and no fewer in the document"
+    )
+    parser.add_argument("--seconds", type=int, help="of each run; 5 if not given")
     parser.add_argument(
         "--against", action="append", choices=PEERS.sections(), help="whom to compare with; may be repeated"
     )
@@ -40,42 +44,49 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := [name for name in options.cells if name not in NAMES]:
         parser.error(f"there is no cell {', '.join(unknown)}; there are {known}")
-    if options.pairs is not None and options.pairs < 1:
-        parser.error("--pairs must be at least 1")
+    options.no_write |= options.quick
+    options.against = options.against or PEERS.sections()
+    options.pairs = options.pairs if options.pairs is not None else 1 if options.quick else ENOUGH
+    options.seconds = options.seconds if options.seconds is not None else 1 if options.quick else 5
+    if min(options.pairs, options.seconds) < 1:
+        parser.error("there must be one pair, and a second, at least")
+    if options.pairs < ENOUGH and not options.no_write:
+        parser.error(f"fewer than {ENOUGH} pairs are written nowhere: add --no-write")
+    if reason := lacking(options.against):
+        print(f"make bench-datapath: {reason}", file=sys.stderr)
+        return 2
     if options.quick or options.built:
-        return run(options)
+        try:
+            return run(options)
+        except KeyboardInterrupt:
+            return 130
     # benches/run.py builds the same for the benchmarks of the engine.
     import run as benchmarks
 
     with tempfile.TemporaryDirectory() as name:
         program = benchmarks.build(Path(name))
-        path = os.pathsep.join([name, *(str(benchmarks.ROOT / folder) for folder in ("benches", "tests"))])
-        command = [sys.executable, "-m", "datapath", "--built", "--program", str(program), *sys.argv[1:]]
-        return subprocess.call(command, env={**os.environ, "PYTHONPATH": path})
+        return benchmarks.call_built("datapath", Path(name), ["--program", str(program), *sys.argv[1:]])
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, show, and write after each cell. The exit code: 1 if something failed, 2 if nothing can be measured."""
+    """Measure, show, and write after each cell. The exit code: 1 if something failed."""
     from datapath import document
     from datapath.cells import CELLS
     from datapath.ends import Bench
 
     # Namespaces have names, and are removed on the way out only.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    console = Console()
     bench = Bench(
         quick=options.quick,
-        pairs=options.pairs or (1 if options.quick else 5),
-        seconds=options.seconds or (1.0 if options.quick else 5.0),
-        against=tuple(options.against or PEERS.sections()),
+        pairs=options.pairs,
+        seconds=options.seconds,
+        against=tuple(options.against),
         offload=options.offload,
         program=options.program,
+        say=lambda what: console.print(what, style="dim", highlight=False),
     )
-    if reason := bench.lacks():
-        print(f"make bench-datapath: {reason}", file=sys.stderr)
-        return 2
-    writes = not (options.quick or options.no_write)
     titles = [(cell.name, cell.title, cell.remark) for cell in CELLS]
-    console = Console()
     broken = False
     for cell in CELLS:
         if options.cells and cell.name not in options.cells:
@@ -90,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
             continue
         _show(console, document.table(found), time.monotonic() - start)
         broken |= any(series.failed for series in found.series)
-        if writes:
+        if not options.no_write:
             kept = document.load()
             document.keep(kept, cell.name, bench, found)
             document.save(kept, titles)

@@ -60,9 +60,10 @@ def tcp(bench: Bench) -> Found:
         for streams in (1,) if bench.quick else (1, 4, 16):
             for way in WAYS:
                 for name in bench.against:
+                    what = f"{_streams(streams)}, {way}"
+                    bench.say(f"{what}, {name}")
                     run = partial(traffic.tcp, streams=streams, way=way, seconds=bench.seconds)
                     runs = in_turns(bench.pairs, partial(run, tunnels[CONNLIB]), partial(run, tunnels[name]))
-                    what = f"{_streams(streams)}, {way}"
                     series.append(compared(runs, "rate", what, "Gbit/s", name, _speed_goal(bench, name)))
     return Found(tuple(series))
 
@@ -75,9 +76,10 @@ def gateway(bench: Bench) -> Found:
     ):
         for streams in (1,) if bench.quick else (1, 4):
             for way, what in ((UP, "into connlib"), (DOWN, "out of connlib")):
+                label = f"{_streams(streams)}, {what}"
+                bench.say(label)
                 run = partial(traffic.tcp, streams=streams, way=way, seconds=bench.seconds)
                 runs = in_turns(bench.pairs, partial(run, ours), partial(run, theirs))
-                label = f"{_streams(streams)}, {what}"
                 series.append(compared(runs, "rate", label, "Gbit/s", WIREGUARD_GO))
     return Found(tuple(series))
 
@@ -95,10 +97,11 @@ def udp(bench: Bench) -> Found:
         tunnels = stack.enter_context(_tunnels(bench, (WIREGUARD_GO,)))
         ours, theirs = (stack.enter_context(traffic.datagrams(each)) for each in tunnels.values())
         for size in (FULL,) if bench.quick else (64, 512, FULL):
+            what = f"{size:,} B"
+            bench.say(what)
             runs = in_turns(bench.pairs, partial(run, ours, size), partial(run, theirs, size))
             faster = _goal(bench, 4.0) if size == FULL else None
             little = Goal(0.1, least=False, ratio=False)
-            what = f"{size:,} B"
             series += [
                 compared(runs, "rate", f"{what}, delivered", "packets/s", WIREGUARD_GO, faster),
                 compared(runs, "offered", f"{what}, sent", "packets/s", WIREGUARD_GO),
@@ -121,6 +124,7 @@ def ping(bench: Bench) -> Found:
     with _tunnels(bench, (WIREGUARD_GO,)) as tunnels:
         for way in (None, *WAYS):
             what = "idle" if way is None else f"under {_streams(4)}, {way}"
+            bench.say(what)
             runs = in_turns(bench.pairs, *(partial(run, each, way) for each in tunnels.values()))
             no_worse = _goal(bench, 1.0, least=False)
             series += [
@@ -141,6 +145,7 @@ def cost(bench: Bench) -> Found:
     with _tunnels(bench, bench.against) as tunnels:
         at_rest = {name: each.resident() for name, each in tunnels.items()}
         for name in bench.against:
+            bench.say(name)
             runs = in_turns(bench.pairs, partial(run, tunnels[CONNLIB]), partial(run, tunnels[name]))
             series += [
                 compared(runs, "cpu", "processor time", "s/GB", name),
@@ -164,6 +169,7 @@ def peers(bench: Bench) -> Found:
         }
         for number in numbers:
             ends = tunnels[number], tunnels[alone]
+            bench.say(f"{number:,} peers")
             against, most = f"connlib, {alone} peer", number == numbers[-1]
             for way in WAYS:
                 run = partial(traffic.tcp, streams=4, way=way, seconds=bench.seconds)

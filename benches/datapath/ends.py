@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datapath.series import RunFailed
-from interop.build import PEERS, missing_tool
-from interop.machine import missing
+from interop.build import PEERS
 from interop.netns import Background, Namespace, joined_namespaces, wait_for
 from interop.peers import BoringtunCli, Connlib, End, GotatunCli, Peer, WireguardGo, ends_of_tunnel
 from interop.traffic import ping
@@ -41,15 +39,8 @@ class Bench:
     program: Path | None = None
     """The Rust program of benches/rust, which times ring alone."""
 
-    def lacks(self) -> str | None:
-        """What this machine lacks, None if it has everything."""
-        if reason := missing():
-            return reason
-        if not shutil.which("iperf3"):
-            return "needs iperf3 (Debian: iperf3)"
-        # To whom some cells compare in any case.
-        needed = dict.fromkeys(("wireguard-go", *self.against))
-        return next((reason for name in needed if (reason := missing_tool(name))), None)
+    say: Callable[[str], None] = lambda what: None
+    """Told what is measured next."""
 
 
 def version(name: str) -> str:
