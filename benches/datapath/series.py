@@ -37,6 +37,8 @@ class Series:
 
     def ratios(self) -> list[float]:
         """Of each pair: what connlib has over what the other has. A pair in which the other has nothing has none."""
+        if not self.theirs:
+            return []
         return [our / their for our, their in zip(self.ours, self.theirs, strict=True) if their]
 
     def met(self) -> bool | None:
