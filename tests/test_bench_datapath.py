@@ -216,7 +216,7 @@ FOUND = Found(
         Series("TCP x 1", "Gbit/s", (3.0, 4.0, 5.0), "gotatun-cli", (1.0, 1.0, 1.0), Goal(5.0)),
         Series("memory at rest", "MB", (110.5,), "wireguard-go", (12.0,)),
     ),
-    (("kernel", "_copy_to_iter", 25.04),),
+    (("kernel", "_copy_to_iter", 25.04), ("connlib, Rust", "either::<a|b>", 3.0)),
 )
 TITLES = [("tcp", "TCP", "Measured so."), ("share", "The limit", "Measured otherwise.")]
 
@@ -236,6 +236,7 @@ def test_the_table_says_what_is_met_and_what_is_missed() -> None:
         "| part | function | % |",
         "|---|---|---|",
         "| kernel | `_copy_to_iter` | 25.0 |",
+        "| connlib, Rust | `either::<a/b>` | 3.0 |",
         "",
     ]
 

@@ -131,7 +131,9 @@ def table(found: Found) -> list[str]:
     lines += [(_compared if compares else _alone)(series) for series in found.series]
     if found.profile:
         lines += ["", "| part | function | % |", "|---|---|---|"]
-        lines += [f"| {part} | `{function}` | {percent:.1f} |" for part, function, percent in found.profile]
+        lines += [
+            f"| {part} | `{_in_a_cell(name)}` | {percent:.1f} |" for part, name, percent in found.profile
+        ]
     return [*lines, ""]
 
 
@@ -169,9 +171,13 @@ def verdict(series: Series) -> str:
     if series.goal is not None:
         words.append(f"{series.goal}: {'met' if series.met() else '**missed**'}")
     if series.failed:
-        # A column ends at a bar, and a row at the end of a line.
-        words.append("broken off: " + " ".join(series.failed.replace("|", "/").split()))
+        words.append(f"broken off: {_in_a_cell(series.failed)}")
     return "; ".join(words) or "-"
+
+
+def _in_a_cell(text: str) -> str:
+    """Without what ends a column, or a row."""
+    return " ".join(text.replace("|", "/").split())
 
 
 def figure(value: float) -> str:

@@ -76,7 +76,7 @@ def _idle_peer(number: int) -> str:
 
 
 class Tunnel:
-    """A tunnel that is up, with an iperf3 server at its far end."""
+    """A tunnel that is up."""
 
     def __init__(self, near: Peer, far: Peer, folder: Path) -> None:
         self.near, self.far, self.folder = near, far, folder
@@ -96,7 +96,10 @@ class Tunnel:
         return sum(map(resident, self.pids)) / 1e6
 
     def serve(self) -> None:
-        """Start the iperf3 server, a new one if there is one: after a run that was broken off, it may still wait."""
+        """Start an iperf3 server at the far end, in the place of the one that there is.
+
+        A new one for each run: one that was broken off may still wait for the rest, and some end with their client.
+        """
         self.stop()
         host = self.far.host
         command = host.command("iperf3", "-s", "-p", str(IPERF3_PORT))
@@ -145,5 +148,4 @@ def tunnel(bench: Bench, near: str, far: str, *, idle_peers: int = 0) -> Iterato
         made = Tunnel(first, second, folder)
         ping(first.host, second.end.v4, timeout=30)
         stack.callback(made.stop)
-        made.serve()
         yield made

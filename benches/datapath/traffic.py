@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from datapath.ends import IPERF3_PORT, Tunnel
@@ -25,16 +26,20 @@ LOST_PING = 1000.0
 
 def tcp(tunnel: Tunnel, streams: int, way: str, seconds: float) -> dict[str, float]:
     """One run of iperf3: Gbit/s that the receivers had, and seconds of processor time for each GB of them."""
+    tunnel.serve()
     before = tunnel.cpu()
-    command = iperf3(tunnel, streams, way, seconds)
-    text = tunnel.near.host.run(*command, timeout=seconds + 40, check=False)
+    text = _said(tunnel, iperf3(tunnel, streams, way, seconds), seconds + 40)
     used = tunnel.cpu() - before
-    try:
-        received, rate = parse_iperf3(text)
-    except RunFailed:
-        tunnel.serve()
-        raise
+    received, rate = parse_iperf3(text)
     return {"rate": rate / 1e9, "cpu": used / (received / 1e9)}
+
+
+def _said(tunnel: Tunnel, command: Sequence[str], timeout: float) -> str:
+    """What a program at the near end printed, whether it was content or not."""
+    try:
+        return tunnel.near.host.run(*command, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        raise RunFailed(f"{command[0]} did not end within {timeout:g} s") from None
 
 
 def iperf3(tunnel: Tunnel, streams: int, way: str, seconds: float) -> tuple[str, ...]:
@@ -61,6 +66,7 @@ def parse_iperf3(text: str) -> tuple[int, float]:
 @contextmanager
 def load(tunnel: Tunnel, streams: int, way: str) -> Iterator[None]:
     """TCP streams that run beside something else, which begins when they are under way, and end with it."""
+    tunnel.serve()
     log = tunnel.folder / "load.json"
     running = Background(tunnel.near.host.command(*iperf3(tunnel, streams, way, _LONG)), log)
     try:
@@ -72,15 +78,12 @@ def load(tunnel: Tunnel, streams: int, way: str) -> Iterator[None]:
     finally:
         running.stop()
         log.unlink()
-        # The server still waits for the rest of what was broken off.
-        tunnel.serve()
 
 
 def pings(tunnel: Tunnel, count: int, interval: float) -> dict[str, float]:
     """Median and 99th percentile of the round trips, in milliseconds."""
     command = ("ping", "-n", "-i", f"{interval:g}", "-c", str(count), "-W", "1", tunnel.far.end.v4)
-    text = tunnel.near.host.run(*command, timeout=count * interval * 2 + 30, check=False)
-    times = parse_ping(text)
+    times = parse_ping(_said(tunnel, command, count * interval * 2 + 30))
     return {"p50": percentile(times, 50), "p99": percentile(times, 99)}
 
 
