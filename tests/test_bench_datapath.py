@@ -246,6 +246,14 @@ def test_a_table_without_another_has_a_column_less() -> None:
     assert document.table(Found((series,)))[2] == "| encryption | 31.0 (30.0-35.0) % | at least 1: met |"
 
 
+def test_the_ratio_of_what_is_to_be_nothing_is_not_shown() -> None:
+    series = Series("lost", "%", (0.01,), "wireguard-go", (0.02,), Goal(0.1, least=False, ratio=False))
+    assert (
+        document.table(Found((series,)))[2]
+        == "| lost | 0.01 % | 0.02 % | wireguard-go | - | at most 0.1: met |"
+    )
+
+
 def test_what_was_broken_off_stays_in_its_row() -> None:
     series = Series("TCP", "Gbit/s", against="gotatun-cli", failed="exit 1\na | b")
     assert document.table(Found((series,)))[2] == (

@@ -6,6 +6,7 @@ import datetime
 import json
 import statistics
 import subprocess
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def taken(bench: Bench) -> dict[str, str]:
         "date": datetime.date.today().isoformat(),
         "processor": machine["processor"],
         "system": machine["system"],
-        "versions": f"{machine['versions']}, {others}, iperf3 {iperf3[1] if len(iperf3) > 1 else 'unknown'}",
+        "versions": f"{machine['versions']}, iperf3 {iperf3[1] if len(iperf3) > 1 else 'unknown'}",
+        "others": others,
         "runs": f"{bench.pairs} pairs of {bench.seconds:g} s",
     }
 
@@ -104,7 +106,8 @@ def render(kept: Kept, titles: Titles) -> str:
             if cell != name:
                 continue
             machine = {what: value for what, value in kept[each].items() if isinstance(value, str)}
-            lines += [f"### {title}{f' ({setting})' if setting else ''}", "", remark, ""]
+            heading = f"### {title}{f' ({setting})' if setting else ''}"
+            lines += [heading, "", *textwrap.wrap(remark, 118), ""]
             lines += _machine(machine, first)
             first = first or machine
             lines += ["", *table(from_json(kept[each]))]
@@ -139,7 +142,8 @@ def table(found: Found) -> list[str]:
 
 def _compared(series: Series) -> str:
     ours, theirs = (_median(values, series.unit) for values in (series.ours, series.theirs))
-    ratios = series.ratios()
+    # What is to be nothing has no ratio that says anything.
+    ratios = series.ratios() if series.goal is None or series.goal.ratio else []
     cells = [
         series.what,
         ours,
