@@ -10,7 +10,7 @@ PROFILE ?= dev
 EXTENSION_SOURCES := $(shell find rust patches -type f -not -path '*/tests/*') Cargo.toml Cargo.lock pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all soak lint mutants format bench reliability audit docs rebase-patches venv extension lock wheel clean
+.PHONY: help demo test test-all soak lint mutants format bench bench-datapath reliability audit docs rebase-patches venv extension lock wheel clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ format: venv
 ## make bench           measure against ring and pristine boringtun, and write docs/benchmarks.md
 bench: venv
 	@$(BIN)/python benches/run.py $(ARGS)
+
+## make bench-datapath  measure TUN to TUN beside other implementations, and write docs/benchmarks.md (as root, with iperf3)
+bench-datapath: venv
+	@PYTHONPATH=benches:tests $(BIN)/python -m datapath $(ARGS)
 
 ## make reliability     cause the faults and attacks in network namespaces, and write docs/reliability.md (as root)
 reliability: venv

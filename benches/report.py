@@ -1,4 +1,4 @@
-"""docs/benchmarks.md: what was measured, on what, as a table of medians and a table of ratios."""
+"""The engine's section of docs/benchmarks.md: what was measured, on what, as tables of medians and of ratios."""
 
 from __future__ import annotations
 
@@ -52,8 +52,13 @@ def ratio(results: Results, engine: str, other: str, size: int, phase: int) -> t
     The two were measured within a fraction of a second in each repetition, so that a drift of the machine cancels.
     """
     pairs = zip(results[engine, size], results[other, size], strict=True)
-    ratios = sorted(theirs[phase] / ours[phase] for ours, theirs in pairs)
-    return statistics.median(ratios), ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+    return quartiles([theirs[phase] / ours[phase] for ours, theirs in pairs])
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """(median, lower and upper quartile)."""
+    ordered = sorted(values)
+    return statistics.median(ordered), ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]
 
 
 def gbits(results: Results, engine: str, size: int, phase: int) -> float:
@@ -69,12 +74,12 @@ def render(
     idle: tuple[int, int],
     days: Mapping[str, Sequence[float]],
 ) -> str:
-    """The whole document. `idle`: what `idle_peers.measure` gave."""
+    """The whole section. `idle`: what `idle_peers.measure` gave."""
     known = [name for name in ENGINES if (name, sizes[0]) in results]
     lines = [
-        "# Benchmarks",
+        "## The engine",
         "",
-        "Written by `make bench`; do not edit. Ratios say more than rates: every engine is measured in turn, "
+        "Measured by `make bench`. Ratios say more than rates: every engine is measured in turn, "
         f"{repetitions} times,",
         f"{seconds * 1000:.0f} ms each time and size, on one core, and a ratio compares neighbours in time. "
         "Shown are medians.",
@@ -92,21 +97,21 @@ def render(
         "goal says missed, that is what it is missed by.",
     ]
     for phase, title in PHASES.items():
-        lines += ["", f"## {title.capitalize()}, Gbit/s on one core", ""]
+        lines += ["", f"### {title.capitalize()}, Gbit/s on one core", ""]
         lines += _header("engine", sizes)
         for name in known:
             cells = [f"{gbits(results, name, size, phase):.2f}" for size in sizes]
             lines.append(f"| {ENGINES[name]} | {' | '.join(cells)} |")
     for phase, title in PHASES.items():
-        lines += ["", f"## {title.capitalize()}, ratios (quartiles of {repetitions})", ""]
+        lines += ["", f"### {title.capitalize()}, ratios (quartiles of {repetitions})", ""]
         lines += _header("of", sizes, "goal at 1,420 B")
         for what, engine, other, goal in RATIOS:
             if engine in known and other in known:
                 values = [ratio(results, engine, other, size, phase) for size in sizes]
                 cells = [f"{middle:.2f} ({low:.2f}-{high:.2f})" for middle, low, high in values]
                 lines.append(f"| {what} | {' | '.join(cells)} | {_verdict(goal, sizes, values)} |")
-    lines += ["", f"## {idle_peers.PEERS:,} idle peers, resident memory", "", *_idle(idle)]
-    lines += ["", "## 24 simulated hours in `connlib.lab`, seconds", "", *_days(days)]
+    lines += ["", f"### {idle_peers.PEERS:,} idle peers, resident memory", "", *_idle(idle)]
+    lines += ["", "### 24 simulated hours in `connlib.lab`, seconds", "", *_days(days)]
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""`make bench`: measures, prints the tables and writes docs/benchmarks.md.
+"""`make bench`: measures, prints the tables and writes its section of docs/benchmarks.md.
 
 The Rust program and the extension are built with the release profile; the extension is installed in a scratch folder,
 so that the one that the tests use stays as it is.
@@ -11,8 +11,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import sections
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = (64, 576, 1420, 8920)
@@ -45,6 +47,19 @@ def build_package(folder: Path) -> None:
     (wheel,) = folder.glob("*.whl")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
     subprocess.run([*pip, "--target", str(folder), str(wheel)], check=True)
+
+
+def call_built(module: str, folder: Path, arguments: Sequence[str]) -> int:
+    """Run a package of benches/ with what was built into `folder`; its exit code."""
+    path = os.pathsep.join([str(folder), str(ROOT / "benches"), str(ROOT / "tests")])
+    command = [sys.executable, "-m", module, "--built", *arguments]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                # A Ctrl-C of the terminal has reached it, too; it ends when what it has started is gone.
+                continue
 
 
 def measure(
@@ -102,7 +117,7 @@ def main() -> None:
             subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": name})
     else:
         text = render(options.program, options.repetitions, options.seconds)
-        (ROOT / "docs" / "benchmarks.md").write_text(text)
+        sections.write("make bench", text)
         print(text)
 
 

@@ -31,6 +31,16 @@ def test_a_ratio_compares_neighbours_and_faster_is_more() -> None:
     assert report.gbits(results, "tunn", 64, report.OPEN) == 64 * 8 / 50
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [((7.0,), (7.0, 7.0, 7.0)), ((3, 1, 2, 5, 4), (3, 2, 4)), ((8, 7, 6, 5, 4, 3, 2, 1), (4.5, 3, 6))],
+)
+def test_quartiles_are_values_that_were_measured(
+    values: tuple[float, ...], expected: tuple[float, ...]
+) -> None:
+    assert report.quartiles(values) == expected
+
+
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads resident memory from /proc")
 def test_ten_thousand_idle_peers_fit_into_forty_megabytes() -> None:
     with_config, without = idle_peers.measure()

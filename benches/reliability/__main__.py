@@ -7,9 +7,7 @@ stays as it is.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,9 +32,7 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as name:
         benchmarks.build_package(Path(name))
-        path = os.pathsep.join([name, str(ROOT / "benches"), str(ROOT / "tests")])
-        command = [sys.executable, "-m", "reliability", "--built", *options.faults]
-        return subprocess.call(command, env={**os.environ, "PYTHONPATH": path})
+        return benchmarks.call_built("reliability", Path(name), options.faults)
 
 
 def run(chosen: list[str], quick: bool) -> int:

@@ -30,15 +30,19 @@ SPOOFED = int(IPv4Address("198.18.0.0"))
 """Where the invented addresses begin: a /15 that is set aside for benchmarks (RFC 2544)."""
 
 
-class _Vector(ctypes.Structure):
+class Vector(ctypes.Structure):
+    """`struct iovec`."""
+
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
-class _Message(ctypes.Structure):
+class Message(ctypes.Structure):
+    """`struct mmsghdr`."""
+
     _fields_ = (
         ("name", ctypes.c_void_p),
         ("name_length", ctypes.c_uint),
-        ("vectors", ctypes.POINTER(_Vector)),
+        ("vectors", ctypes.POINTER(Vector)),
         ("vector_count", ctypes.c_size_t),
         ("control", ctypes.c_void_p),
         ("control_length", ctypes.c_size_t),
@@ -61,8 +65,8 @@ class Cannon:
         name = struct.pack("=H", socket.AF_INET) + struct.pack("!H", destination[1])
         self._name = ctypes.create_string_buffer(name + socket.inet_aton(destination[0]) + bytes(8), 16)
         self._bytes = [ctypes.create_string_buffer(datagram, len(datagram)) for datagram in self._pool]
-        self._vectors = (_Vector * len(self._pool))()
-        self._messages = (_Message * len(self._pool))()
+        self._vectors = (Vector * len(self._pool))()
+        self._messages = (Message * len(self._pool))()
         for vector, message, data in zip(self._vectors, self._messages, self._bytes, strict=True):
             vector.base, vector.length = ctypes.addressof(data), len(data)
             message.name, message.name_length = ctypes.addressof(self._name), 16
@@ -73,7 +77,7 @@ class Cannon:
         """How many datagrams the kernel took."""
         begin = time.monotonic()
         sent = 0
-        size = ctypes.sizeof(_Message)
+        size = ctypes.sizeof(Message)
         start = ctypes.addressof(self._messages)
         while (passed := time.monotonic() - begin) < seconds:
             if sent > passed * rate:

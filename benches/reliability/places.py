@@ -77,12 +77,16 @@ def lay_cable(middle: Namespace, other: Namespace, number: int) -> None:
 
 
 class Child:
-    """A process of ours in a namespace: lines of JSON in, lines of JSON out. It ends when its input does."""
+    """A process of ours in a namespace: lines of JSON in, lines of JSON out. It ends when its input does.
+
+    module: of this package, or of another one if there is a dot in it.
+    """
 
     def __init__(
         self, place: Namespace, module: str, options: dict[str, Any], *, wrapper: Sequence[str] = ()
     ) -> None:
-        command = place.command(sys.executable, "-m", f"reliability.{module}", json.dumps(options))
+        path = module if "." in module else f"reliability.{module}"
+        command = place.command(sys.executable, "-m", path, json.dumps(options))
         self._module = module
         self._process = subprocess.Popen(
             # Outside of what `ip netns exec` mounts anew.

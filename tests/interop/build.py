@@ -1,6 +1,6 @@
 """Builds the peers that peers.ini names, once, into a cache outside the tree.
 
-`python -m interop.build` builds all of them and prints where they are.
+`python -m interop.build` builds those that the tests use and prints where they are.
 """
 
 from __future__ import annotations
@@ -89,4 +89,5 @@ def _build(name: str) -> None:
 
 if __name__ == "__main__":
     for peer_name in PEERS.sections():
-        print(f"{peer_name}: {missing_tool(peer_name) or build(peer_name)}")
+        if PEERS[peer_name].getboolean("tested", True):
+            print(f"{peer_name}: {missing_tool(peer_name) or build(peer_name)}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from interop.build import build
 from interop.netns import Background, Namespace, Wire, shell, unique_name, wait_for
 
-__all__ = ["BoringtunCli", "Connlib", "End", "Peer", "Remote", "WireguardGo", "ends_of_tunnel"]
+__all__ = ["BoringtunCli", "Connlib", "End", "GotatunCli", "Peer", "Remote", "WireguardGo", "ends_of_tunnel"]
 
 MTU = 1420
 
@@ -212,6 +212,16 @@ class BoringtunCli(_UapiPeer):
 
     def environment(self) -> dict[str, str]:
         return {"WG_LOG_LEVEL": "info"}
+
+
+class GotatunCli(_UapiPeer):
+    """Mullvad's gotatun-cli."""
+
+    def command(self) -> Sequence[str]:
+        return (str(build("gotatun-cli")), "--foreground", "--disable-drop-privileges", self.device)
+
+    def environment(self) -> dict[str, str]:
+        return {"WG_LOG_LEVEL": "info", "WG_LOG_FILE": str(self.folder / f"{self.device}.file")}
 
 
 class Connlib(Peer):
