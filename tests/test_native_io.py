@@ -309,7 +309,7 @@ def test_marks_of_congestion_pass_through_real_sockets(machines: tuple[Machine, 
     outer = []
     while len(outer) < 3:  # the first packet, which waited, comes before these
         select.select([bob.socket], [], [], 10)
-        data, ancillary, _, _ = bob.socket.recvmsg(2000, 200)
+        _, ancillary, _, _ = bob.socket.recvmsg(2000, 200)
         outer += [
             value[0]
             for level, kind, value in ancillary

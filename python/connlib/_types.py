@@ -107,7 +107,7 @@ class DropReason(enum.Enum):
     SOURCE_NOT_ALLOWED = "source not allowed"
     """`Node`: the inner source address does not belong to the peer that sent it (paper section 2)."""
     CONGESTION_MARK = "congestion mark"
-    """`Node`: its datagram was marked for congestion on the way, which the sender of the packet in it does not understand
+    """`Node`: its datagram was marked for congestion on the way, which the sender of the packet in it does not look at
     (RFC 6040, section 4.2)."""
     DENIED = "denied"
     """`Node`: the policy of the peer that sent it, or that it is for, refused it; see `Policy`."""
