@@ -282,3 +282,46 @@ def test_the_kernel_puts_no_time_on_datagrams_that_nobody_reads(machines: tuple[
     so_timestampns = 35
     for machine in machines:
         assert machine.socket.getsockopt(socket.SOL_SOCKET, so_timestampns) == 0
+
+
+def marked(ecn: int) -> bytes:
+    """A packet with this ECN field and a right checksum."""
+    packet = bytearray(ipv4(b"payload"))
+    packet[1] = ecn
+    words = sum(int.from_bytes(packet[at : at + 2], "big") for at in range(0, 20, 2))
+    packet[10:12] = (0xFFFF - words % 0xFFFF).to_bytes(2, "big")
+    return bytes(packet)
+
+
+def test_marks_of_congestion_pass_through_real_sockets(machines: tuple[Machine, Machine]) -> None:
+    """RFC 6040: the outer header has the packet's ECN field, and the packet gets what was marked on the way."""
+    alice, bob = machines
+    not_ect, ect_0, ce = 0, 2, 3
+    alice.application.send(ipv4())
+    for first, second in ((alice, bob), (bob, alice)):
+        first.tun.read(first.node, START, 64)
+        first.udp.send(first.node)
+        receive(second)
+    alice.udp.send(alice.node)
+    for ecn in (ect_0, not_ect):
+        alice.node.handle_packets(marked(ecn), [len(marked(ecn))], START)
+        alice.udp.send(alice.node)
+    outer = []
+    while len(outer) < 3:  # the first packet, which waited, comes before these
+        select.select([bob.socket], [], [], 10)
+        _, ancillary, _, _ = bob.socket.recvmsg(2000, 200)
+        outer += [
+            value[0]
+            for level, kind, value in ancillary
+            if (level, kind) == (socket.IPPROTO_IP, socket.IP_TOS)
+        ]
+    assert outer == [not_ect, ect_0, not_ect]
+
+    for ecn in (ect_0, not_ect):
+        alice.node.handle_packets(marked(ecn), [len(marked(ecn))], START)
+    for transmit in alice.node.drain().transmits:
+        alice.socket.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, ce)
+        alice.socket.sendto(transmit.datagram, transmit.destination)
+    receive(bob, 2)
+    assert bob.node.drain().packets == [marked(ce)]
+    assert bob.node.stats(START).peers[0].tunnel.drops == {DropReason.CONGESTION_MARK: 1}

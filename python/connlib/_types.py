@@ -106,6 +106,9 @@ class DropReason(enum.Enum):
     """`Node`: its own datagram came back as a packet: the routes of the machine lead the endpoint into the tunnel."""
     SOURCE_NOT_ALLOWED = "source not allowed"
     """`Node`: the inner source address does not belong to the peer that sent it (paper section 2)."""
+    CONGESTION_MARK = "congestion mark"
+    """`Node`: its datagram was marked for congestion on the way, which the sender of the packet in it does not look at
+    (RFC 6040, section 4.2)."""
     DENIED = "denied"
     """`Node`: the policy of the peer that sent it, or that it is for, refused it; see `Policy`."""
     UNANSWERED = "unanswered"

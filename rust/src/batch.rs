@@ -247,6 +247,7 @@ pub fn encapsulate(
         writer.append(datagram);
     }
     output.datagrams.clear();
+    output.ecn.clear();
     error
 }
 

@@ -69,13 +69,13 @@ impl Node {
 /// Hand datagrams to a node and leave no trace of its keys on the stack.
 pub fn handle_datagrams<'a>(
     node: &mut connlib_core::Node,
-    datagrams: impl Iterator<Item = (Path, &'a [u8])>,
+    datagrams: impl Iterator<Item = (Path, u8, &'a [u8])>,
     now: Now,
 ) {
     tracelessly(node, |node| {
         let mut handshakes = false;
-        for (from, datagram) in datagrams {
-            node.handle_datagram(from, datagram, now.0);
+        for (from, ecn, datagram) in datagrams {
+            node.handle_marked_datagram(from, ecn, datagram, now.0);
             handshakes |= is_handshake(datagram);
         }
         handshakes
@@ -221,7 +221,10 @@ impl Node {
                 lengths.len()
             )));
         }
-        let items = sources.iter().map(|source| source.0.into()).zip(items);
+        let sources = sources.iter().map(|source| source.0.into());
+        let items = sources
+            .zip(items)
+            .map(|(from, datagram)| (from, 0, datagram));
         self.engine
             .call_detached(py, |node| handle_datagrams(node, items, now))
     }

@@ -78,7 +78,7 @@ impl UdpIo {
                     received += sockets.receive(family, budget, &mut io.buffers, |buffers| {
                         let datagrams = buffers.iter().map(|one| {
                             let (remote, source) = (one.source, one.local);
-                            (Path { remote, source }, one.bytes)
+                            (Path { remote, source }, one.ecn, one.bytes)
                         });
                         let handled =
                             node.call_inside(|node| handle_datagrams(node, datagrams, now));
@@ -106,6 +106,7 @@ impl UdpIo {
                         lengths: &output.datagrams.lengths,
                         destinations: &output.destinations,
                         sources: &output.sources,
+                        ecn: &output.ecn,
                     });
                     for (remote, source) in sockets.take_refused_sources() {
                         node.source_refused(remote, source);

@@ -76,6 +76,8 @@ drop_reasons! {
     RoutingLoop = "ROUTING_LOOP",
     /// The inner source address does not belong to the peer.
     SourceNotAllowed = "SOURCE_NOT_ALLOWED",
+    /// It met congestion on the way, and who sent the packet in it would not understand that (RFC 6040).
+    CongestionMark = "CONGESTION_MARK",
     /// The peer's policy refused it.
     Denied = "DENIED",
     /// Whoever decides about the first packet of its flow gave no answer in time.

@@ -5,6 +5,7 @@ mod capture;
 mod config;
 mod deadlines;
 mod drive;
+mod ecn;
 mod filter;
 mod output;
 mod own;
@@ -268,7 +269,12 @@ impl Node {
 
     /// A datagram from UDP: from a peer, or from anybody.
     pub fn handle_datagram(&mut self, from: impl Into<Path>, datagram: &[u8], now: Instant) {
-        let from = from.into();
+        self.handle_marked_datagram(from.into(), 0, datagram, now);
+    }
+
+    /// The same, with the ECN field of its IP header. What that says of congestion on the way reaches the receiver of the
+    /// packet in it (RFC 6040).
+    pub fn handle_marked_datagram(&mut self, from: Path, ecn: u8, datagram: &[u8], now: Instant) {
         let now = self.advance(now);
         self.refuse_overdue(now);
         let verdict = self
@@ -288,7 +294,7 @@ impl Node {
         let slot = found.as_ref().ok().map(|(slot, _)| *slot);
         self.capture_received(slot, from.remote, datagram);
         match found {
-            Ok((slot, packet)) => self.receive(slot, from, packet, datagram.len(), now),
+            Ok((slot, packet)) => self.receive(slot, from, ecn, packet, datagram.len(), now),
             Err(reason) => self.drops.add(reason),
         }
     }
@@ -491,7 +497,15 @@ impl Node {
         self.indices.owner(index).ok_or(DropReason::WrongIndex)
     }
 
-    fn receive(&mut self, slot: Slot, from: Path, packet: Packet<'_>, size: usize, now: Instant) {
+    fn receive(
+        &mut self,
+        slot: Slot,
+        from: Path,
+        ecn: u8,
+        packet: Packet<'_>,
+        size: usize,
+        now: Instant,
+    ) {
         let packets = self.output.packets.len();
         let kind = InputKind::of(&packet);
         let received = self.drive(slot, now, |tunn, env, out| {
@@ -510,6 +524,7 @@ impl Node {
                     self.drop_from(slot, error.into());
                 }
                 if self.output.packets.len() > packets
+                    && self.check_mark(slot, ecn)
                     && self.check_source(slot)
                     && self.check_received(slot, now)
                 {
@@ -549,6 +564,17 @@ impl Node {
             Ok(_) => peer.heard = Some(now),
             Err(_) => {}
         }
+    }
+
+    /// Whether the last packet can tell what its datagram met on the way. It is taken back if not.
+    #[inline]
+    fn check_mark(&mut self, slot: Slot, ecn: u8) -> bool {
+        let told = self.output.mark_last_packet(ecn);
+        if !told {
+            self.output.take_back_last_packet();
+            self.drop_from(slot, DropReason::CongestionMark);
+        }
+        told
     }
 
     /// Whether the source address of the last packet is the peer's. It is taken back if not.

@@ -9,7 +9,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use quinn_udp::Transmit;
+use quinn_udp::{EcnCodepoint, Transmit};
 
 use crate::{ErrorCounts, Queue};
 
@@ -37,6 +37,8 @@ pub struct Datagrams<'a> {
     pub destinations: &'a [SocketAddr],
     /// As many again: from which address of ours; `None` for whichever the kernel chooses.
     pub sources: &'a [Option<IpAddr>],
+    /// And the ECN field of the IP header that each gets, in the two low bits.
+    pub ecn: &'a [u8],
 }
 
 /// Where datagrams go, and from where.
@@ -44,6 +46,7 @@ pub struct Datagrams<'a> {
 pub(crate) struct Way {
     pub destination: SocketAddr,
     pub source: Option<IpAddr>,
+    pub ecn: u8,
 }
 
 impl<'a> Datagrams<'a> {
@@ -54,13 +57,21 @@ impl<'a> Datagrams<'a> {
             mut lengths,
             mut destinations,
             mut sources,
+            mut ecn,
         } = self;
         std::iter::from_fn(move || {
-            let (destination, source) = (*destinations.first()?, *sources.first()?);
+            let way = Way {
+                destination: *destinations.first()?,
+                source: *sources.first()?,
+                ecn: *ecn.first()?,
+            };
             let same = destinations
                 .iter()
                 .zip(sources)
-                .take_while(|next| *next == (&destination, &source))
+                .zip(ecn)
+                .take_while(|((destination, source), ecn)| {
+                    (*destination, *source, *ecn) == (&way.destination, &way.source, &way.ecn)
+                })
                 .count();
             let (run_lengths, other_lengths) = lengths.split_at_checked(same)?;
             let (run_bytes, other_bytes) = bytes.split_at_checked(run_lengths.iter().sum())?;
@@ -68,11 +79,9 @@ impl<'a> Datagrams<'a> {
             lengths = other_lengths;
             destinations = destinations.get(same..)?;
             sources = sources.get(same..)?;
+            ecn = ecn.get(same..)?;
             Some((
-                Way {
-                    destination,
-                    source,
-                },
+                way,
                 Run {
                     bytes: run_bytes,
                     lengths: run_lengths,
@@ -336,10 +345,11 @@ impl Sender {
         let Way {
             destination,
             source,
+            ecn,
         } = way;
         let from = |src_ip| Transmit {
             destination,
-            ecn: None,
+            ecn: EcnCodepoint::from_bits(ecn),
             contents,
             segment_size,
             src_ip,

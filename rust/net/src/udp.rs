@@ -22,6 +22,8 @@ pub struct Received<'a> {
     /// The address of ours that it was sent to, from which an answer should come. `None` where the kernel does not say, or
     /// it was sent to many.
     pub local: Option<IpAddr>,
+    /// The ECN field of its IP header, in the two low bits.
+    pub ecn: u8,
     pub bytes: &'a [u8],
 }
 
@@ -55,12 +57,14 @@ impl ReceiveBuffers {
                 // An empty datagram is one datagram, which cutting by size would not show.
                 let empty = (meta.len == 0).then_some(bytes);
                 let local = meta.dst_ip.filter(is_of_one);
+                let ecn = meta.ecn.map_or(0, |ecn| ecn as u8);
                 empty
                     .into_iter()
                     .chain(bytes.chunks(meta.stride.max(1)))
                     .map(move |bytes| Received {
                         source: meta.addr,
                         local,
+                        ecn,
                         bytes,
                     })
             })

@@ -15,6 +15,8 @@ struct End {
     buffers: ReceiveBuffers,
     /// The address of its own that each datagram was sent to.
     asked: Vec<Option<IpAddr>>,
+    /// The ECN field that each had.
+    ecn: Vec<u8>,
 }
 
 impl End {
@@ -34,6 +36,7 @@ impl End {
             sockets,
             buffers: ReceiveBuffers::default(),
             asked: Vec::new(),
+            ecn: Vec::new(),
         }
     }
 
@@ -42,6 +45,15 @@ impl End {
     }
 
     fn send_from(&mut self, source: Option<IpAddr>, datagrams: &[(SocketAddr, Vec<u8>)]) -> usize {
+        self.send_marked(source, &vec![0; datagrams.len()], datagrams)
+    }
+
+    fn send_marked(
+        &mut self,
+        source: Option<IpAddr>,
+        ecn: &[u8],
+        datagrams: &[(SocketAddr, Vec<u8>)],
+    ) -> usize {
         let bytes: Vec<u8> = datagrams
             .iter()
             .flat_map(|(_, bytes)| bytes.clone())
@@ -53,6 +65,7 @@ impl End {
             lengths: &lengths,
             destinations: &destinations,
             sources: &vec![source; datagrams.len()],
+            ecn,
         })
     }
 
@@ -70,6 +83,7 @@ impl End {
                 self.pair.receive(family, 64, &mut self.buffers, |batch| {
                     all.extend(batch.iter().map(|one| {
                         self.asked.push(one.local);
+                        self.ecn.push(one.ecn);
                         (one.source, one.bytes.to_vec())
                     }));
                 });
@@ -95,6 +109,22 @@ fn datagrams_arrive_with_their_source_on_both_families() {
         );
     }
     assert_eq!(b.pair.counts().received_bytes, 2 * (148 + 92));
+}
+
+#[test]
+fn every_mark_of_congestion_arrives_also_within_a_burst() {
+    let (mut a, mut b) = (End::new(), End::new());
+    let marks = [0, 1, 1, 1, 2, 2, 3, 3, 0, 0, 2];
+    for to in [b.v4, b.v6] {
+        let burst: Vec<_> = (0..marks.len())
+            .map(|n| (to, datagram(n as u8, 1_000)))
+            .collect();
+        assert_eq!(a.send_marked(None, &marks, &burst), marks.len());
+        b.receive(marks.len());
+        assert_eq!(std::mem::take(&mut b.ecn), marks);
+    }
+    // Runs of one mark each.
+    assert_eq!(a.pair.counts().sent.calls, 2 * 6);
 }
 
 #[test]
@@ -246,6 +276,7 @@ fn a_family_without_a_socket_is_a_counted_loss() {
         lengths: &[10, 10],
         destinations: &destinations,
         sources: &[None; 2],
+        ecn: &[0; 2],
     });
     assert_eq!(outcome, 0);
     let errors = pair.counts().sent.errors;

@@ -5,6 +5,7 @@ use std::ops::Deref;
 
 use connlib_boringtun::noise::{Event, Output, Packets};
 
+use super::ecn;
 use super::path::Path;
 use crate::policy::Refusal;
 
@@ -37,8 +38,8 @@ impl From<Event> for NodeEvent {
 /// Nothing in here bounds its growth: whoever calls the node drains it after each batch, and a batch of n packets adds at
 /// most n packets, n datagrams, and what was queued in the tunnels.
 ///
-/// `datagrams`, for UDP, and `packets`, for the TUN device, are those of an [`Output`], to which the tunnels append
-/// directly: nothing is copied or moved on the way.
+/// `datagrams`, for UDP, their `ecn`, and `packets`, for the TUN device, are those of an [`Output`], to which the tunnels
+/// append directly: nothing is copied or moved on the way. Here, there are as many of `ecn` as of datagrams.
 #[derive(Debug, Default)]
 pub struct NodeOutput {
     pub(crate) tunnels: Output,
@@ -103,6 +104,7 @@ impl NodeOutput {
     pub fn drain_datagrams(&mut self, count: usize) {
         drain(&mut self.tunnels.datagrams, count);
         let count = count.min(self.destinations.len());
+        self.tunnels.ecn.drain(..count.min(self.tunnels.ecn.len()));
         self.destinations.drain(..count);
         self.sources.drain(..count);
     }
@@ -114,8 +116,7 @@ impl NodeOutput {
 
     pub(crate) fn push_datagram(&mut self, path: Path, datagram: &[u8]) {
         self.tunnels.datagrams.push(datagram);
-        self.destinations.push(path.remote);
-        self.sources.push(path.source);
+        self.address(Some(path));
     }
 
     pub(crate) fn push_packet(&mut self, packet: &[u8]) {
@@ -125,6 +126,17 @@ impl NodeOutput {
     pub(crate) fn take_back_last_packet(&mut self) {
         let rest = self.packets.len().saturating_sub(1);
         self.tunnels.packets.truncate(rest);
+    }
+
+    /// Hands on what the outer header of the last packet's datagram said of congestion on the way. False: the packet is of
+    /// a sender that does not understand that, and is to be dropped (RFC 6040, section 4.2).
+    pub(crate) fn mark_last_packet(&mut self, outer: u8) -> bool {
+        let Packets { bytes, lengths } = &mut self.tunnels.packets;
+        let start = lengths
+            .last()
+            .and_then(|length| bytes.len().checked_sub(*length));
+        let packet = start.and_then(|start| bytes.get_mut(start..));
+        packet.is_none_or(|packet| ecn::mark(packet, outer))
     }
 
     pub(crate) fn last_packet(&self) -> Option<&[u8]> {
@@ -139,6 +151,7 @@ impl NodeOutput {
             datagrams,
             packets,
             events,
+            ..
         } = &self.tunnels;
         Mark {
             datagrams: (datagrams.bytes.len(), datagrams.lengths.len()),
@@ -153,7 +166,9 @@ impl NodeOutput {
             datagrams,
             packets,
             events,
+            ecn,
         } = &mut self.tunnels;
+        ecn.truncate(mark.datagrams.1);
         for (buffer, (bytes, lengths)) in [(datagrams, mark.datagrams), (packets, mark.packets)] {
             buffer.bytes.truncate(bytes);
             buffer.lengths.truncate(lengths);
@@ -169,11 +184,13 @@ impl NodeOutput {
             Some(Path { remote, source }) => {
                 self.destinations.resize(self.datagrams.len(), remote);
                 self.sources.resize(self.datagrams.len(), source);
+                self.tunnels.ecn.resize(self.datagrams.len(), 0);
                 0
             }
             None => {
                 let lost = self.datagrams.len().saturating_sub(addressed);
                 self.tunnels.datagrams.truncate(addressed);
+                self.tunnels.ecn.truncate(addressed);
                 lost
             }
         }

@@ -5,6 +5,7 @@ mod asking;
 mod asking_bounds;
 mod capture;
 mod cookies;
+mod ecn;
 mod endpoints;
 mod events;
 mod garbage;

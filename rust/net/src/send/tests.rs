@@ -49,6 +49,7 @@ fn send_from(sender: &mut Sender, fake: &mut Fake, lengths: &[usize], source: Op
         lengths,
         destinations: &destinations,
         sources: &vec![source; lengths.len()],
+        ecn: &vec![0; lengths.len()],
     };
     for (way, run) in batch.by_way() {
         sender.send(way, run, &mut fake.call());
@@ -103,6 +104,7 @@ fn destinations_and_sources_are_not_mixed() {
         lengths: &[1, 1, 2, 2, 1],
         destinations: &[a, a, b, a, a],
         sources: &[None, None, None, None, Some(HERE)],
+        ecn: &[0; 5],
     };
     let runs: Vec<_> = batch
         .by_way()

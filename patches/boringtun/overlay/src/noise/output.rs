@@ -77,6 +77,9 @@ pub enum Event {
 pub struct Output {
     /// For the peer, in order.
     pub datagrams: Packets,
+    /// The ECN field that the outer header of each of `datagrams` is to have (RFC 6040, section 4.1: that of the packet in
+    /// it); 0 for those beyond its end.
+    pub ecn: Vec<u8>,
     /// IP packets from the peer, in order.
     pub packets: Packets,
     pub events: Vec<Event>,
@@ -85,8 +88,26 @@ pub struct Output {
 impl Output {
     pub fn clear(&mut self) {
         self.datagrams.clear();
+        self.ecn.clear();
         self.packets.clear();
         self.events.clear();
+    }
+
+    /// A packet was sealed at the end of the datagrams' bytes, into so many.
+    #[inline]
+    pub(super) fn sealed(&mut self, packet: &[u8], length: usize) {
+        self.ecn.resize(self.datagrams.len(), 0);
+        self.ecn.push(ecn(packet));
+        self.datagrams.lengths.push(length);
+    }
+}
+
+/// The ECN field of an IP packet's header (RFC 3168, section 5); 0 for what is neither IPv4 nor IPv6.
+fn ecn(packet: &[u8]) -> u8 {
+    match *packet {
+        [first, second, ..] if first >> 4 == 4 => second & 3,
+        [first, second, ..] if first >> 4 == 6 => second >> 4 & 3,
+        _ => 0,
     }
 }
 

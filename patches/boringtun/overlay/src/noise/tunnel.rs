@@ -295,7 +295,7 @@ impl Tunn {
         let buffer = bytes.get_mut(start..).unwrap_or_default();
         match session.format_packet_data(padded, buffer) {
             Ok(length) => {
-                out.datagrams.lengths.push(length);
+                out.sealed(packet, length);
                 self.after_data(length, env, out);
                 Ok(())
             }
