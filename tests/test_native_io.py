@@ -306,7 +306,7 @@ def test_marks_of_congestion_pass_through_real_sockets(machines: tuple[Machine, 
     for ecn in (ect_0, not_ect):
         alice.node.handle_packets(marked(ecn), [len(marked(ecn))], START)
         alice.udp.send(alice.node)
-    outer = []
+    outer: list[int] = []
     while len(outer) < 3:  # the first packet, which waited, comes before these
         select.select([bob.socket], [], [], 10)
         _, ancillary, _, _ = bob.socket.recvmsg(2000, 200)
