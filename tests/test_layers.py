@@ -44,6 +44,7 @@ LAYERS = {
         "_gatewayvalues",
         "_tomlplaces",
         "_wgvalues",
+        "_wholefile",
         "config",
         "gateway",
         "gatewayfile",
