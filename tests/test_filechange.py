@@ -288,7 +288,7 @@ def test_what_is_no_ordinary_file_is_refused(
 def test_a_path_without_a_folder_or_with_a_nul_byte_is_a_line() -> None:
     with pytest.raises(ConfigError, match=r"^nowhere/office\.toml: cannot read it: no such file"):
         change_of("nowhere/office.toml").__enter__()
-    with pytest.raises(ConfigError, match=r"^nowhere/office\.toml: cannot lock it: no such file"):
+    with pytest.raises(ConfigError, match=r"^nowhere/office\.toml: cannot write it: no such file"):
         change_of("nowhere/office.toml", new=True).__enter__()
     with pytest.raises(ConfigError, match=r"^'a\\x00b': cannot read it: this is not a path"):
         change_of("a\0b").__enter__()

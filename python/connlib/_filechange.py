@@ -157,7 +157,7 @@ class FileChange:
 
     def _enter_lock(self) -> None:
         """Lock the file until the block ends."""
-        with _saying("lock", self.path):
+        with _saying("write", self.path):
             end = time.monotonic() + LOCK_PATIENCE
             while True:
                 descriptor = os.open(
