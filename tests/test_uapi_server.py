@@ -260,6 +260,27 @@ def test_nothing_is_sent_before_the_device_was_up_and_its_mtu_is_followed(run: R
     run(body)
 
 
+def test_a_link_that_cannot_be_followed_for_now_is_said_once_and_followed_later(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body() -> None:
+        async with both(tmp_path) as (a, _):
+            device = Device(a.interface, up=False)
+
+            async def fail(*_: object, **__: object) -> None:
+                raise DeviceError("UDP port 1111 is in use", hint="wait")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(type(a.interface), "apply", fail)
+                for _ in range(3):
+                    assert not await device.link_changed(1500, up=True)
+            assert sum("an MTU of 1500 cannot be had" in text for text in caplog.messages) == 1
+            assert await device.link_changed(1500, up=True)
+            assert len(a.interface.config.peers) == 1 and a.interface.config.mtu == 1500
+
+    run(body)
+
+
 def test_a_peer_of_low_order_is_a_setting_and_gets_no_packet(run: Run, tmp_path: Path) -> None:
     async def body() -> None:
         async with both(tmp_path) as (a, b):
