@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -192,8 +193,19 @@ def test_another_private_key_makes_other_sessions(run: Run, tmp_path: Path) -> N
         new = PrivateKey.generate()
         async with both(tmp_path) as (a, b):
             await exchange(a, b)
+
+            async def counted() -> list[str]:
+                return [
+                    line
+                    for line in await b.get()
+                    if re.match("rx_bytes|tx_bytes|last_handshake_time_sec", line)
+                ]
+
+            before = await counted()
             assert await b.set(f"private_key={hexed(new)}") == 0
             assert b.interface.stats().peers[0].tunnel.sessions == 0
+            assert await counted() == before, "as the kernel does"
+            assert len(before) == 3 and not any(line.endswith("=0") for line in before)
             assert (
                 await a.set(
                     f"public_key={hexed(B_KEY.public_key())}",
