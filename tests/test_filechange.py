@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from connlib import _filechange as module
 from connlib._filechange import FileChange
 from connlib.cli.peer import add_peer
 from every_line import ALICE, BEFORE, OLD
+
+LOCK = ".office.toml.connlib-lock"
 
 
 @pytest.fixture
@@ -69,18 +72,59 @@ def test_of_many_at_once_each_adds_its_peer(folder: Path) -> None:
 
 def test_one_that_is_locked_for_long_is_said_to_be(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOCK_PATIENCE", 0.0)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with change_of():
+        assert stat.S_IMODE(os.lstat(LOCK).st_mode) == 0o600
         with pytest.raises(ConfigError) as raised, change_of():
             pass
-    finally:
-        os.close(descriptor)
+    me = Path("/proc/self/comm").read_text().strip()
     assert str(raised.value) == (
-        "office.toml: another process keeps its folder locked; see which one: fuser -v ."
+        f"office.toml: process {os.getpid()} ({me}) is changing it; wait until it ends, or end it"
     )
     with change_of():
         pass
+    assert contents(folder) == BEFORE
+
+
+def test_who_may_only_read_cannot_keep_others_from_changing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOCK_PATIENCE", 0.0)
+    with ExitStack() as locked:
+        for path in (folder, folder / "office.toml"):
+            descriptor = os.open(path, os.O_RDONLY)
+            locked.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with change_of() as change:
+            change.stage(b"new")
+            change.commit()
+    assert contents(folder) == {**BEFORE, "office.toml": "new"}
+
+
+def test_the_lock_that_a_killed_one_has_left_locks_nobody_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOCK_PATIENCE", 0.0)
+    Path(LOCK).touch(0o600)
+    with change_of():
+        pass
+    assert contents(folder) == BEFORE
+
+
+def test_a_lock_that_was_removed_while_it_was_waited_for_is_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one in the row would hold another file than the one after it."""
+    taken: list[int] = []
+
+    def lock(descriptor: int, patience: float, pause: float) -> bool:
+        taken.append(os.fstat(descriptor).st_ino)
+        if len(taken) == 1:
+            os.rename(LOCK, "elsewhere")
+        return True
+
+    monkeypatch.setattr(module, "lock", lock)
+    with change_of():
+        assert os.lstat(LOCK).st_ino == taken[1] != taken[0]
 
 
 def test_the_new_text_takes_over_mode_and_owner(folder: Path) -> None:
@@ -242,10 +286,10 @@ def test_what_is_no_ordinary_file_is_refused(
 
 
 def test_a_path_without_a_folder_or_with_a_nul_byte_is_a_line() -> None:
-    with pytest.raises(
-        ConfigError, match=r"^nowhere/office\.toml: cannot lock the folder of it: no such file"
-    ):
+    with pytest.raises(ConfigError, match=r"^nowhere/office\.toml: cannot read it: no such file"):
         change_of("nowhere/office.toml").__enter__()
+    with pytest.raises(ConfigError, match=r"^nowhere/office\.toml: cannot write it: no such file"):
+        change_of("nowhere/office.toml", new=True).__enter__()
     with pytest.raises(ConfigError, match=r"^'a\\x00b': cannot read it: this is not a path"):
         change_of("a\0b").__enter__()
 

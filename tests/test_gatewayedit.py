@@ -252,7 +252,7 @@ def test_a_peer_s_own_file_says_what_it_needs() -> None:
     )
     assert text == (
         f"[Interface]\nPrivateKey = {private_key.to_base64()}\nAddress = 10.7.0.9/32\nAddress = fd07::9/128\n"
-        "MTU = 1380\nDNS = 10.7.0.1, fd07::1\n\n"
+        "DNS = 10.7.0.1\nDNS = fd07::1\nMTU = 1380\n\n"
         f"[Peer]\nPublicKey = {BOB.to_base64()}\nPresharedKey = {SHARED.to_base64()}\n"
         "AllowedIPs = 0.0.0.0/0\nAllowedIPs = ::/0\nEndpoint = [2001:db8::1]:51820\nPersistentKeepalive = 25\n"
     )

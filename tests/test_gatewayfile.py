@@ -118,6 +118,13 @@ BAD = [
     (MINIMAL + "timers.rekey_timeout = 1e99\n", 3, 24, "not a number of seconds", "0.5"),
     (MINIMAL + 'timers.rekey_timeout = "5"\n', 3, 24, "must be a number of seconds, not text", "quotes"),
     (MINIMAL + "timers.rekey_after_time = 500\n", 3, 1, "rekey_after_time must be less than", "one of"),
+    (
+        MINIMAL + "timers.rekey_timeout = 170\n",
+        3,
+        1,
+        "more than keepalive_timeout, rekey_timeout and 0.333 s",
+        "",
+    ),
     (MINIMAL + "limits.queue_packets = 65537\n", 3, 24, "queue_packets: 65537 is out of range", "65536"),
     (
         MINIMAL + f"limits.queue_packets = 0x{'f' * 20}\n",

@@ -112,7 +112,7 @@ def test_everything_about_a_peer_can_be_said(connlib: Command, folder: Path) -> 
     )
     text = (folder / "carol.conf").read_text()
     config = parse_config(text)
-    assert "\nDNS = 10.7.0.1, fd07::1, 10.7.0.2\n\n[Peer]\n" in text
+    assert "\nDNS = 10.7.0.1\nDNS = fd07::1\nDNS = 10.7.0.2\n" in text
     assert [str(address) for address in config.addresses] == ["10.7.0.9/24", "fd07::9/128"]
     (gateway,) = config.peers
     assert [str(prefix) for prefix in gateway.allowed_ips] == ["0.0.0.0/0", "::/0", "10.0.0.0/8"]
@@ -563,7 +563,7 @@ def test_init_writes_over_nothing(connlib: Command, folder: Path) -> None:
         (("wg0.toml", "--port", "0"), "Invalid value for '--port': "),
         (
             ("no/wg0.toml",),
-            "no/wg0.toml: cannot lock the folder of it: no such file or directory; look at its folder",
+            "no/wg0.toml: cannot write it: no such file or directory; look at its folder",
         ),
     ],
 )

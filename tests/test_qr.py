@@ -85,6 +85,17 @@ def test_the_code_is_a_picture_if_the_file_s_name_says_so(
     assert picture.startswith("<?xml") and "#fff" in picture
 
 
+@pytest.mark.parametrize("ending", ["gif", "JPG"])
+def test_a_picture_of_another_kind_is_refused_and_no_text_written_there(
+    connlib: Command, folder: Path, ending: str
+) -> None:
+    before = (folder / "office.toml").read_bytes()
+    said = f"connlib: alice.{ending}: a QR code is a .png or a .svg, and no .{ending.lower()}; choose another ending\n"
+    assert connlib("peer", "add", "alice", "-o", f"alice.{ending}") == (2, "", said)
+    assert not (folder / f"alice.{ending}").exists()
+    assert (folder / "office.toml").read_bytes() == before
+
+
 def on_terminal(columns: int, *arguments: str) -> tuple[int, str]:
     """The exit code of the command on a terminal of so many columns, and what it prints there."""
     ours, theirs = pty.openpty()

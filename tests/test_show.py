@@ -9,9 +9,10 @@ import os
 import signal
 import socket
 import struct
+import subprocess
 import termios
-from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -282,3 +283,71 @@ async def test_a_watch_on_a_low_terminal_leaves_nothing_above_it_and_shows_what_
     assert b"\x1b[?1049h" in before, "it has a screen of its own"
     assert len(frames) >= 2 and b"memory" in said
     assert all(frame.count(b"\n") < rows for frame in frames)
+
+
+@asynccontextmanager
+async def watching(directory: Path, *options: str) -> AsyncIterator[trio.Process]:
+    """`connlib show --watch` with its output in pipes."""
+    command = (*COMMAND, "show", "--watch", "--interval", "0.1", "--run-dir", str(directory), *options)
+    watch = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        yield watch
+    finally:
+        with trio.CancelScope(shield=True):
+            if watch.returncode is None:
+                watch.kill()
+            await watch.wait()
+            for stream in (watch.stdout, watch.stderr):
+                assert stream is not None
+                await stream.aclose()
+
+
+async def lines_of(stream: trio.abc.ReceiveStream | None, most: int) -> list[str]:
+    """The next lines, so many at least unless the stream ends before."""
+    assert stream is not None
+    said = b""
+    while said.count(b"\n") < most and (more := await stream.receive_some()):
+        said += more
+    return said.decode().splitlines()
+
+
+@in_real_time
+async def test_a_watch_of_one_interface_prints_a_line_of_json_each_time_and_ends_when_it_does(
+    tmp_path: Path,
+) -> None:
+    async with AsyncExitStack() as stack:
+        _, client, path = await stack.enter_async_context(served(tmp_path))
+        watch = await stack.enter_async_context(watching(path.parent, "--json", client.name))
+        looks = [msgspec.json.decode(line, type=Status) for line in (await lines_of(watch.stdout, 3))[:3]]
+        assert {look.name for look in looks} == {client.name}
+        assert looks[0].unix_time < looks[1].unix_time < looks[2].unix_time
+        path.unlink()
+        (said,) = await lines_of(watch.stderr, 100)
+        assert said.startswith(f"connlib: {client.name} is not running: ")
+        assert await watch.wait() == 1
+
+
+@in_real_time
+async def test_a_watch_of_all_goes_on_without_any_and_ends_with_ctrl_c(tmp_path: Path) -> None:
+    async with served(tmp_path) as (_, client, path), watching(path.parent) as watch:
+        (first, *_) = await lines_of(watch.stdout, 10)
+        assert first.startswith(f"{client.name}  up for ")
+        path.unlink()
+        while "no interface of connlib runs here" not in "\n".join(await lines_of(watch.stdout, 1)):
+            assert watch.returncode is None
+        watch.send_signal(signal.SIGINT)
+        assert await watch.wait() == 130
+        assert await lines_of(watch.stderr, 100) == []
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+@in_real_time
+async def test_a_watch_that_nobody_reads_any_more_ends_in_silence(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    async with served(tmp_path) as (_, _, path), watching(path.parent, *options) as watch:
+        await lines_of(watch.stdout, 1)
+        assert watch.stdout is not None
+        await watch.stdout.aclose()
+        await watch.wait()
+        assert await lines_of(watch.stderr, 100) == []

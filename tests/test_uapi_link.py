@@ -22,14 +22,16 @@ __all__ = ["run"]  # the fixture
 class Told:
     """In place of a device: what was told of its link, until that is enough."""
 
-    def __init__(self, enough: int) -> None:
+    def __init__(self, enough: int, fails: int = 0) -> None:
         self.changes: list[tuple[int | None, bool]] = []
         self._enough = enough
+        self._fails = fails
 
-    async def link_changed(self, mtu: int | None, *, up: bool) -> None:
+    async def link_changed(self, mtu: int | None, *, up: bool) -> bool:
         self.changes.append((mtu, up))
         if len(self.changes) == self._enough:
             self._scope.cancel()
+        return len(self.changes) > self._fails
 
     async def follow(self) -> None:
         with anyio.CancelScope() as self._scope:
@@ -73,6 +75,14 @@ def test_what_the_system_lacks_for_a_moment_is_waited_for_and_said_once(
     assert told.changes == [(1300, False)]
     said = f"the link of the device cannot be asked about for now: {os.strerror(number)}"
     assert caplog.record_tuples == [("connlib.uapi", logging.WARNING, said)]
+
+
+def test_what_the_device_could_not_do_it_is_told_again_though_no_link_changes(
+    run: Run, down: pytest.MonkeyPatch
+) -> None:
+    told = Told(3, fails=2)
+    run(told.follow)
+    assert told.changes == [(1300, False)] * 3
 
 
 def test_where_no_thread_can_be_started_it_is_asked_again(run: Run, down: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -192,8 +193,19 @@ def test_another_private_key_makes_other_sessions(run: Run, tmp_path: Path) -> N
         new = PrivateKey.generate()
         async with both(tmp_path) as (a, b):
             await exchange(a, b)
+
+            async def counted() -> list[str]:
+                return [
+                    line
+                    for line in await b.get()
+                    if re.match("rx_bytes|tx_bytes|last_handshake_time_sec", line)
+                ]
+
+            before = await counted()
             assert await b.set(f"private_key={hexed(new)}") == 0
             assert b.interface.stats().peers[0].tunnel.sessions == 0
+            assert await counted() == before, "as the kernel does"
+            assert len(before) == 3 and not any(line.endswith("=0") for line in before)
             assert (
                 await a.set(
                     f"public_key={hexed(B_KEY.public_key())}",
@@ -256,6 +268,27 @@ def test_nothing_is_sent_before_the_device_was_up_and_its_mtu_is_followed(run: R
                 await device.link_changed(mtu, up=False)
                 assert a.interface.config.mtu == taken
                 assert len(a.interface.stats().peers) == 1, "once up, it goes on"
+
+    run(body)
+
+
+def test_a_link_that_cannot_be_followed_for_now_is_said_once_and_followed_later(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body() -> None:
+        async with both(tmp_path) as (a, _):
+            device = Device(a.interface, up=False)
+
+            async def fail(*_: object, **__: object) -> None:
+                raise DeviceError("UDP port 1111 is in use", hint="wait")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(type(a.interface), "apply", fail)
+                for _ in range(3):
+                    assert not await device.link_changed(1500, up=True)
+            assert sum("an MTU of 1500 cannot be had" in text for text in caplog.messages) == 1
+            assert await device.link_changed(1500, up=True)
+            assert len(a.interface.config.peers) == 1 and a.interface.config.mtu == 1500
 
     run(body)
 

@@ -137,9 +137,12 @@ def failed(what: str, error: OSError, path: str, *, hint: str) -> ConfigError:
     return ConfigError(f"cannot {what} it: {reason}", hint=hint, path=display_path(path))
 
 
+KEY_FOR_A_PATH = "[A-Za-z0-9+/]{40,44}={0,2}"
+
+
 def is_like_a_key(path: str) -> bool:
     """Whether a key may have been given where a path belongs."""
-    return re.fullmatch("[A-Za-z0-9+/]{40,44}={0,2}", path.strip()) is not None
+    return re.fullmatch(KEY_FOR_A_PATH, path.strip()) is not None
 
 
 def display_path(path: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 import time
@@ -14,9 +13,10 @@ from types import TracebackType
 
 from ._configfile import display_path, failed, read_file
 from ._errors import ConfigError
+from ._wholefile import holder, lock, remove, sync_folder, write_new
 
 LOCK_PATIENCE = 10.0
-"""Seconds to wait for another process that changes a file of the same folder."""
+"""Seconds to wait for another process that changes the same file."""
 
 _PAUSE = 0.05
 
@@ -29,7 +29,10 @@ class FileChange:
 
     The new text waits beside the file, in `.NAME.connlib-new`, and takes its place by a rename. A key file that comes
     or goes is called `.NAME.connlib-key` as well (a hard link) until the file has changed: by that, the next change
-    finds what a killed one has left, and removes it unless the file needs it. Whoever changes a file locks its folder.
+    finds what a killed one has left, and removes it unless the file needs it.
+
+    Whoever changes a file has `.NAME.connlib-lock` locked meanwhile. Only the folder's owner and root can open that: a
+    lock of the folder or of the file itself could be kept by everybody who may read them.
 
     Raises `ConfigError` for a file that is a symbolic link or no ordinary file, and for what cannot be read or written.
     """
@@ -45,6 +48,7 @@ class FileChange:
         self.staged = os.path.join(self.folder, f".{name}.connlib-new")
         """Where the new text waits."""
         self._key = os.path.join(self.folder, f".{name}.connlib-key")
+        self._lock = os.path.join(self.folder, f".{name}.connlib-lock")
         self._made: list[str] = []
         self._staged_data = b""
         self._obsolete: str | None = None
@@ -56,7 +60,8 @@ class FileChange:
 
     def __enter__(self) -> FileChange:
         with self._stack:
-            self._folder = self._locked()
+            self._stat()  # nothing is made beside what cannot be changed
+            self._enter_lock()
             self._before = self._stat()
             if self._before is not None:
                 self.data = read_file(self.path, self._limit, kind=self._kind).data
@@ -79,7 +84,7 @@ class FileChange:
         path = os.path.join(self.folder, name)
         with _saying("write", path):
             found = None if like is None else os.stat(like)
-            _write(self._key, text.encode(), None if found is None else partial(_share, like=found))
+            write_new(self._key, text.encode(), None if found is None else partial(_share, like=found))
             self._has_second_name = True
             try:
                 os.link(self._key, path)
@@ -90,23 +95,19 @@ class FileChange:
                     path=display_path(path),
                 ) from None
             self._made.append(path)
-            os.fsync(self._folder)
+            sync_folder(path)
         return path
 
     def add_output(self, path: str, data: bytes) -> None:
         """A new file anywhere, that its owner alone can read."""
         with _saying("write", path):
             try:
-                _write(path, data)
+                write_new(path, data)
             except FileExistsError:
                 hint = "choose another name, or remove it"
                 raise ConfigError("it is there already", hint=hint, path=display_path(path)) from None
             self._made.append(path)
-            folder = os.open(os.path.dirname(path) or os.curdir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_folder(path)
 
     def drop_key(self, path: str) -> bool:
         """Remove a key file when the change is made, whose text is staged already.
@@ -133,7 +134,7 @@ class FileChange:
             if self._before is not None and not os.access(self.path, os.W_OK, effective_ids=True):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             before = self._before
-            _write(self.staged, data, None if before is None else partial(_take_over, like=before))
+            write_new(self.staged, data, None if before is None else partial(_take_over, like=before))
         self._staged_data = data
 
     def commit(self) -> None:
@@ -149,29 +150,42 @@ class FileChange:
         self._made.clear()
         self._has_second_name = False
         with suppress(OSError):
-            os.fsync(self._folder)
+            sync_folder(self.path)
             if self._obsolete is not None:
-                _remove(self._obsolete)
-            _remove(self._key)
+                remove(self._obsolete)
+            remove(self._key)
 
-    def _locked(self) -> int:
-        """A descriptor of the folder, locked until the block ends. A lock file would stay."""
-        folder = self.folder or os.curdir
-        with _saying("lock the folder of", self.path):
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            self._stack.callback(os.close, descriptor)
+    def _enter_lock(self) -> None:
+        """Lock the file until the block ends."""
+        with _saying("write", self.path):
             end = time.monotonic() + LOCK_PATIENCE
             while True:
+                descriptor = os.open(
+                    self._lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
+                )
                 try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    return descriptor
-                except BlockingIOError:
-                    if time.monotonic() > end:
-                        # Whoever can read the folder can lock it.
-                        hint = f"see which one: fuser -v {display_path(folder)}"
-                        problem = "another process keeps its folder locked"
-                        raise ConfigError(problem, hint=hint, path=display_path(self.path)) from None
-                    time.sleep(_PAUSE)
+                    owner = os.stat(self.folder or os.curdir).st_uid
+                    if os.fstat(descriptor).st_uid != owner:
+                        with suppress(PermissionError):
+                            os.fchown(
+                                descriptor, owner, -1
+                            )  # who could not change the file after a root that was killed
+                    if not lock(descriptor, end - time.monotonic(), _PAUSE):
+                        hint = "wait until it ends, or end it"
+                        problem = f"{holder(descriptor)} is changing it"
+                        raise ConfigError(problem, hint=hint, path=display_path(self.path))
+                    if _is_at(descriptor, self._lock):
+                        break
+                except BaseException:
+                    os.close(descriptor)
+                    raise
+                os.close(descriptor)  # whoever had it has removed it, and so nobody else sees this one
+        self._stack.callback(os.close, descriptor)
+        self._stack.callback(self._remove_lock)
+
+    def _remove_lock(self) -> None:
+        with suppress(OSError):
+            os.unlink(self._lock)
 
     def _stat(self) -> os.stat_result | None:
         """What the file is; None for a new one that is not there."""
@@ -197,7 +211,7 @@ class FileChange:
     def _clean(self) -> None:
         """Remove what a change that was killed has left."""
         with _saying("remove what was left of an earlier change of", self.path):
-            _remove(self.staged)
+            remove(self.staged)
             try:
                 left = os.lstat(self._key)
             except FileNotFoundError:
@@ -213,7 +227,7 @@ class FileChange:
                     if name != os.path.basename(self._key):
                         os.unlink(os.path.join(self.folder, name))
             # Last: until then, the next change finds what is left.
-            _remove(self._key)
+            remove(self._key)
 
     def _needs(self, data: bytes, key: str) -> bool:
         """Whether a file of these bytes needs this key file, by whatever name it calls it. Raises `ConfigError`."""
@@ -232,6 +246,14 @@ class FileChange:
                 os.unlink(path)
             except OSError:
                 pass  # not there, or left for the next change
+
+
+def _is_at(descriptor: int, path: str) -> bool:
+    """Whether what is open is still what the path names."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _identity(found: os.stat_result | None) -> tuple[int, ...] | None:
@@ -253,30 +275,6 @@ def _share(descriptor: int, like: os.stat_result) -> None:
             os.fchown(descriptor, owner, like.st_gid)
             os.fchmod(descriptor, 0o600 | like.st_mode & 0o040)
             return
-
-
-def _write(path: str, data: bytes, prepare: Callable[[int], None] | None = None) -> None:
-    """Write a new file, down to the disk; `prepare` gives it owner and mode. If anything fails, there is none."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            while data:
-                data = data[os.write(descriptor, data) :]
-            if prepare is not None:
-                prepare(descriptor)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except BaseException:
-        _remove(path)
-        raise
-
-
-def _remove(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
 
 
 @contextmanager

@@ -224,12 +224,13 @@ def client_file(
         endpoint=endpoint,
         persistent_keepalive=float(keepalive) if keepalive else None,
     )
-    text = format_config(InterfaceConfig(private_key=stand_in, addresses=addresses, mtu=mtu, peers=(peer,)))
+    config = InterfaceConfig(
+        private_key=stand_in, addresses=addresses, mtu=mtu, dns=tuple(dns), peers=(peer,)
+    )
+    text = format_config(config)
     if private_key is None:
         key_line = f"PrivateKey = {stand_in.to_base64()}"
         text = text.replace(key_line, "# PrivateKey = (only the peer has it: put it here)", 1)
-    if dns:
-        text = text.replace("\n\n[Peer]", f"\nDNS = {', '.join(dns)}\n\n[Peer]", 1)
     return text
 
 

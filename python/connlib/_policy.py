@@ -196,7 +196,7 @@ class Flow:
     def _parsed(cls, text: str) -> Flow:
         match = _DESTINATION.fullmatch(text)
         if match is None:
-            raise ValueError("address, port or protocol is missing")
+            raise ValueError("an IP address, a port or a protocol is missing")
         address: IPv4Address | IPv6Address
         address = IPv4Address(match["v4"]) if match["v4"] else IPv6Address(match["v6"] or match["bare"])
         protocol: Protocol | int

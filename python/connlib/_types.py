@@ -335,7 +335,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunnStats:
-    """The counters of one tunnel since it was made."""
+    """The counters of one tunnel since it was made, or its peer was: those of a `Node` outlive another private key."""
 
     last_handshake: float | None
     """Seconds since the last session was established; None if there was none."""

@@ -239,11 +239,15 @@ def fwmark(value: str) -> int:
     return number
 
 
+MOST_OF_NAME = 64
+KEY_IN_A_NAME = "[A-Za-z0-9+/]{42,}="
+
+
 def display_name(value: str) -> str:
     """What logs call a peer. One printable line, so that a log cannot be forged with it."""
-    if not 1 <= len(value) <= 64 or not value.isprintable():
+    if not 1 <= len(value) <= MOST_OF_NAME or not value.isprintable():
         raise BadValue("the name is empty, longer than 64 characters, or not printable", "use a short name")
-    if re.search(r"[A-Za-z0-9+/]{42,}=", value):
+    if re.search(KEY_IN_A_NAME, value):
         raise BadValue("the name looks like a key", "use a short name")
     return value
 

@@ -27,13 +27,15 @@ MAX_FWMARK = 2**32 - 1
 
 # Linux: at most 15 bytes. Slashes, "." and ".." would leave the directory of a control socket, "%" is the kernel's
 # own pattern, ":" is the syntax of alias addresses: none of them reach the kernel or the file system from here.
-_INTERFACE_NAME = re.compile(r"[A-Za-z0-9_=+.-]{1,15}", re.ASCII)
+INTERFACE_NAME = "[A-Za-z0-9_=+.-]{1,15}"
 # Linux keeps the settings of each device in a directory of its name, beside these two (/proc/sys/net/ipv4/conf).
-_RESERVED_NAMES = (".", "..", "all", "default")
+RESERVED_NAMES = (".", "..", "all", "default")
 
 # Labels as host names have them, and the underscore of services; the last one is no number, so that 10.0.0 is none.
 _LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-_DOMAIN = re.compile(rf"(?:{_LABEL}\.)*(?![0-9]+$){_LABEL}", re.ASCII)
+DOMAIN = rf"(?:{_LABEL}\.)*(?![0-9]+$){_LABEL}"
+MOST_OF_DOMAIN = 253
+"""How many characters a domain has at most."""
 
 
 def check_interface_name(name: str) -> str:
@@ -42,7 +44,7 @@ def check_interface_name(name: str) -> str:
     Raises `ConfigError` for an empty name, more than 15 bytes, ".", "..", "all", "default", and characters other than
     letters, digits and `_=+.-` (the set that wg-quick allows).
     """
-    if not _INTERFACE_NAME.fullmatch(name) or name in _RESERVED_NAMES:
+    if not re.fullmatch(INTERFACE_NAME, name) or name in RESERVED_NAMES:
         raise ConfigError(
             f"{shown(name)} cannot name a network device",
             hint="use 1 to 15 letters, digits or _=+.-, and none of all and default",
@@ -59,7 +61,7 @@ def check_dns_entry(entry: str) -> str:
         with suppress(ValueError):
             return str(ipaddress.ip_address(entry))
     # Programs and a file are given it, which must not take it for an option or for a line of their own.
-    if len(entry) > 253 or not _DOMAIN.fullmatch(entry):
+    if len(entry) > MOST_OF_DOMAIN or not re.fullmatch(DOMAIN, entry):
         raise ConfigError(
             f"{shown(entry)} is neither the address of a name server nor a domain",
             hint="write 10.0.0.1, fd00::1 or example.org",

@@ -22,9 +22,11 @@ import msgspec
 from msgspec import Meta
 
 from . import _wgvalues as values
-from ._configfile import EXPOSED_HINT, read_file
+from ._configfile import EXPOSED_HINT, KEY_FOR_A_PATH, read_file
 from ._errors import ConfigError
 from ._fieldtypes import check_types
+from ._gatewayvalues import DEVICE_NAME, DNS, ENDPOINT, PRINTABLE, RANGE, RANGES, read_range, whole_text
+from ._gatewayvalues import endpoint as check_endpoint
 from ._native import PresharedKey, PrivateKey, PublicKey
 from ._policy import ICMP, ICMPV6, MOST_RANGES, MOST_RULES, TCP, UDP, Action, Policy, Protocol, Rule
 from ._types import Limits, PeerConfig, Role, Timers
@@ -34,6 +36,8 @@ from .config import (
     MAX_FWMARK,
     MAX_MTU,
     MIN_MTU,
+    MOST_OF_DOMAIN,
+    RESERVED_NAMES,
     InterfaceConfig,
     address_identity,
     check_interface_name,
@@ -61,10 +65,14 @@ Secret = TypeVar("Secret", PrivateKey, PresharedKey)
 
 _KEY_FILE_BYTES = 4096
 
-_ENDPOINT_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+):[0-9]{1,5}$"
-_RANGE_PATTERN = "^[0-9]{1,5}(-[0-9]{1,5})?$"
-_DNS_PATTERN = "^[0-9A-Za-z_:][0-9A-Za-z_.:-]{0,252}$"
-_NAME_PATTERN = "^[A-Za-z0-9_=+.-]{1,15}$"
+_NAME = {
+    "minLength": 1,
+    "maxLength": values.MOST_OF_NAME,
+    "pattern": whole_text(PRINTABLE),
+    "not": {"pattern": values.KEY_IN_A_NAME},
+}
+_FILE = {"pattern": whole_text(PRINTABLE), "not": {"pattern": whole_text(f" *{KEY_FOR_A_PATH} *")}}
+_ENDPOINT = {"pattern": whole_text(ENDPOINT)}
 
 
 class GatewayRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -81,7 +89,7 @@ class GatewayRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         str | None,
         Meta(
             description="What the rule is called where it decides. Up to 64 printable characters.",
-            extra_json_schema={"minLength": 1, "maxLength": 64},
+            extra_json_schema=_NAME,
         ),
     ] = None
     protocol: Annotated[
@@ -94,7 +102,11 @@ class GatewayRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = None
     ports: Annotated[
         Annotated[
-            tuple[Annotated[str, Meta(pattern=_RANGE_PATTERN)] | Annotated[int, Meta(ge=1, le=65535)], ...],
+            tuple[
+                Annotated[str, Meta(pattern=whole_text(RANGE["ports"]))]
+                | Annotated[int, Meta(ge=1, le=65535)],
+                ...,
+            ],
             Meta(min_length=1),
         ]
         | None,
@@ -102,7 +114,11 @@ class GatewayRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = None
     icmp_types: Annotated[
         Annotated[
-            tuple[Annotated[str, Meta(pattern=_RANGE_PATTERN)] | Annotated[int, Meta(ge=0, le=255)], ...],
+            tuple[
+                Annotated[str, Meta(pattern=whole_text(RANGE["icmp_types"]))]
+                | Annotated[int, Meta(ge=0, le=255)],
+                ...,
+            ],
             Meta(min_length=1),
         ]
         | None,
@@ -146,7 +162,7 @@ class GatewayPeer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         str | None,
         Meta(
             description="What logs call the peer; no two peers have the same name. Up to 64 printable characters.",
-            extra_json_schema={"minLength": 1, "maxLength": 64},
+            extra_json_schema=_NAME,
         ),
     ] = None
     preshared_key: Annotated[
@@ -157,7 +173,7 @@ class GatewayPeer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         str | None,
         Meta(
             description="The file with the preshared key, relative to this one's folder.",
-            extra_json_schema={"minLength": 1},
+            extra_json_schema=_FILE,
         ),
     ] = None
     allowed_ips: Annotated[
@@ -169,7 +185,7 @@ class GatewayPeer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Meta(
             description="host:port, 192.0.2.1:51820 or [2001:db8::1]:51820. A host name is looked up at the start, "
             "and again whenever the peer does not answer.",
-            extra_json_schema={"pattern": _ENDPOINT_PATTERN},
+            extra_json_schema=_ENDPOINT,
         ),
     ] = None
     persistent_keepalive: Annotated[
@@ -183,7 +199,7 @@ class GatewayPeer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ),
     ] = None
     rules: Annotated[
-        tuple[GatewayRule, ...] | None,
+        Annotated[tuple[GatewayRule, ...], Meta(max_length=MOST_RULES)] | None,
         Meta(
             description="What the peer may reach, in order. A peer without rules, default and outbound may reach "
             "everything, and be reached."
@@ -207,7 +223,7 @@ class GatewayPeer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             if self.name is not None:
                 values.display_name(self.name)
             if self.endpoint is not None:
-                values.endpoint(self.endpoint, "endpoint")
+                check_endpoint("endpoint", self.endpoint)
             if self.persistent_keepalive is not None:
                 values.whole("persistent_keepalive", str(self.persistent_keepalive), 0, 65535)
             check_preshared_key(self.preshared_key is not None, self.preshared_key_file is not None)
@@ -242,14 +258,14 @@ class GatewayInterface(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         str | None,
         Meta(
             description="The file with the private key, relative to this one's folder.",
-            extra_json_schema={"minLength": 1},
+            extra_json_schema=_FILE,
         ),
     ] = None
     name: Annotated[
         str | None,
         Meta(
             description="The device's name; the file's own, without .toml, if left out.",
-            extra_json_schema={"pattern": _NAME_PATTERN, "not": {"enum": [".", "..", "all", "default"]}},
+            extra_json_schema={"pattern": whole_text(DEVICE_NAME), "not": {"enum": list(RESERVED_NAMES)}},
         ),
     ] = None
     listen_port: Annotated[
@@ -276,7 +292,7 @@ class GatewayInterface(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         str | None,
         Meta(
             description="host:port where peers reach this end; `connlib peer add` writes it into their files.",
-            extra_json_schema={"pattern": _ENDPOINT_PATTERN},
+            extra_json_schema=_ENDPOINT,
         ),
     ] = None
     role: Annotated[
@@ -301,7 +317,7 @@ class GatewayInterface(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         ),
     ] = True
     dns: Annotated[
-        tuple[Annotated[str, Meta(pattern=_DNS_PATTERN)], ...],
+        tuple[Annotated[str, Meta(pattern=whole_text(DNS), max_length=MOST_OF_DOMAIN)], ...],
         Meta(
             description="What this machine resolves names with meanwhile: addresses of name servers, and domains to "
             "search."
@@ -317,7 +333,7 @@ class GatewayInterface(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             values.whole("listen_port", str(self.listen_port), 0, 65535)
             values.whole("fwmark", str(self.fwmark), 0, MAX_FWMARK)
             if self.endpoint is not None:
-                values.endpoint(self.endpoint, "endpoint")
+                check_endpoint("endpoint", self.endpoint)
         if self.name is not None:
             check_interface_name(self.name)
         check_mtu(self.mtu)
@@ -504,18 +520,6 @@ def check_preshared_key(inline: bool, in_file: bool) -> None:
     """Raise `BadValue` if a preshared key is in two places."""
     if inline and in_file:
         raise BadValue("there are a preshared_key and a preshared_key_file", "keep one of the two")
-
-
-RANGES = {"ports": (1, 65535), "icmp_types": (0, 255)}
-"""Of the lists of ranges that a rule has: the lowest number, and the highest."""
-
-
-def read_range(field: str, text: str) -> tuple[int, int]:
-    """The first and the last number of a range, or the same one twice. Raises `BadValue` if it is none."""
-    first, *last = (values.whole(field, end, *RANGES[field]) for end in text.split("-", 1))
-    if last and first > last[0]:
-        raise BadValue(f"{field}: the range {text} ends before it begins", "write the lower number first")
-    return first, last[0] if last else first
 
 
 def _ranges(field: str, ranges: tuple[str | int, ...] | None) -> tuple[int | tuple[int, int], ...]:

@@ -27,6 +27,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from . import _gatewayvalues
 from . import _wgvalues as values
 from ._configfile import (
     EXPOSED_HINT,
@@ -45,13 +46,10 @@ from ._types import Limits, Role, Timers
 from ._wgvalues import BadValue
 from .config import MAX_FWMARK, MAX_MTU, MIN_MTU, InterfaceConfig, check_interface_name, shown
 from .gateway import (
-    RANGES,
-    Address,
     Gateway,
     GatewayInterface,
     GatewayPeer,
     GatewayRule,
-    Prefix,
     Secret,
     check_preshared_key,
     check_private_key,
@@ -60,7 +58,6 @@ from .gateway import (
     contradictions,
     first_excess,
     read_key,
-    read_range,
 )
 
 if sys.version_info >= (3, 11):
@@ -301,7 +298,7 @@ class _Reader:
         except ConfigError as error:
             self.note(path, BadValue(error.problem, error.hint or "correct it"))
         except ValueError as error:  # timers that contradict each other
-            self.note(path, BadValue(re.sub(r"\w+\.(\w+)", r"\1", str(error)), "correct one of them"))
+            self.note(path, BadValue(re.sub(r"timers\.", "", str(error)), "correct one of them"))
         return None
 
 
@@ -436,20 +433,6 @@ def _key(kind: type[Secret]) -> Read:
     return _text(lambda name, text: values.key(kind, name, text))
 
 
-def _one(name: str, text: str, found: list[T], example: str) -> T:
-    if len(found) != 1:
-        raise BadValue(f"{name}: {shown(text)} is not one address", f'write each in quotes: ["{example}"]')
-    return found[0]
-
-
-def _address(name: str, text: str) -> Address:
-    return _one(name, text, list(values.addresses(name, text)), "10.0.0.1/24")
-
-
-def _prefix(name: str, text: str) -> Prefix:
-    return _one(name, text, list(values.prefixes(name, text)), "10.0.0.0/24")
-
-
 def _device_name(_name: str, text: str) -> str:
     try:
         return check_interface_name(text)
@@ -470,9 +453,10 @@ def _file(reader: _Reader, path: Path, value: object) -> str:
     return found
 
 
-def _endpoint(name: str, text: str) -> str:
-    values.endpoint(text, name)
-    return text
+def _role(_name: str, text: str) -> Role:
+    if text != text.lower():
+        raise BadValue(f"{shown(text)} is not a role", f"write {values.role(text).value}, in small letters")
+    return values.role(text)
 
 
 def _one_of(*words: str) -> Read:
@@ -495,10 +479,10 @@ def _either(kind: type, one: Read, other: Read) -> Read:
 
 def _ranges(field: str) -> Read:
     def read(name: str, text: str) -> str:
-        read_range(name, text)
+        _gatewayvalues.read_range(name, text)
         return text
 
-    low, high = RANGES[field]
+    low, high = _gatewayvalues.RANGES[field]
     text = _text(read, f'write a number, or a range in quotes: "{low}-{high}"')
     return _each(_either(int, _whole(low, high), text), some=True)
 
@@ -527,15 +511,15 @@ _INTERFACE: dict[str, Read] = {
     "private_key": _key(PrivateKey),
     "private_key_file": _file,
     "listen_port": _whole(0, 65535),
-    "addresses": _each(_text(_address)),
+    "addresses": _each(_text(_gatewayvalues.address)),
     "mtu": _whole(MIN_MTU, MAX_MTU),
     "fwmark": _whole(0, MAX_FWMARK),
     "routes": _boolean,
-    "endpoint": _text(_endpoint),
-    "role": _text(lambda _name, text: values.role(text)),
+    "endpoint": _text(_gatewayvalues.endpoint),
+    "role": _text(_role),
     "timers": _timers,
     "limits": _limits,
-    "masquerade": _either(bool, _boolean, _each(_text(_prefix))),
+    "masquerade": _either(bool, _boolean, _each(_text(_gatewayvalues.prefix))),
     "protect_addresses": _boolean,
     "dns": _each(_text(values.dns_entry)),
 }
@@ -543,7 +527,7 @@ _RULE: dict[str, Read] = {
     "allow": _allow,
     "name": _text(lambda _name, text: values.display_name(text)),
     "protocol": _either(int, _whole(0, 255), _one_of("tcp", "udp", "icmp")),
-    "to": _each(_text(_prefix), some=True),
+    "to": _each(_text(_gatewayvalues.prefix), some=True),
     "ports": _ranges("ports"),
     "icmp_types": _ranges("icmp_types"),
 }
@@ -552,10 +536,10 @@ _PEER: dict[str, Read] = {
     "name": _text(lambda _name, text: values.display_name(text)),
     "preshared_key": _key(PresharedKey),
     "preshared_key_file": _file,
-    "allowed_ips": _each(_text(_prefix)),
-    "endpoint": _text(_endpoint),
+    "allowed_ips": _each(_text(_gatewayvalues.prefix)),
+    "endpoint": _text(_gatewayvalues.endpoint),
     "persistent_keepalive": _whole(0, 65535),
-    "role": _text(lambda _name, text: values.role(text)),
+    "role": _text(_role),
     "rules": _rules,
     "default": _action,
     "outbound": _action,

@@ -6,23 +6,27 @@ from typing import Any
 
 import msgspec
 
+from ._gatewayvalues import ADDRESS, KEY, whole_text
 from ._native import PresharedKey, PrivateKey, PublicKey
 from ._types import LIMIT_RANGES, LONGEST_TIMER, SHORTEST_TIMER
 from .gateway import Gateway
-
-_KEY_PATTERN = "^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$"
-_ADDRESS_PATTERN = "^[0-9a-fA-F:.]{2,45}(/[0-9]{1,3})?$"
 
 
 def schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a gateway's file.
 
-    It says what single values may be. What contradicts another value is for `connlib check` to say.
+    It says what single values may be, as far as it has words for that (docs/gateway.md lists the rest). What
+    contradicts another value is for `connlib check` to say.
     """
     made = _without_null(msgspec.json.schema(Gateway, schema_hook=_custom_type))
     definitions = made["$defs"]
     one_key: dict[str, Any] = {"oneOf": [{"required": [f]} for f in ("private_key", "private_key_file")]}
     definitions["GatewayInterface"].update(one_key)
+    definitions["Address"] = {
+        "description": "An IPv4 or IPv6 address, or a prefix: with a length, or for a single host without.",
+        "type": "string",
+        "pattern": whole_text(ADDRESS),
+    }
     definitions["GatewayPeer"]["not"] = {"required": ["preshared_key", "preshared_key_file"]}
     for definition in definitions.values():
         # The first paragraph; the others are for those who write Python.
@@ -36,8 +40,8 @@ def schema() -> dict[str, Any]:
 
 def _custom_type(kind: type) -> dict[str, Any]:
     if kind in (PrivateKey, PresharedKey, PublicKey):
-        return {"type": "string", "pattern": _KEY_PATTERN}
-    return {"type": "string", "pattern": _ADDRESS_PATTERN}
+        return {"type": "string", "pattern": whole_text(KEY)}
+    return {"$ref": "#/$defs/Address"}
 
 
 def _without_null(part: Any) -> Any:

@@ -281,7 +281,7 @@ class MemoryHost:
             port = next(port for port in range(51_820, 65_536) if (self.address, port) not in taken)
         elif (self.address, port) in taken:
             raise DeviceError(
-                f"UDP port {port} of {self.address} is in use", hint="choose another ListenPort, or 0 for any"
+                f"UDP port {port} of {self.address} is in use", hint="choose another port, or 0 for any"
             )
         end = taken[self.address, port] = MemoryUdpEnd(self, port)
         return end

@@ -13,13 +13,13 @@ import os
 import socket
 import stat
 import struct
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 import anyio
 
 from connlib._errors import DeviceError
+from connlib._wholefile import holder, lock
 from connlib.config import check_interface_name
 
 _log = logging.getLogger("connlib")
@@ -27,9 +27,9 @@ _log = logging.getLogger("connlib")
 WG_DIRECTORY = "/var/run/wireguard"
 BACKLOG = 128
 
-_LOCK_ATTEMPTS = 100
+_LOCK_PATIENCE = 1.0
 _LOCK_PAUSE = 0.01
-"""Nobody holds the lock for longer than a few system calls take."""
+"""Seconds. Nobody who is right holds the lock for longer than a few system calls take."""
 
 _PAUSE = 1.0
 """Seconds from look to look for a file that cannot be watched."""
@@ -162,14 +162,10 @@ def _open_directory(path: str) -> int:
 @contextmanager
 def _locked(folder: int, path: str) -> Iterator[None]:
     """Of several processes, one at a time is in here: to look what is there and to replace it are two steps."""
-    for _ in range(_LOCK_ATTEMPTS):
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            time.sleep(_LOCK_PAUSE)
-    else:
-        raise DeviceError(f"another process keeps {path} locked", hint=f"see which one: fuser -v {path}")
+    if not lock(folder, _LOCK_PATIENCE, _LOCK_PAUSE):
+        # Whoever can read the directory can lock it.
+        hint = f"end that process; chmod 700 {path} keeps others out"
+        raise DeviceError(f"{holder(folder)} keeps {path} locked", hint=hint)
     try:
         yield
     finally:

@@ -27,6 +27,7 @@ import msgspec
 
 from ._errors import ConnlibError
 from ._native import Node, PublicKey
+from ._wholefile import remove, sync_folder, write_new
 
 __all__ = ["TimestampStore"]
 
@@ -130,23 +131,16 @@ class TimestampStore:
         """Write the file anew. Raises `OSError`; nothing has changed then."""
         text = msgspec.json.encode(_File(VERSION, _to_text(received), _to_text(sent)))
         temporary = f"{self._path}.new"
-        # The lock makes the name ours; what a crash left there is overwritten.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        # The lock makes the name ours: what is there, a crash has left.
+        remove(temporary)
+        write_new(temporary, msgspec.json.format(text, indent=1) + b"\n")
         try:
-            with open(os.open(temporary, flags, 0o600), "wb") as file:
-                file.write(msgspec.json.format(text, indent=1) + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
             os.replace(temporary, self._path)
         except OSError:
             with suppress(OSError):
                 os.unlink(temporary)
             raise
-        directory = os.open(os.path.dirname(self._path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_folder(self._path)
 
     def close(self) -> None:
         """Let go of the file. Once is enough, and more does no harm."""

@@ -172,7 +172,7 @@ def _bind_error(port: int, error: OSError) -> DeviceError:
     if error.errno == errno.EADDRINUSE:
         return DeviceError(
             f"{what} is in use",
-            hint=f"choose another ListenPort, or see who has it: ss -ulpn 'sport = :{port}'",
+            hint=f"choose another port, or see who has it: ss -ulpn 'sport = :{port}'",
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         return DeviceError(

@@ -154,13 +154,16 @@ def test_keys_are_clamped_taken_away_and_never_their_own_peer(ends: tuple[End, E
     assert one.show("peers") == []
 
 
-def test_a_device_that_is_not_there_has_no_settings(tmp_path: Path, ends: tuple[End, End]) -> None:
-    one, _ = ends
+def test_a_device_that_was_there_has_no_settings(tmp_path: Path, ends: tuple[End, End]) -> None:
+    one, other = ends
     key = _file(tmp_path / "key", _generated())
-    for command in (["show", "cw-nowhere"], ["set", "cw-nowhere", "private-key", key]):
+    assert one.show("public-key") == [[one.public]]
+    one.host.run("ip", "link", "del", one.name)
+    wait_for(lambda: not one.socket.exists(), "the end of its socket")
+    for command in (["show", one.name], ["set", one.name, "private-key", key]):
         done = subprocess.run(["wg", *command], capture_output=True, text=True, timeout=20)
         assert done.returncode == 1 and re.search(r"No such device|Protocol not supported", done.stderr)
-    assert one.show("public-key") == [[one.public]]
+    assert other.show("public-key") == [[other.public]]
 
 
 @pytest.mark.parametrize("with_high_bit", [False, True])

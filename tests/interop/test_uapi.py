@@ -164,7 +164,10 @@ def test_a_key_that_is_replaced_on_both_sides_is_used_at_once(ends: tuple[End, E
     new = tmp_path / "new.key"
     new.write_text(shell("wg", "genkey"))
     public = shell("wg", "pubkey", stdin=new.read_text()).strip()
+    before = other.show("transfer"), other.show("latest-handshakes")
     other.wg("private-key", str(new))
+    assert (other.show("transfer"), other.show("latest-handshakes")) == before, "as the kernel has it"
+    assert "0" not in before[0][0]
     one.wg("peer", other.public, "remove")
     one.wg("peer", public, "allowed-ips", f"{INNER[1]}/32", "endpoint", "192.0.2.2:51821")
     assert " 0% packet loss" in one.host.run("ping", "-n", "-c", "1", "-W", "5", INNER[1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from connlib import Role
@@ -88,6 +90,11 @@ def test_a_nat_is_made_before_the_tunnels_and_keeps_the_host_where_it_is() -> No
         a.move(("203.0.113.1", 1))
     with pytest.raises(LabError, match=r"^there is a NAT home already$"):
         world.nat("home")
+    with pytest.raises(LabError, match=r"^timeout must be more than 0 seconds: no answer would come in$"):
+        world.nat("hotel", timeout=0)
+    with pytest.raises(LabError, match=r"^timeout must be a number of seconds, 0 or more, not nan$"):
+        world.nat("hotel", timeout=math.nan)
+    world.nat("hotel")
 
 
 def test_ports_are_used_again_after_the_last_one_but_for_those_in_use() -> None:

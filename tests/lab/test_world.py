@@ -280,8 +280,14 @@ def test_what_cannot_be_is_named() -> None:
         (lambda: world.link(a, b).set(loss=1.5), "loss must be a probability from 0 to 1, not 1.5"),
         (lambda: world.link(a, b).set(rate=0), "rate must be a number of bits per second above 0, not 0"),
         (lambda: world.traffic(a, b, every=1.0), "traffic needs an end: until or count"),
-        (lambda: world.traffic(a, b, every=1.0, count=-3), "count must be 0 or more, not -3"),
+        (lambda: world.traffic(a, b, every=1.0, count=-3), "count must be a whole number, 0 or more, not -3"),
+        (
+            lambda: world.traffic(a, b, every=1.0, count=2.5),  # type: ignore[arg-type]
+            "count must be a whole number, 0 or more, not 2.5",
+        ),
         (lambda: world.traffic(a, b, every=1.0, count=1, size=10), "a packet has 32 to 65472 bytes, not 10"),
+        (lambda: a.send(size=64.5), "a packet has 32 to 65472 bytes, not 64.5"),  # type: ignore[arg-type]
+        (lambda: a.send(size=True), "a packet has 32 to 65472 bytes, not True"),
         (
             lambda: world.traffic(a, b, every=1.0, count=1, since=4.0),
             "it is 5.0 s already, which is later than 4.0 s",

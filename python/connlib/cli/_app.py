@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ._peer_app import init, peer
+from ._peer_app import AllowWorldReadable, init, peer
 
 HELP = """WireGuard tunnels from Python.
 
@@ -66,12 +66,6 @@ RunDir = Annotated[
 ]
 RUN_DIR = "/run/connlib"
 WHOLE_PACKETS = 65_535
-
-
-AllowWorldReadable = Annotated[
-    bool,
-    typer.Option("--allow-world-readable", help="Accept files that every user of the machine can read."),
-]
 
 
 @app.command()

@@ -18,6 +18,11 @@ File = Annotated[
     ),
 ]
 
+AllowWorldReadable = Annotated[
+    bool,
+    typer.Option("--allow-world-readable", help="Accept files that every user of the machine can read."),
+]
+
 
 def init(
     file: Annotated[str, typer.Argument(metavar="FILE", help="The file to make, such as office.toml.")],
@@ -95,10 +100,7 @@ def add(
         int,
         typer.Option(min=0, max=65535, help="Seconds between the peer's keepalives; 0 for none."),
     ] = 25,
-    allow_world_readable: Annotated[
-        bool,
-        typer.Option("--allow-world-readable", help="Accept files that every user of the machine can read."),
-    ] = False,
+    allow_world_readable: AllowWorldReadable = False,
 ) -> None:
     """Add a peer to a gateway's TOML file, and print the peer's own configuration: a wg-quick file.
 

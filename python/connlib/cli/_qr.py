@@ -8,6 +8,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
+from connlib._configfile import display_path
 from connlib._errors import ConfigError, ConnlibError
 
 if TYPE_CHECKING:
@@ -17,14 +18,21 @@ QUIET = 4
 """Modules of the margin that a scanner needs (ISO/IEC 18004, section 9.1)."""
 
 _PICTURES = (".png", ".svg")
+_OTHER_PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pdf", ".tif", ".tiff", ".webp")
 
 # Bright white blocks on black, whatever the colours of the terminal are.
 _COLOURS, _RESET = "\x1b[97;40m", "\x1b[0m"
 
 
 def picture_ending(path: str | None) -> str | None:
-    """The ending that makes a file a picture, in small letters; None for a text, and for no file."""
+    """The ending that makes a file a picture, in small letters; None for a text, and for no file.
+
+    Raises `ConfigError` for a picture of another kind: who names one does not want a text in it.
+    """
     ending = os.path.splitext(path or "")[1].lower()
+    if ending in _OTHER_PICTURES:
+        problem = f"a QR code is a {' or a '.join(_PICTURES)}, and no {ending}"
+        raise ConfigError(problem, hint="choose another ending", path=display_path(path or ""))
     return ending if ending in _PICTURES else None
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from connlib._errors import ConfigError
+from connlib._gatewayvalues import address, prefix
 from connlib._native import PresharedKey, PrivateKey, PublicKey
 from connlib._policy import Action, Protocol, Rule
 from connlib._text import host_and_port
@@ -126,19 +127,15 @@ def decode_hook(kind: type, value: Any) -> Any:
             raise ValueError(bad.problem) from None
     if kind in _ADDRESSES:
         try:
-            (found,) = _ADDRESSES[kind]("", value)
-        except (BadValue, ValueError):
+            return _ADDRESSES[kind]("", value)
+        except BadValue:
             raise ValueError("an address or a prefix is malformed") from None
-        return found
     raise NotImplementedError(f"a {kind.__name__} has no form in JSON")
 
 
 _KEYS: dict[type, Any] = {key: key for key in (PublicKey, PrivateKey, PresharedKey)}
 # Each name stands for two classes, and msgspec gives it back.
-_ADDRESSES: dict[Any, Callable[[str, str], Iterator[object]]] = {
-    Prefix: values.prefixes,
-    Address: values.addresses,
-}
+_ADDRESSES: dict[Any, Callable[[str, str], object]] = {Prefix: prefix, Address: address}
 
 
 class _Settings(msgspec.Struct):

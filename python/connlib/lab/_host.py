@@ -24,8 +24,8 @@ _ORIGIN = 10_000 * SECOND
 
 def check_size(size: int) -> None:
     """Raises `LabError` for a packet that there cannot be."""
-    if not SMALLEST <= size <= LARGEST:
-        raise LabError(f"a packet has {SMALLEST} to {LARGEST} bytes, not {size}")
+    if type(size) is not int or not SMALLEST <= size <= LARGEST:
+        raise LabError(f"a packet has {SMALLEST} to {LARGEST} bytes, not {size!r}")
 
 
 def engine_clock(timeline: Timeline) -> float:

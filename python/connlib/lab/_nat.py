@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from connlib.lab._errors import LabError
 from connlib.lab._records import Address
 from connlib.lab._time import nanoseconds
 from connlib.lab._timeline import Timeline
@@ -31,6 +32,8 @@ class Nat:
         self.name = name
         self.address = address
         self._timeout = nanoseconds(timeout, "timeout")
+        if self._timeout == 0:
+            raise LabError("timeout must be more than 0 seconds: no answer would come in")
         self._used = 0
         self._by_inner: dict[Address, _Mapping] = {}
         self._by_port: dict[int, _Mapping] = {}

@@ -202,8 +202,8 @@ class World:
         if interval == 0:
             raise LabError("every must be more than 0 seconds")
         check_size(size)
-        if count is not None and count < 0:
-            raise LabError(f"count must be 0 or more, not {count}")
+        if count is not None and (type(count) is not int or count < 0):
+            raise LabError(f"count must be a whole number, 0 or more, not {count!r}")
         timeline = self._timeline
         first = timeline.now if since is None else timeline.instant(since, "since")
         last = None if until is None else nanoseconds(until, "until")

@@ -44,6 +44,8 @@ class Device:
         self._settings = _settings_of(interface.config)
         self._stand_ins: dict[PublicKey, PublicKey] = {}
         self._up = up
+        self._link_failure: str | None = None
+        """What was said last of a link that could not be followed, so that it is said once."""
         if keyless:
             self._settings = dataclasses.replace(self._settings, private_key=None)
 
@@ -58,8 +60,8 @@ class Device:
             self._notice_changes()
             return [protocol.answer_to_set(await self._set(request))]
 
-    async def link_changed(self, mtu: int | None, *, up: bool) -> None:
-        """Take note of the device's MTU (None: unknown), and run once it is up.
+    async def link_changed(self, mtu: int | None, *, up: bool) -> bool:
+        """Take note of the device's MTU (None: unknown), and run once it is up. False if that failed for now.
 
         An interface whose device was never up is silent, as the kernel's is: a session that is started when the other
         side is not configured yet only delays the one that traffic would start. It goes on when the device goes down.
@@ -69,15 +71,23 @@ class Device:
             config = self._interface.config
             clamped = config.mtu if mtu is None else max(MIN_MTU, min(mtu, MAX_MTU))
             if clamped == config.mtu and (self._up or not up):
-                return
+                self._link_failure = None
+                return True
             before, self._up = self._up, self._up or up
             try:
                 config = dataclasses.replace(self._config(self._settings, self._stand_ins), mtu=clamped)
                 await self._interface.apply(config)
             except (ConfigError, DeviceError) as error:
                 self._up = before
-                _log.error("%s: an MTU of %s cannot be had: %s", self._interface.name, mtu, error)
+                if str(error) != self._link_failure:
+                    _log.error("%s: an MTU of %s cannot be had: %s", self._interface.name, mtu, error)
+                self._link_failure = str(error)
+                # A configuration that contradicts itself does so until somebody changes it.
+                is_done = isinstance(error, ConfigError)
+            else:
+                self._link_failure, is_done = None, True
             self._applied = self._interface.config
+            return is_done
 
     def _notice_changes(self) -> None:
         if self._interface.config is not self._applied:

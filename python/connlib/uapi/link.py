@@ -11,6 +11,7 @@ import ctypes
 import errno
 import fcntl
 import logging
+import math
 import os
 import socket
 import struct
@@ -80,9 +81,10 @@ async def follow_link(device: Device, tun: int) -> None:
             notices.setsockopt(_SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID, 1)
             while True:
                 link = await _once_possible(lambda: ThreadCall(lambda: _ask(tun), "connlib-link").result())
-                if link is not None:
-                    await device.link_changed(link.mtu, up=link.up)
-                await anyio.wait_readable(notices)
+                is_done = link is None or await device.link_changed(link.mtu, up=link.up)
+                # What failed is done again, not only when some link changes.
+                with anyio.move_on_after(math.inf if is_done else _PAUSE):
+                    await anyio.wait_readable(notices)
                 read_all(notices)
     except OSError as error:
         if error.errno == errno.EBADFD:

@@ -323,7 +323,7 @@ impl Node {
     /// Goes over to another configuration, all or nothing, and says what changed.
     ///
     /// Peers are known by their public keys. Sessions go on, whatever else changed (a preshared key is for the next
-    /// handshake), unless the node's private key did: then every tunnel is made anew. Another private key or handshake limit
+    /// handshake), unless the node's private key did: then every tunnel is made anew, and counts on. Another private key or handshake limit
     /// makes a new rate limiter, and cookies that were given out are worth nothing then. Timestamps are remembered.
     ///
     /// An endpoint that is the same as in the last configuration, or absent, leaves the peer where it was last heard.

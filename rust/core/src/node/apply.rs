@@ -322,7 +322,10 @@ impl Node {
                 }
                 let settings_of_tunnel = self.common.settings(settings.role);
                 peer.settings = settings;
-                if let Some(tunn) = tunn {
+                if let Some(mut tunn) = tunn {
+                    if let Some(before) = &peer.tunn {
+                        tunn.count_on_from(before);
+                    }
                     peer.release_indices(&mut Owned {
                         table: &mut self.indices,
                         owner: slot,

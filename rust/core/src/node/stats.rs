@@ -154,7 +154,7 @@ pub struct NodeStats {
 }
 
 impl Node {
-    /// Everything that is counted. A peer's tunnel that had to be made anew counts from zero.
+    /// Everything that is counted. A peer whose tunnel panicked counts from zero.
     pub fn stats(&self, now: Instant) -> NodeStats {
         let slots = self.peers.slots();
         NodeStats {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use connlib_core::{
-    ConfigDiff, ConfigError, DropReason, NodeConfig, PeerChange, PeerConfig, Role, Secret,
+    ConfigDiff, ConfigError, DropReason, NodeConfig, PeerChange, PeerConfig, Role, Secret, Stats,
     TimerConfig,
 };
 
@@ -273,6 +273,46 @@ fn another_private_key_makes_all_tunnels_anew() {
     net.send(2, &between(2, 1, b"new"));
     net.run_for(1.0);
     assert_eq!(net.host(1).received, [between(2, 1, b"new")]);
+}
+
+#[test]
+fn what_was_counted_of_peers_that_stay_is_counted_on_after_another_private_key() {
+    let mut net = hub();
+    net.send(1, &between(1, 2, b"one"));
+    net.send(2, &between(2, 1, b"two"));
+    net.run_for(1.0);
+    let before = net.peer_stats(1, 2).tunnel;
+    assert!(before.tx_bytes > 0 && before.rx_bytes > 0);
+    let new = NodeConfig {
+        private_key: private_key(4),
+        ..hub_config()
+    };
+    apply(&mut net, new).unwrap();
+    let after = net.peer_stats(1, 2).tunnel;
+    assert_eq!(
+        Stats {
+            sessions: 0,
+            session_age: None,
+            loss: 0.0,
+            rtt: None,
+            ..before
+        },
+        after
+    );
+    let now = net.now;
+    let renamed = PeerConfig {
+        public_key: public_key(4),
+        ..peer(1)
+    };
+    net.call(2, |node| node.apply(config(2, vec![renamed]), now))
+        .unwrap();
+    net.send(2, &between(2, 1, b"new"));
+    net.run_for(1.0);
+    let later = net.peer_stats(1, 2).tunnel;
+    // 148 bytes of initiation and 92 of response; a packet is padded to 16 bytes, with 32 of header and tag.
+    assert_eq!(later.tx_bytes, before.tx_bytes + 92);
+    assert_eq!(later.rx_bytes, before.rx_bytes + 148 + 32 + 32);
+    assert_eq!(later.rx_packets, before.rx_packets + 1);
 }
 
 #[test]

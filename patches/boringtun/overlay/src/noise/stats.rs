@@ -44,6 +44,12 @@ impl Tunn {
         self.sessions.send_on(index)
     }
 
+    /// Counts on from where a tunnel to the same peer has come to, in whose place this one is from now on.
+    pub fn count_on_from(&mut self, before: &Tunn) {
+        self.counts = before.counts;
+        self.established = before.established;
+    }
+
     pub fn stats(&self, now: Instant) -> Stats {
         let now = self.clock.max(now);
         let age_limit = self.timers.config.reject_after_time;
