@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -66,33 +67,26 @@ class ControlServer:
         self.path = path
         """The socket's file."""
 
-    async def _answer(self, client: Client) -> None:
-        """Answer one client, for as long as it asks."""
-        user = client.user()
-        lines = Lines()
+    def _refusal_of(self, user: int) -> ControlError | None:
+        """Why a user is not answered; None if that one is."""
+        if user in (0, self._owner):
+            return None
+        return ControlError("permission", [f"user {user} may not control {self._interface.name}"])
+
+    async def _answer(self, client: Client, line: bytes, user: int) -> bool:
+        """Answer a request; whether the client may ask more."""
         try:
-            if user not in (0, self._owner):
-                raise ControlError("permission", [f"user {user} may not control {self._interface.name}"])
-            while data := await client.receive():
-                for line in lines.feed(data):
-                    if await self._answer_line(client, line, user):
-                        return
-                    client.answered()
-        except ControlError as error:
-            refusal = error
+            return await self._answer_line(client, line, user)
         except Exception as error:
             if went_away(error):
                 raise
             # Whatever a request does, the tunnel is worth more. Its text could quote a key.
             _log.error("%s: a request has failed: %s", self._interface.name, bug(error))
             refusal = ControlError("internal", [f"{self._interface.name}: {bug(error)}"])
-        else:
-            return
         await client.send([dump_error(refusal)])
-        await client.finish()
+        return False
 
     async def _answer_line(self, client: Client, line: bytes, user: int) -> bool:
-        """Answer a request; whether it was the last one."""
         try:
             if len(line) <= _SHORT:
                 request = parse_request(line)
@@ -101,16 +95,16 @@ class ControlServer:
                 request = await anyio.to_thread.run_sync(parse_request, line)
             if isinstance(request, Events):
                 await self._stream_events(client)
-                return True
+                return False
             if isinstance(request, Capture):
                 await self._stream_capture(client, request, user)
-                return True
+                return False
             answer = await self._done(request, user)
         except ControlError as error:
             await client.send([dump_error(error)])
-            return False
+            return True
         await client.send(_pieces(answer))
-        return False
+        return True
 
     async def _done(self, request: Show | Explain | Apply, user: int) -> bytes:
         match request:
@@ -217,6 +211,34 @@ class ControlServer:
             _log.info("%s: the capture has ended", name)
 
 
+class _Conversation:
+    """What one client asks, and is answered."""
+
+    __slots__ = ("_client", "_lines", "_refusal", "_server", "_user")
+
+    def __init__(self, server: ControlServer, client: Client) -> None:
+        self._server = server
+        self._client = client
+        self._lines = Lines()
+        self._user = client.user()
+        self._refusal = server._refusal_of(self._user)
+
+    def feed(self, data: bytes) -> Iterator[bytes | ControlError]:
+        if self._refusal is not None:
+            yield self._refusal
+            return
+        try:
+            yield from self._lines.feed(data)
+        except ControlError as error:
+            yield error
+
+    async def answer(self, request: bytes | ControlError) -> bool:
+        if isinstance(request, bytes):
+            return await self._server._answer(self._client, request, self._user)
+        await self._client.send([dump_error(request)])
+        return False
+
+
 class _CaptureFile:
     """What a capture writes, until it is sent."""
 
@@ -309,9 +331,16 @@ async def serve_control(
         server = ControlServer(interface, applier or Applier(interface), file.path)
         room = f"{interface.name} has more than {MOST_CLIENTS} clients at once, and this one made room"
         farewell = dump_error(ControlError("busy", [room]))
-        clients = Clients("the control socket", _log, most=MOST_CLIENTS, patience=PATIENCE, farewell=farewell)
+        clients = Clients(
+            "the control socket",
+            _log,
+            functools.partial(_Conversation, server),
+            most=MOST_CLIENTS,
+            patience=PATIENCE,
+            farewell=farewell,
+        )
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(clients.serve, file.socket, server._answer)
+            tasks.start_soon(clients.serve, file.socket)
             try:
                 yield server
             finally:
