@@ -18,7 +18,7 @@ import math
 import select
 import socket
 import struct
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar
@@ -35,7 +35,7 @@ _SEND_BYTES = 1 << 16
 """What is sent before others have theirs."""
 _HEARD = 16
 """Clients that are heard before others have theirs, a KiB counting as one more: about a millisecond."""
-_MOST_HEARD = 128
+_MOST_HEARD = 256
 """How many, counted like that, before those who have asked are answered."""
 _CREDENTIALS = "3i"
 """Process, user and group (struct ucred, unix(7))."""
@@ -106,10 +106,13 @@ class Client:
             return data
 
     async def send(self, pieces: Iterable[bytes | memoryview]) -> None:
-        """Send all of that."""
+        """Send all of that. A piece is kept until it is sent, unless the caller keeps it: what many slow clients have
+        still to take is all that there is of an answer."""
         self._sending = True
-        turn = _SEND_BYTES
-        for piece in pieces:
+        turn, waiting = _SEND_BYTES, deque(pieces)
+        del pieces
+        while waiting:
+            piece = waiting.popleft()
             if turn >= _SEND_BYTES:
                 # Others have their turn, even where the client takes all of it at once.
                 await anyio.lowlevel.checkpoint()
@@ -222,7 +225,7 @@ class Clients:
                         heard, turn = heard + turn, 0
                         await anyio.lowlevel.checkpoint()
             # Who comes with the others may need this turn to do so.
-            heard, turn = heard + turn, 0
+            heard, turn = heard + turn + 1, 0
             await anyio.lowlevel.checkpoint()
         return asked
 

@@ -99,31 +99,30 @@ class ControlServer:
             if isinstance(request, Capture):
                 await self._stream_capture(client, request, user)
                 return False
-            answer = await self._done(request, user)
+            await client.send(await self._done(request, user))
         except ControlError as error:
             await client.send([dump_error(error)])
-            return True
-        await client.send(_pieces(answer))
         return True
 
-    async def _done(self, request: Show | Explain | Apply, user: int) -> bytes:
+    async def _done(self, request: Show | Explain | Apply, user: int) -> list[bytes]:
+        """The answer to a request that was done, in pieces."""
         match request:
             case Show():
                 return await self._statuses.get()
             case Explain(peers=()):
                 return await self._explanations.get()
             case Explain(peers=peers):
-                return dump_result(await report_explanations(self._interface, peers))
+                return [dump_result(await report_explanations(self._interface, peers))]
             case Apply():
                 changes = await self._apply(request, user)
-                return dump_result([Difference(*change) for change in changes])
+                return [dump_result([Difference(*change) for change in changes])]
 
-    async def _status(self) -> bytes:
+    async def _status(self) -> list[bytes]:
         interface = self._interface
-        return dump_result(await report_status(interface, interface._clock.now() - self._since))
+        return _pieces(dump_result(await report_status(interface, interface._clock.now() - self._since)))
 
-    async def _explain_all(self) -> bytes:
-        return dump_result(await report_explanations(self._interface, ()))
+    async def _explain_all(self) -> list[bytes]:
+        return _pieces(dump_result(await report_explanations(self._interface, ())))
 
     async def _apply(self, request: Apply, user: int) -> list[Change]:
         interface = self._interface
@@ -308,11 +307,9 @@ _SHORT = 1 << 12
 """Bytes of a request that is read in less time than a thread takes to start."""
 
 
-def _pieces(data: bytes) -> Iterator[memoryview]:
-    """Parts between which others have their turn; no copies, since many clients may get the same."""
-    whole = memoryview(data)
-    for start in range(0, len(data), _PIECE):
-        yield whole[start : start + _PIECE]
+def _pieces(data: bytes) -> list[bytes]:
+    """Parts that can be forgotten one by one."""
+    return [data[start : start + _PIECE] for start in range(0, len(data), _PIECE)]
 
 
 @asynccontextmanager
