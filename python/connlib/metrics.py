@@ -67,9 +67,14 @@ class MetricsServer:
         self._interface = interface
         self.port = port
         """The TCP port."""
+        self._goes_down = False
         self._metrics = b""
         self._stale_at = -math.inf
         self._pages = Shared(self._make_page)
+
+    def goes_down(self) -> None:
+        """Have `/readyz` say from now on that nothing more is to be sent here, though the interface is still there."""
+        self._goes_down = True
 
     async def _answer(self, head: bytes) -> list[bytes]:
         """The answer to the head of a request, or to what is none."""
@@ -108,6 +113,8 @@ class MetricsServer:
         if path == b"/readyz":
             if not self._interface.is_open:
                 return 503, _PLAIN, b"closed\n"
+            if self._goes_down:
+                return 503, _PLAIN, b"stopping\n"
             if self._interface.lateness() > LATE:
                 return 503, _PLAIN, b"late\n"
             return 200, _PLAIN, b"ready\n"
@@ -188,8 +195,9 @@ async def serve_metrics(
 ) -> AsyncIterator[MetricsServer]:
     """Serve `/metrics` for Prometheus and `/readyz` for as long as the block runs.
 
-    `/readyz` has the status 200, or 503 once the interface is closed, or while it is more than a second late with what
-    it has to do. Under `connlib up` nobody answers any more as soon as the interface begins to go down.
+    `/readyz` has the status 200, or 503: once the interface is closed, once it is going down
+    (`MetricsServer.goes_down`, which `connlib up` calls when it is told to stop), and while it is more than a second
+    late with what it has to do.
 
     host: a literal address of this machine; it takes no password, so that any other than 127.0.0.1 and ::1 is for
     networks that may know who talks with whom. port: 0 for any.
