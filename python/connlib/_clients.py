@@ -224,6 +224,8 @@ class Clients:
                     if turn >= _HEARD:
                         heard, turn = heard + turn, 0
                         await anyio.lowlevel.checkpoint()
+            if len(events) == 1 and descriptor != listener.fileno():
+                break  # somebody known, alone
             # Who comes with the others may need this turn to do so.
             heard, turn = heard + turn + 1, 0
             await anyio.lowlevel.checkpoint()
