@@ -511,11 +511,16 @@ def test_another_user_is_refused_even_with_the_socket_open(
     run()
 
 
+def nothing_to_say(client: clients.Client) -> clients.Conversation[bytes]:
+    raise AssertionError("nobody has said anything")
+
+
 @in_real_time
 async def test_the_user_is_the_one_that_the_kernel_knows() -> None:
     ours, theirs = socket.socketpair()
     with theirs:
-        client = clients.Client(clients.Clients("a test", server._log, most=1, patience=1.0), ours)
+        some = clients.Clients("a test", server._log, nothing_to_say, most=1, patience=1.0)
+        client = clients.Client(some, ours)
         assert client.user() == os.geteuid()
         ours.close()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import signal
 import socket
 import sys
 import time
@@ -205,6 +207,16 @@ async def test_an_interface_that_is_late_with_its_deadlines_is_not_ready(
 
 
 @in_real_time
+async def test_readyz_says_that_the_interface_goes_down_while_it_is_still_there() -> None:
+    async with served() as (pair, server):
+        server.goes_down()
+        status, _, body = await get(server.port, "/readyz")
+        assert (status, body) == (503, b"stopping\n")
+        assert (await get(server.port, "/metrics"))[0] == 200
+        await pair.exchange()
+
+
+@in_real_time
 @pytest.mark.parametrize(
     ("request_", "status"),
     [
@@ -372,6 +384,40 @@ def test_up_serves_metrics_where_it_is_told_to(namespace: Namespace, tmp_path: P
     finally:
         if process.returncode is None:
             process.stop()
+
+
+def test_up_is_not_ready_any_more_from_the_signal_on_to_its_end(namespace: Namespace, tmp_path: Path) -> None:
+    """What gives its DNS back takes its time, and is killed after two seconds."""
+    reverts, sleep, ip = tmp_path / "reverts", shutil.which("sleep"), shutil.which("ip")
+    assert sleep is not None and ip is not None
+    program = tmp_path / "resolvectl"
+    program.write_text(f'#!/bin/sh\n[ "$1" != revert ] || {{ : > {reverts}; exec {sleep} 1000; }}\n')
+    program.chmod(0o755)
+    file = config_file(tmp_path)
+    file.write_text(file.read_text().replace("[Interface]\n", "[Interface]\nDNS = 10.0.0.53\n", 1))
+    command = namespace.command(*COMMAND, "up", str(file), "--metrics", "9586")
+    process = Background((ip, *command[1:]), tmp_path / "log", env={"PATH": str(tmp_path)})
+
+    def readyz() -> tuple[str, str]:
+        with namespace.make_socket(socket.AF_INET, socket.SOCK_STREAM) as asker:
+            asker.settimeout(30)
+            asker.connect(("127.0.0.1", 9586))
+            asker.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = b"".join(iter(lambda: asker.recv(4096), b"")).decode()
+        return answer.split(" ", 2)[1], answer.rpartition("\r\n")[2]
+
+    try:
+        wait_for(lambda: " is up: " in process.output() or process.returncode is not None, "the tunnel")
+        assert readyz() == ("200", "ready\n")
+        process.send(signal.SIGTERM)
+        wait_for(lambda: reverts.exists() or process.returncode is not None, "its end to begin")
+        assert readyz() == ("503", "stopping\n")
+        wait_for(lambda: process.returncode is not None, "its end")
+        assert process.returncode == 0
+    finally:
+        if process.returncode is None:
+            process.stop()
+        print(process.output())
 
 
 @pytest.mark.parametrize("place", ["", "x", "localhost:9586", "9586x", "127.0.0.1:65536", "[::1]", "-1"])

@@ -259,8 +259,9 @@ FAULTS = (
         ["tests/test_uapi_server.py", "tests/test_metrics.py", "tests/test_control.py"],
         dawdlers.dawdlers,
         remark="The first request comes when the hundred do. A third of those ask for everything about 1,000 peers and "
-        "do not read it: they share answers, one of which is made before its own. What a client costs besides, some "
-        "10 kB with its task and its socket, is there until it is sent away.",
+        "do not read it: those that come together share one answer, and the first request is among them, or waits "
+        "for it before its own is made. Each page was asked for once before memory is measured: that of a scrape "
+        "that took long is kept for those that follow it soon.",
     ),
     Fault(
         "40",

@@ -51,6 +51,8 @@ def dawdlers(run: Run) -> list[Check]:
             page = b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n"
             slow = (b"", b"GET /metr", page % b"/metrics")
             ready = (page % b"/readyz", b"ready")
+            # The page of one scrape is kept for the next one.
+            _took(metrics, slow[-1], b"# TYPE connlib_errors_total ")
             checks += _among(run, "/readyz", metrics, slow, ready, requests, crowd, gateway.pid)
             control = functools.partial(_connect, Path(folder, "wg0.sock"))
             show = json.dumps({"version": 1, "method": "show"}).encode() + b"\n"

@@ -1,32 +1,49 @@
-"""The clients of a listening socket: a task for each, so that one that dawdles is in nobody's way.
+"""The clients of a listening socket.
 
-What they cost is bounded: in number, and in the time that a request and its answer may take. When there is no room, the
-client that has been silent for longest makes it, and those that are told things only if there are no others.
+One task hears all who have asked nothing yet, however they dawdle: such a client is a socket, what it has said so far,
+and a deadline. Who has sent a whole request has a task for as long as that is answered. Those who come together are all
+heard before the first of them is answered: hearing one costs a fraction of a round of the event loop then, and they
+share answers (`_shared`).
+
+What clients cost is bounded: in number, and in the time that a request and its answer may take. When there is no room,
+the client that has been silent for longest makes it, and those that are told things only if there are no others.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import math
+import select
 import socket
 import struct
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol, TypeVar
 
 import anyio
 import anyio.lowlevel
 
+from ._errors import DeviceError
 from ._text import bug
 
 _READ_BYTES = 1 << 14
 """What is read of a request before others have their turn: some milliseconds of work."""
+_SEND_BYTES = 1 << 16
+"""What is sent before others have theirs."""
+_HEARD = 16
+"""Clients that are heard before others have theirs, a KiB counting as one more: about a millisecond."""
+_MOST_HEARD = 256
+"""How many, counted like that, before those who have asked are answered."""
 _CREDENTIALS = "3i"
 """Process, user and group (struct ucred, unix(7))."""
 _PAUSE = 0.1
 """Seconds to wait where no client can be accepted, for want of descriptors say."""
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
+
+R = TypeVar("R")
 
 
 def went_away(error: BaseException) -> bool:
@@ -34,19 +51,51 @@ def went_away(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _GONE
 
 
+class Conversation(Protocol[R]):
+    """What one client asks, and is answered."""
+
+    def feed(self, data: bytes, /) -> Iterator[R]:
+        """Take the next bytes (none: no more come); the requests that they complete. To be iterated to its end."""
+
+    async def answer(self, request: R, /) -> bool:
+        """Answer one; whether the client may ask more."""
+
+
 class Client:
     """One connection, non-blocking."""
+
+    __slots__ = (
+        "_clients",
+        "_connection",
+        "_conversation",
+        "_deadline",
+        "_is_over",
+        "_requests",
+        "_scope",
+        "_sending",
+        "_stays",
+    )
 
     def __init__(self, clients: Clients, connection: socket.socket) -> None:
         connection.setblocking(False)
         self._clients = clients
         self._connection = connection
-        self._scope = anyio.CancelScope()
+        self._conversation: Conversation[Any] | None = None
+        """From its first word on."""
+        self._requests: Iterator[Any] = iter(())
+        """What it has asked, and was not answered yet."""
+        self._scope: anyio.CancelScope | None = None
+        """That of its task; None while it has none."""
+        self._deadline = math.inf
+        """While it has no task."""
+        self._is_over = False
+        """Whether it was told that no more comes. Until it closes its side too, what it says is read and means
+        nothing: bytes that nobody read would have the system reset the connection, and the answer be lost."""
         self._stays = False
         self._sending = False
 
     async def receive(self) -> bytes:
-        """Some bytes; none at the end."""
+        """Some bytes, while one of its requests is being answered; none at the end."""
         while True:
             await anyio.wait_readable(self._connection)
             try:
@@ -57,11 +106,18 @@ class Client:
             return data
 
     async def send(self, pieces: Iterable[bytes | memoryview]) -> None:
-        """Send all of that."""
+        """Send all of that. A piece is kept until it is sent, unless the caller keeps it: what many slow clients have
+        still to take is all that there is of an answer."""
         self._sending = True
-        for piece in pieces:
-            # Others have their turn after each piece, even where the client takes all of them at once.
-            await anyio.lowlevel.checkpoint()
+        turn, waiting = _SEND_BYTES, deque(pieces)
+        del pieces
+        while waiting:
+            piece = waiting.popleft()
+            if turn >= _SEND_BYTES:
+                # Others have their turn, even where the client takes all of it at once.
+                await anyio.lowlevel.checkpoint()
+                turn = 0
+            turn += len(piece)
             rest = memoryview(piece)
             while rest:
                 try:
@@ -70,28 +126,16 @@ class Client:
                     await anyio.wait_writable(self._connection)
         self._sending = False
 
-    async def finish(self) -> None:
-        """Say that no more comes, and wait for the other end to do so: bytes of it that nobody read would have the
-        system reset the connection, and the answer be lost."""
-        self._connection.shutdown(socket.SHUT_WR)
-        while await self.receive():
-            pass
-
     def answered(self) -> None:
         """Another request may come, with time of its own."""
+        assert self._scope is not None
         self._scope.deadline = anyio.current_time() + self._clients.patience
 
     def stays(self) -> None:
         """It is told things from now on, for as long as it likes. It makes room only where all do so."""
+        assert self._scope is not None
         self._scope.deadline = math.inf
         self._stays = True
-
-    def _make_room(self) -> None:
-        # What is half sent would not be understood with that in it.
-        if not self._sending:
-            with suppress(OSError):
-                self._connection.send(self._clients.farewell)
-        self._scope.cancel()
 
     def user(self) -> int:
         """The user at the other end of a Unix socket, as the kernel knows it (SO_PEERCRED)."""
@@ -101,64 +145,206 @@ class Client:
 
 
 class Clients:
-    """Those of one socket; the one that was silent for longest first."""
+    """Those of one socket; the one that was silent for longest first.
+
+    begin: makes the conversation of a client that has said something.
+
+    Raises `DeviceError` where the system has no descriptor left to wait for them with.
+    """
 
     def __init__(
-        self, what: str, log: logging.Logger, *, most: int, patience: float, farewell: bytes = b""
+        self,
+        what: str,
+        log: logging.Logger,
+        begin: Callable[[Client], Conversation[Any]],
+        *,
+        most: int,
+        patience: float,
+        farewell: bytes = b"",
     ) -> None:
         self._what = what
         """Of what the clients are, for the log."""
         self._log = log
+        self._begin = begin
         self._most = most
         self.patience = patience
         """Seconds from a client's coming, or its last answer, to the end of the next answer."""
-        self.farewell = farewell
+        self._farewell = farewell
         """What one that makes room is told."""
         self._clients: OrderedDict[Client, None] = OrderedDict()
+        self._waiting: dict[int, Client] = {}
+        """Those without a task, by their descriptors."""
+        self._accept_again = math.inf
+        """When who comes is accepted again."""
+        self._alarm = anyio.CancelScope()
+        """Ends the wait for all of them when something is due."""
+        try:
+            self._poll = select.epoll()
+        except OSError as error:
+            raise DeviceError.from_os(
+                f"cannot wait for clients of {what}", error, hint="see whether the system lacks memory"
+            ) from error
 
-    async def serve(self, listener: socket.socket, answer: Callable[[Client], Awaitable[None]]) -> None:
+    async def serve(self, listener: socket.socket) -> None:
         """Have whoever connects to a listening, non-blocking socket answered, until this is cancelled."""
         try:
+            self._poll.register(listener, select.EPOLLIN)
             async with anyio.create_task_group() as tasks:
                 while True:
-                    await anyio.wait_readable(listener)
-                    try:
-                        connection, _ = listener.accept()
-                    except (BlockingIOError, ConnectionAbortedError):
-                        continue
-                    except OSError as error:
-                        self._log.warning("a client of %s cannot be accepted: %s", self._what, error.strerror)
-                        await anyio.sleep(_PAUSE)
-                        continue
-                    tasks.start_soon(self._serve_client, self._admit(connection), answer)
+                    with anyio.CancelScope(deadline=self._next_due()) as self._alarm:
+                        await anyio.wait_readable(self._poll)
+                    self._do_what_is_due(listener)
+                    for client in await self._hear(listener):
+                        tasks.start_soon(self._serve_client, client)
         finally:
             for client in list(self._clients):
                 self._gone(client)
+            self._poll.close()
 
-    async def _serve_client(self, client: Client, answer: Callable[[Client], Awaitable[None]]) -> None:
-        try:
-            with client._scope:
-                client.answered()
-                await answer(client)
-        except OSError as error:
-            # Anything else is no news either: there is nobody to tell.
-            if not went_away(error):
-                self._log.warning("a client of %s is lost: %s", self._what, error.strerror)
-        except Exception as error:
-            # A bug, but none that the interface and the other clients have to go down with.
-            self._log.error("a client of %s is lost: %s", self._what, bug(error))
-        finally:
+    def _next_due(self) -> float:
+        return min([self._accept_again, *(client._deadline for client in self._waiting.values())])
+
+    def _do_what_is_due(self, listener: socket.socket) -> None:
+        now = anyio.current_time()
+        for client in [client for client in self._waiting.values() if client._deadline <= now]:
             self._gone(client)
+        if self._accept_again <= now:
+            self._accept_again = math.inf
+            self._poll.register(listener, select.EPOLLIN)
+
+    async def _hear(self, listener: socket.socket) -> list[Client]:
+        """Accept who comes and read what was said, until nobody has more to say; those who have asked something."""
+        asked: list[Client] = []
+        heard = turn = 0
+        while heard < _MOST_HEARD and (events := self._poll.poll(0, _HEARD)):
+            for descriptor, _ in events:
+                # It may be somebody else's by now, who has not said anything.
+                for client in self._who(descriptor, listener):
+                    turn += 1 + self._read(client, asked) // 1024
+                    if turn >= _HEARD:
+                        heard, turn = heard + turn, 0
+                        await anyio.lowlevel.checkpoint()
+            if len(events) == 1 and descriptor != listener.fileno():
+                break  # somebody known, alone
+            # Who comes with the others may need this turn to do so.
+            heard, turn = heard + turn + 1, 0
+            await anyio.lowlevel.checkpoint()
+        return asked
+
+    def _who(self, descriptor: int, listener: socket.socket) -> Iterator[Client]:
+        """The client with that descriptor, or those who have come where it is that of the listening socket."""
+        if descriptor != listener.fileno():
+            if (client := self._waiting.get(descriptor)) is not None:
+                yield client
+            return
+        for _ in range(_HEARD):
+            try:
+                connection, _address = listener.accept()
+            except BlockingIOError:
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                self._log.warning("a client of %s cannot be accepted: %s", self._what, error.strerror)
+                self._poll.unregister(listener)
+                self._accept_again = anyio.current_time() + _PAUSE
+                return
+            client = self._admit(connection)
+            if client in self._clients:
+                yield client
 
     def _admit(self, connection: socket.socket) -> Client:
         if len(self._clients) >= self._most:
             ready = (client for client in self._clients if not client._stays)
-            oldest = next(ready, next(iter(self._clients)))
-            del self._clients[oldest]
-            oldest._make_room()
+            self._make_room(next(ready, next(iter(self._clients))))
         client = Client(self, connection)
         self._clients[client] = None
+        with self._unless_lost(client):
+            self._wait_for(client, anyio.current_time() + self.patience)
         return client
+
+    def _make_room(self, client: Client) -> None:
+        # What is half sent would not be understood with that in it.
+        if not client._sending:
+            with suppress(OSError):
+                client._connection.send(self._farewell)
+        del self._clients[client]
+        if client._scope is None:
+            self._gone(client)
+        else:
+            client._scope.cancel()
+
+    def _wait_for(self, client: Client, deadline: float) -> None:
+        """Wait until it says something, or that has passed."""
+        self._poll.register(client._connection, select.EPOLLIN)
+        self._waiting[client._connection.fileno()] = client
+        client._scope, client._deadline = None, deadline
+        self._alarm.deadline = min(self._alarm.deadline, deadline)
+
+    def _wait_no_more(self, client: Client) -> None:
+        if self._waiting.pop(client._connection.fileno(), None) is not None:
+            self._poll.unregister(client._connection)
+
+    def _read(self, client: Client, asked: list[Client]) -> int:
+        """Read what it has said, so many bytes; those who have asked something are added to `asked`."""
+        with self._unless_lost(client):
+            try:
+                data = client._connection.recv(_READ_BYTES)
+            except BlockingIOError:
+                return 0
+            self._heard(client)
+            if not client._is_over and (data or client._conversation is not None):
+                client._conversation = client._conversation or self._begin(client)
+                requests = iter(client._conversation.feed(data))
+                for first in requests:
+                    # The others are made one by one, when this one was answered.
+                    client._requests = itertools.chain((first,), requests)
+                    self._wait_no_more(client)
+                    asked.append(client)
+                    return len(data)
+            if not data:
+                self._gone(client)
+            return len(data)
+        return 0
+
+    async def _serve_client(self, client: Client) -> None:
+        """Answer what it has asked."""
+        if client not in self._clients:
+            return  # it has made room meanwhile
+        try:
+            with self._unless_lost(client), anyio.CancelScope(deadline=client._deadline) as client._scope:
+                await self._answer(client)
+                if client in self._clients:
+                    latest = anyio.current_time() + self.patience
+                    self._wait_for(client, min(client._scope.deadline, latest))
+        finally:
+            if client._scope is not None:
+                self._gone(client)
+
+    async def _answer(self, client: Client) -> None:
+        assert client._conversation is not None
+        for request in client._requests:
+            if not await client._conversation.answer(request):
+                client._connection.shutdown(socket.SHUT_WR)
+                client._is_over, client._conversation, client._requests = True, None, iter(())
+                client._stays = False
+                return
+            client.answered()
+
+    @contextmanager
+    def _unless_lost(self, client: Client) -> Iterator[None]:
+        """What goes wrong with one client ends its connection, and nothing else."""
+        try:
+            yield
+        except OSError as error:
+            # Anything else is no news either: there is nobody to tell.
+            if not went_away(error):
+                self._log.warning("a client of %s is lost: %s", self._what, error.strerror)
+            self._gone(client)
+        except Exception as error:
+            # A bug, but none that the interface and the other clients have to go down with.
+            self._log.error("a client of %s is lost: %s", self._what, bug(error))
+            self._gone(client)
 
     def _heard(self, client: Client) -> None:
         if client in self._clients:
@@ -166,4 +352,7 @@ class Clients:
 
     def _gone(self, client: Client) -> None:
         self._clients.pop(client, None)
+        self._wait_no_more(client)
         client._connection.close()
+        # Each refers to the other, and neither should have to wait for the search for garbage.
+        client._conversation, client._requests = None, iter(())

@@ -15,9 +15,11 @@ the labels anew for each line, and a thousand peers have some fifteen thousand l
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
+import re
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -65,17 +67,21 @@ class MetricsServer:
         self._interface = interface
         self.port = port
         """The TCP port."""
+        self._goes_down = False
         self._metrics = b""
         self._stale_at = -math.inf
         self._pages = Shared(self._make_page)
 
-    async def _answer(self, client: Client) -> None:
+    def goes_down(self) -> None:
+        """Have `/readyz` say from now on that nothing more is to be sent here, though the interface is still there."""
+        self._goes_down = True
+
+    async def _answer(self, head: bytes) -> list[bytes]:
+        """The answer to the head of a request, or to what is none."""
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MOST_REQUEST_BYTES)
         request = None
         try:
-            request = await _request(connection, client)
-            if request is None:
-                return
+            request = _request(connection, head)
             status, kind, body = await self._page(request)
         except h11.RemoteProtocolError as error:
             status, kind, body = error.error_status_hint, _PLAIN, b"this is no HTTP request\n"
@@ -95,8 +101,7 @@ class MetricsServer:
         for event in (*events, h11.EndOfMessage()):
             # The body is not copied: it may be that of many clients.
             parts += connection.send_with_data_passthrough(event) or ()
-        await client.send(parts)
-        await client.finish()
+        return parts
 
     async def _page(self, request: h11.Request) -> tuple[int, str, bytes]:
         """Status, content type and body."""
@@ -108,6 +113,8 @@ class MetricsServer:
         if path == b"/readyz":
             if not self._interface.is_open:
                 return 503, _PLAIN, b"closed\n"
+            if self._goes_down:
+                return 503, _PLAIN, b"stopping\n"
             if self._interface.lateness() > LATE:
                 return 503, _PLAIN, b"late\n"
             return 200, _PLAIN, b"ready\n"
@@ -122,6 +129,8 @@ class MetricsServer:
 
     async def _make_page(self) -> bytes:
         """Others have their turn between two metrics."""
+        if anyio.current_time() < self._stale_at:
+            return self._metrics  # made while this one was waited for
         took, pieces, parts = 0.0, [], render(self._interface)
         while True:
             start = time.thread_time()
@@ -137,15 +146,47 @@ class MetricsServer:
         return page
 
 
-async def _request(connection: h11.Connection, client: Client) -> h11.Request | None:
-    """The head of a request; a body is not read. None if the client sent nothing."""
-    while True:
+class _Conversation:
+    """One request and its answer."""
+
+    __slots__ = ("_client", "_head", "_server")
+
+    def __init__(self, server: MetricsServer, client: Client) -> None:
+        self._server = server
+        self._client = client
+        self._head = b""
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        self._head += data
+        if not data or _is_whole(self._head):
+            yield self._head
+
+    async def answer(self, request: bytes) -> bool:
+        # Nothing keeps the page once it is sent, however long the client takes to go.
+        await self._client.send(await self._server._answer(request))
+        return False
+
+
+_END = re.compile(rb"\n\r?\n")
+
+
+def _is_whole(head: bytes) -> bool:
+    """Whether nothing that may still come of a head, or of what is none, would change its answer."""
+    # No method begins like that: TLS does.
+    return _END.search(head) is not None or len(head) > MOST_REQUEST_BYTES or head[0] < 0x21
+
+
+def _request(connection: h11.Connection, head: bytes) -> h11.Request:
+    """The request with that head; a body is not read. Raises `RemoteProtocolError` for what is none."""
+    connection.receive_data(head)
+    event = connection.next_event()
+    if event is h11.NEED_DATA:
+        # There was no end of it, and there will be none.
+        connection.receive_data(b"")
         event = connection.next_event()
-        if isinstance(event, h11.Request):
-            return event
-        if event is not h11.NEED_DATA:
-            return None
-        connection.receive_data(await client.receive())
+    if not isinstance(event, h11.Request):
+        raise h11.RemoteProtocolError("no request")
+    return event
 
 
 @asynccontextmanager
@@ -154,8 +195,9 @@ async def serve_metrics(
 ) -> AsyncIterator[MetricsServer]:
     """Serve `/metrics` for Prometheus and `/readyz` for as long as the block runs.
 
-    `/readyz` has the status 200, or 503 once the interface is closed, or while it is more than a second late with what
-    it has to do. Under `connlib up` nobody answers any more as soon as the interface begins to go down.
+    `/readyz` has the status 200, or 503: once the interface is closed, once it is going down
+    (`MetricsServer.goes_down`, which `connlib up` calls when it is told to stop), and while it is more than a second
+    late with what it has to do.
 
     host: a literal address of this machine; it takes no password, so that any other than 127.0.0.1 and ::1 is for
     networks that may know who talks with whom. port: 0 for any.
@@ -181,9 +223,10 @@ async def serve_metrics(
     with listener:
         listener.setblocking(False)
         server = MetricsServer(interface, listener.getsockname()[1])
-        clients = Clients("the metrics", _log, most=MOST_CLIENTS, patience=PATIENCE)
+        begin = functools.partial(_Conversation, server)
+        clients = Clients("the metrics", _log, begin, most=MOST_CLIENTS, patience=PATIENCE)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(clients.serve, listener, server._answer)
+            tasks.start_soon(clients.serve, listener)
             try:
                 yield server
             finally:

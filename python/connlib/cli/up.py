@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
@@ -37,6 +37,9 @@ from ._recorder import Recorder
 from ._service import Service
 from ._state import timestamp_store
 from ._stop import StopSignals
+
+if TYPE_CHECKING:
+    from connlib.metrics import MetricsServer
 
 log = logging.getLogger("connlib.up")
 
@@ -152,54 +155,74 @@ async def _serve(
     stop: StopSignals,
     parts: _Parts,
 ) -> None:
-    recorder, flows, service = parts.recorder, parts.flows, parts.service
-    with trio.CancelScope() as scope:
-        stop_by_signal(stop, scope)
-        async with _opened(config, file, parts) as interface, trio.open_nursery() as nursery:
-            recorder.start(interface)
-            # Before anything else runs: a keepalive may start a handshake at once.
-            events = interface.events()
-            names = _Names(config)
-            applier = Applier(interface, names.learn)
-            if parts.run_dir is not None:
-                await nursery.start(_serve_control, interface, parts.run_dir, applier)
-            if parts.metrics is not None:
-                await nursery.start(_serve_metrics, interface, *parts.metrics)
-            # Whoever reads this may ask at once.
-            log.info(
-                "%s is up: UDP port %d, public key %s, %d peer%s; stop with Ctrl-C",
-                interface.name,
-                interface.listen_port,
-                interface.public_key.to_base64(),
-                len(config.peers),
-                "" if len(config.peers) == 1 else "s",
-            )
-            service.is_up(interface)
-            try:
-                nursery.start_soon(service.follow, interface, file, load_file)
-                nursery.start_soon(_watch_network, interface)
-                nursery.start_soon(recorder.follow, interface)
-                flows.start(interface)
-                nursery.start_soon(flows.follow, interface)
-                nursery.start_soon(_reload, interface, load_file, stop, applier, parts)
-                async for happened in events:
-                    # Of a changed configuration, who changed it tells.
-                    if isinstance(happened, PeerEvent):
-                        level, text = describe_event(happened.event)
-                        log.log(level, "%-*s  %s", names.width, names[happened.peer], text)
-            finally:
-                service.is_stopping()
-                recorder.write(interface)
-                await flows.finish(interface)
-                for line in summarize(interface.stats(), names, names.width):
-                    log.info("%s", line)
-            nursery.cancel_scope.cancel()
+    # What answers for as long as the interface is there, also while it goes down.
+    async with trio.open_nursery() as lasting:
+        with trio.CancelScope() as scope:
+            stop_by_signal(stop, scope)
+            await _serve_until_stopped(config, file, load_file, stop, parts, lasting)
+        lasting.cancel_scope.cancel()
     stop.tell(None)
     log.info("%s is down", config.name)
 
 
+async def _serve_until_stopped(
+    config: InterfaceConfig,
+    file: str,
+    load_file: Callable[[], InterfaceConfig],
+    stop: StopSignals,
+    parts: _Parts,
+    lasting: trio.Nursery,
+) -> None:
+    recorder, flows, service = parts.recorder, parts.flows, parts.service
+    async with _opened(config, file, parts) as interface, trio.open_nursery() as nursery:
+        recorder.start(interface)
+        # Before anything else runs: a keepalive may start a handshake at once.
+        events = interface.events()
+        names = _Names(config)
+        applier = Applier(interface, names.learn)
+        if parts.run_dir is not None:
+            await nursery.start(_serve_control, interface, parts.run_dir, applier)
+        metrics: MetricsServer | None = None
+        if parts.metrics is not None:
+            metrics = await lasting.start(_serve_metrics, interface, *parts.metrics)
+        # Whoever reads this may ask at once.
+        log.info(
+            "%s is up: UDP port %d, public key %s, %d peer%s; stop with Ctrl-C",
+            interface.name,
+            interface.listen_port,
+            interface.public_key.to_base64(),
+            len(config.peers),
+            "" if len(config.peers) == 1 else "s",
+        )
+        service.is_up(interface)
+        try:
+            nursery.start_soon(service.follow, interface, file, load_file)
+            nursery.start_soon(_watch_network, interface)
+            nursery.start_soon(recorder.follow, interface)
+            flows.start(interface)
+            nursery.start_soon(flows.follow, interface)
+            nursery.start_soon(_reload, interface, load_file, stop, applier, parts)
+            async for happened in events:
+                # Of a changed configuration, who changed it tells.
+                if isinstance(happened, PeerEvent):
+                    level, text = describe_event(happened.event)
+                    log.log(level, "%-*s  %s", names.width, names[happened.peer], text)
+        finally:
+            service.is_stopping()
+            if metrics is not None:
+                metrics.goes_down()
+            recorder.write(interface)
+            await flows.finish(interface)
+            for line in summarize(interface.stats(), names, names.width):
+                log.info("%s", line)
+        nursery.cancel_scope.cancel()
+
+
 async def _serve_metrics(
-    interface: Interface, host: str, port: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    interface: Interface,
+    host: str,
+    port: int,
+    task_status: trio.TaskStatus[MetricsServer] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     # Not above: what it needs is an extra.
     try:
@@ -209,7 +232,7 @@ async def _serve_metrics(
 
     async with serve_metrics(interface, host=host, port=port) as server:
         log.info("%s: metrics at http://%s/metrics", interface.name, host_and_port(host, server.port))
-        task_status.started()
+        task_status.started(server)
         await trio.sleep_forever()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -66,33 +67,26 @@ class ControlServer:
         self.path = path
         """The socket's file."""
 
-    async def _answer(self, client: Client) -> None:
-        """Answer one client, for as long as it asks."""
-        user = client.user()
-        lines = Lines()
+    def _refusal_of(self, user: int) -> ControlError | None:
+        """Why a user is not answered; None if that one is."""
+        if user in (0, self._owner):
+            return None
+        return ControlError("permission", [f"user {user} may not control {self._interface.name}"])
+
+    async def _answer(self, client: Client, line: bytes, user: int) -> bool:
+        """Answer a request; whether the client may ask more."""
         try:
-            if user not in (0, self._owner):
-                raise ControlError("permission", [f"user {user} may not control {self._interface.name}"])
-            while data := await client.receive():
-                for line in lines.feed(data):
-                    if await self._answer_line(client, line, user):
-                        return
-                    client.answered()
-        except ControlError as error:
-            refusal = error
+            return await self._answer_line(client, line, user)
         except Exception as error:
             if went_away(error):
                 raise
             # Whatever a request does, the tunnel is worth more. Its text could quote a key.
             _log.error("%s: a request has failed: %s", self._interface.name, bug(error))
             refusal = ControlError("internal", [f"{self._interface.name}: {bug(error)}"])
-        else:
-            return
         await client.send([dump_error(refusal)])
-        await client.finish()
+        return False
 
     async def _answer_line(self, client: Client, line: bytes, user: int) -> bool:
-        """Answer a request; whether it was the last one."""
         try:
             if len(line) <= _SHORT:
                 request = parse_request(line)
@@ -101,35 +95,34 @@ class ControlServer:
                 request = await anyio.to_thread.run_sync(parse_request, line)
             if isinstance(request, Events):
                 await self._stream_events(client)
-                return True
+                return False
             if isinstance(request, Capture):
                 await self._stream_capture(client, request, user)
-                return True
-            answer = await self._done(request, user)
+                return False
+            await client.send(await self._done(request, user))
         except ControlError as error:
             await client.send([dump_error(error)])
-            return False
-        await client.send(_pieces(answer))
-        return False
+        return True
 
-    async def _done(self, request: Show | Explain | Apply, user: int) -> bytes:
+    async def _done(self, request: Show | Explain | Apply, user: int) -> list[bytes]:
+        """The answer to a request that was done, in pieces."""
         match request:
             case Show():
                 return await self._statuses.get()
             case Explain(peers=()):
                 return await self._explanations.get()
             case Explain(peers=peers):
-                return dump_result(await report_explanations(self._interface, peers))
+                return [dump_result(await report_explanations(self._interface, peers))]
             case Apply():
                 changes = await self._apply(request, user)
-                return dump_result([Difference(*change) for change in changes])
+                return [dump_result([Difference(*change) for change in changes])]
 
-    async def _status(self) -> bytes:
+    async def _status(self) -> list[bytes]:
         interface = self._interface
-        return dump_result(await report_status(interface, interface._clock.now() - self._since))
+        return _pieces(dump_result(await report_status(interface, interface._clock.now() - self._since)))
 
-    async def _explain_all(self) -> bytes:
-        return dump_result(await report_explanations(self._interface, ()))
+    async def _explain_all(self) -> list[bytes]:
+        return _pieces(dump_result(await report_explanations(self._interface, ())))
 
     async def _apply(self, request: Apply, user: int) -> list[Change]:
         interface = self._interface
@@ -217,6 +210,34 @@ class ControlServer:
             _log.info("%s: the capture has ended", name)
 
 
+class _Conversation:
+    """What one client asks, and is answered."""
+
+    __slots__ = ("_client", "_lines", "_refusal", "_server", "_user")
+
+    def __init__(self, server: ControlServer, client: Client) -> None:
+        self._server = server
+        self._client = client
+        self._lines = Lines()
+        self._user = client.user()
+        self._refusal = server._refusal_of(self._user)
+
+    def feed(self, data: bytes) -> Iterator[bytes | ControlError]:
+        if self._refusal is not None:
+            yield self._refusal
+            return
+        try:
+            yield from self._lines.feed(data)
+        except ControlError as error:
+            yield error
+
+    async def answer(self, request: bytes | ControlError) -> bool:
+        if isinstance(request, bytes):
+            return await self._server._answer(self._client, request, self._user)
+        await self._client.send([dump_error(request)])
+        return False
+
+
 class _CaptureFile:
     """What a capture writes, until it is sent."""
 
@@ -286,11 +307,9 @@ _SHORT = 1 << 12
 """Bytes of a request that is read in less time than a thread takes to start."""
 
 
-def _pieces(data: bytes) -> Iterator[memoryview]:
-    """Parts between which others have their turn; no copies, since many clients may get the same."""
-    whole = memoryview(data)
-    for start in range(0, len(data), _PIECE):
-        yield whole[start : start + _PIECE]
+def _pieces(data: bytes) -> list[bytes]:
+    """Parts that can be forgotten one by one."""
+    return [data[start : start + _PIECE] for start in range(0, len(data), _PIECE)]
 
 
 @asynccontextmanager
@@ -309,9 +328,16 @@ async def serve_control(
         server = ControlServer(interface, applier or Applier(interface), file.path)
         room = f"{interface.name} has more than {MOST_CLIENTS} clients at once, and this one made room"
         farewell = dump_error(ControlError("busy", [room]))
-        clients = Clients("the control socket", _log, most=MOST_CLIENTS, patience=PATIENCE, farewell=farewell)
+        clients = Clients(
+            "the control socket",
+            _log,
+            functools.partial(_Conversation, server),
+            most=MOST_CLIENTS,
+            patience=PATIENCE,
+            farewell=farewell,
+        )
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(clients.serve, file.socket, server._answer)
+            tasks.start_soon(clients.serve, file.socket)
             try:
                 yield server
             finally:
