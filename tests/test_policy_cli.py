@@ -250,7 +250,8 @@ def test_what_is_no_such_peer_file_or_destination_exits_2_with_a_line(
         ),
         (
             (file, "--peer", "alice", "--to", "10.0.0.5:443"),
-            "Invalid value: '10.0.0.5:443' is no destination (an IP address, a port or a protocol is missing): " + form,
+            "Invalid value: '10.0.0.5:443' is no destination (an IP address, a port or a protocol is missing): "
+            + form,
         ),
         ((file, "--peer", "alice"), "Missing option '--to'; try connlib policy test --help"),
         ((file, *TO), "Missing option '--peer'; try connlib policy test --help"),
