@@ -40,11 +40,10 @@ use std::sync::Arc;
 
 use crate::{DropReason, Prefix};
 use compiled::Compiled;
-pub use filter::Direction;
 pub(crate) use filter::Filter;
 pub(crate) use flows::Flows;
 pub use flows::{MAX_FLOWS, MAX_FLOWS_PER_PEER};
-pub use header::{Header, Ports};
+pub use header::{Direction, Header, Ports};
 pub use log::{EndReason, FlowChange, FlowEnd, FlowRecord, Traffic};
 use packet::{Packet, parse};
 pub(crate) use pending::Asked;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::flows::{Flows, Seen};
 use super::fragments::Fragments;
-use super::header::Header;
+use super::header::{Direction, Header};
 use super::key::Key;
 use super::log::FlowChange;
 use super::packet::{ACK, Content, Packet, RST, SYN, parse, parse_quoted};
@@ -13,24 +13,6 @@ use super::refusals::{Refusal, Refusals};
 use super::{Action, Policy, Reason, Verdict};
 use crate::Instant;
 use crate::bucket::Bucket;
-
-/// Which way a packet goes, as seen from this side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// Out of the tunnel.
-    FromPeer,
-    /// Into the tunnel.
-    ToPeer,
-}
-
-impl Direction {
-    fn opposite(self) -> Self {
-        match self {
-            Direction::FromPeer => Direction::ToPeer,
-            Direction::ToPeer => Direction::FromPeer,
-        }
-    }
-}
 
 #[derive(Debug)]
 pub(crate) struct Filter {

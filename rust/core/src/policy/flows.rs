@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use rand_core::CryptoRngCore;
 
-use super::filter::Direction;
+use super::header::Direction;
 use super::key::Key;
 use super::log::{EndReason, FlowLog, FlowRecord};
 use super::packet::{ACK, FIN, RST, SYN};

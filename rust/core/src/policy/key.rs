@@ -3,8 +3,7 @@
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 
-use super::filter::Direction;
-use super::header::{Header, Ports};
+use super::header::{Direction, Header, Ports};
 use super::packet::{Content, Packet};
 use super::{Flow, TCP, Transport, UDP};
 

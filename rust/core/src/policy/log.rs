@@ -6,8 +6,7 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::filter::Direction;
-use super::header::Header;
+use super::header::{Direction, Header};
 use super::{Policy, Verdict};
 use crate::Instant;
 

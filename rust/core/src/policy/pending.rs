@@ -9,8 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::filter::Direction;
-use super::header::Header;
+use super::header::{Direction, Header};
 use super::key::Key;
 use super::{Action, Flow, Reason, Verdict};
 use crate::Instant;
