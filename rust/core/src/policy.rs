@@ -46,11 +46,11 @@ pub use flows::{MAX_FLOWS, MAX_FLOWS_PER_PEER};
 pub use header::{Direction, Header, Ports};
 pub use log::{EndReason, FlowChange, FlowEnd, FlowRecord, Traffic};
 use packet::{Packet, parse};
-pub(crate) use pending::Asked;
 pub use pending::{
     ANSWER_TIME, MAX_HELD, MAX_HELD_BYTES, MAX_HELD_BYTES_PER_PEER, MAX_PENDING,
     MAX_PENDING_PER_PEER, MAX_REFUSED, Question, REFUSAL_TIME,
 };
+pub(crate) use pending::{Asked, Held};
 pub(crate) use refusal::write as write_refusal;
 pub use refusals::Refusal;
 
@@ -232,15 +232,24 @@ impl Policy {
     /// Whether a packet from the peer may pass, if it belongs to no flow that is known.
     pub fn decide_packet(&self, packet: &[u8]) -> Verdict {
         match parse(packet) {
-            Ok(packet) => self.decide_first(&packet),
+            Ok(packet) => self.decide_first(&packet, Direction::FromPeer),
             Err(_) => Verdict::deny(Reason::Unparseable),
         }
     }
 
-    fn decide_first(&self, packet: &Packet<'_>) -> Verdict {
+    /// Whether a packet that belongs to no flow that is known may pass.
+    fn decide_first(&self, packet: &Packet<'_>, direction: Direction) -> Verdict {
         match packet.flow() {
-            Some(flow) => self.decide(&flow),
+            Some(flow) => self.decide_from(direction, &flow),
             None => Verdict::deny(Reason::Fragment),
+        }
+    }
+
+    /// Whether a flow may pass that this side starts.
+    fn decide_from(&self, direction: Direction, flow: &Flow) -> Verdict {
+        match direction {
+            Direction::FromPeer => self.decide(flow),
+            Direction::ToPeer => self.decide_outbound(),
         }
     }
 

@@ -8,7 +8,7 @@ use super::packet::{Content, Packet};
 use super::{ICMP, ICMPV6};
 
 /// Which way a packet goes, as seen from this side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Direction {
     /// Out of the tunnel.
     FromPeer,

@@ -140,6 +140,18 @@ impl Packet<'_> {
         }
     }
 
+    /// Whether a flow may begin with it: what answers or ends something starts none.
+    pub fn starts(&self) -> bool {
+        let flags = self.flags();
+        match self.content {
+            Content::Ports { .. } | Content::Other { .. } => {
+                flags & RST == 0 && flags & (SYN | ACK) != SYN | ACK
+            }
+            Content::Query { .. } => !self.content.is_answer(),
+            Content::Error { .. } | Content::Message { .. } | Content::Later(_) => false,
+        }
+    }
+
     /// Whether it is a message that no ICMP error may answer (RFC 1122, section 3.2.2; RFC 4443, section 2.4).
     pub fn is_error_or_redirect(&self) -> bool {
         match (self.content, self.destination) {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::header::{Direction, Header};
 use super::key::Key;
-use super::{Action, Flow, Reason, Verdict};
+use super::{Action, Policy, Reason, Verdict};
 use crate::Instant;
 
 /// Packets of one flow that are held: what a sender without an answer repeats in five seconds, or a resolver asks at once.
@@ -82,9 +82,25 @@ impl Asked {
         self.held.iter().map(|held| held.packet.len()).sum()
     }
 
-    /// What rules would look at, if the peer started it.
-    pub(super) fn flow(&self) -> Option<Flow> {
-        (self.header.direction == Direction::FromPeer).then(|| self.key.flow())
+    /// What is held of the direction that was not asked about, taken out.
+    pub fn take_others(&mut self) -> Vec<Held> {
+        let direction = self.header.direction;
+        let all = std::mem::take(&mut self.held).into_iter();
+        let (own, others) = all.partition(|held| held.direction == direction);
+        self.held = own;
+        others
+    }
+
+    /// What becomes of it by a policy that takes the place of another one; `None`: the question stays.
+    pub(super) fn judge_again(&mut self, policy: &Policy) -> Option<Verdict> {
+        let (direction, flow) = (self.header.direction, self.key.flow());
+        self.verdict = policy.decide_from(direction, &flow);
+        // What may pass by itself does not wait.
+        let is_other = |held: &Held| held.direction != direction;
+        let may_begin = || policy.decide_from(direction.opposite(), &flow).is_allowed();
+        let stays =
+            self.verdict.action == Action::Ask && !(self.held.iter().any(is_other) && may_begin());
+        (!stays).then_some(self.verdict)
     }
 }
 
@@ -107,10 +123,12 @@ pub(crate) struct Pending {
     /// By slot, of those that have any.
     shares: BTreeMap<usize, Share>,
     bytes: usize,
-    /// Flows that the hook refused, and until when that holds.
-    refused: BTreeMap<Key, Instant>,
+    /// One that began without an answer, and whose packets are to go on.
+    freed: Option<Box<Asked>>,
+    /// What the hook refused, which way, and until when that holds.
+    refused: BTreeMap<(Key, Direction), Instant>,
     /// The same in the order of their ends. What is forgotten before, with its peer or by another policy, stays in here.
-    ends: VecDeque<(Instant, Key)>,
+    ends: VecDeque<(Instant, (Key, Direction))>,
 }
 
 impl Pending {
@@ -123,9 +141,10 @@ impl Pending {
         self.is_on
     }
 
-    /// Whether the hook has refused a flow not long ago.
-    pub(super) fn is_refused(&self, key: &Key, now: Instant) -> bool {
-        self.refused.get(key).is_some_and(|until| now < *until)
+    /// Whether the hook has refused a flow that begins this way not long ago.
+    pub(super) fn is_refused(&self, key: &Key, direction: Direction, now: Instant) -> bool {
+        let until = self.refused.get(&(*key, direction));
+        until.is_some_and(|until| now < *until)
     }
 
     /// Asks about a flow, and holds its first packet. False, and nothing, for want of room.
@@ -192,6 +211,20 @@ impl Pending {
         Some(self.by_id.get(id)?.verdict)
     }
 
+    /// A flow began without an answer, with a packet that nobody needs to be asked about: what waits is to be fetched by
+    /// [`take_freed`](Pending::take_freed).
+    #[cold]
+    pub(super) fn free(&mut self, key: &Key) {
+        let id = self.by_key.get(key).copied();
+        self.freed = id.and_then(|id| self.take(id)).map(Box::new);
+    }
+
+    /// The flow that the packet freed that was looked at last.
+    #[inline]
+    pub fn take_freed(&mut self) -> Option<Box<Asked>> {
+        self.freed.take()
+    }
+
     /// The questions that are still open and were not handed out yet, oldest first.
     pub fn take_questions(&mut self) -> impl Iterator<Item = (u64, &Asked)> {
         let told = std::mem::replace(&mut self.told, self.ids);
@@ -240,20 +273,18 @@ impl Pending {
     pub fn judge_again(
         &mut self,
         slot: usize,
-        judge: impl Fn(&Asked) -> Verdict,
+        judge: impl Fn(&mut Asked) -> Option<Verdict>,
     ) -> Vec<(Asked, Verdict)> {
         if !self.refused.is_empty() {
-            self.refused.retain(|key, _| key.slot != slot);
+            self.refused.retain(|(key, _), _| key.slot != slot);
         }
         let mut settled = Vec::new();
         for (id, asked) in self.by_id.iter_mut() {
             if asked.key.slot != slot {
                 continue;
             }
-            let verdict = judge(asked);
-            match verdict.action {
-                Action::Ask => asked.verdict = verdict,
-                _ => settled.push((*id, verdict)),
+            if let Some(verdict) = judge(asked) {
+                settled.push((*id, verdict));
             }
         }
         let settled = settled.into_iter();
@@ -264,19 +295,19 @@ impl Pending {
 
     /// Takes out everything of a peer that is gone.
     pub fn forget(&mut self, slot: usize) -> Vec<Asked> {
-        let settled = self.judge_again(slot, |_| Verdict::deny(Reason::Default));
+        let settled = self.judge_again(slot, |_| Some(Verdict::deny(Reason::Default)));
         settled.into_iter().map(|(asked, _)| asked).collect()
     }
 
-    /// The hook has refused a flow.
-    pub(super) fn refuse(&mut self, key: Key, now: Instant) {
+    /// The hook has refused that a flow begins this way.
+    pub(super) fn refuse(&mut self, key: Key, direction: Direction, now: Instant) {
         self.reap(now);
         if self.ends.len() >= MAX_REFUSED {
             self.forget_first_refusal();
         }
         let until = now + REFUSAL_TIME;
-        self.refused.insert(key, until);
-        self.ends.push_back((until, key));
+        self.refused.insert((key, direction), until);
+        self.ends.push_back((until, (key, direction)));
     }
 
     /// Forgets the refusals that do not hold any more.
@@ -287,10 +318,10 @@ impl Pending {
     }
 
     fn forget_first_refusal(&mut self) {
-        if let Some((until, key)) = self.ends.pop_front()
-            && self.refused.get(&key) == Some(&until)
+        if let Some((until, refused)) = self.ends.pop_front()
+            && self.refused.get(&refused) == Some(&until)
         {
-            self.refused.remove(&key);
+            self.refused.remove(&refused);
         }
         if self.ends.is_empty() {
             self.ends = VecDeque::new();

@@ -3,6 +3,7 @@
 mod apply;
 mod asking;
 mod asking_bounds;
+mod asking_directions;
 mod capture;
 mod cookies;
 mod endpoints;
