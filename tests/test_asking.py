@@ -250,7 +250,7 @@ def test_a_node_that_nobody_answers_for_refuses_at_once() -> None:
     nodes.alice.ask(False, nodes.now)
     ((_, event),) = nodes.alice.drain().events
     assert isinstance(event, Denied) and event.destination_port == 53
-    assert event.verdict == Verdict(False, VerdictReason.NOT_ASKED, 2, "web")
+    assert event.verdict == Verdict(False, VerdictReason.NO_HOOK, 2, "web")
     nodes.sends(udp("10.0.0.2", "192.0.2.9", (5000, 54)))
     assert nodes.drops == {DropReason.DENIED: 2}
     assert nodes.alice.take_questions() == []
@@ -261,10 +261,9 @@ def test_a_node_that_nobody_answers_for_refuses_at_once() -> None:
     [
         (Verdict(True, VerdictReason.HOOK, 2, "web"), "allowed by the hook, asked by rule 2 (web)"),
         (Verdict(False, VerdictReason.HOOK), "denied by the hook"),
-        (
-            Verdict(False, VerdictReason.NOT_ASKED, 2),
-            "denied: there is no hook, or no flow begins, asked by rule 2",
-        ),
+        (Verdict(False, VerdictReason.NO_HOOK, 2), "denied: there is no hook, asked by rule 2"),
+        (ASKING.decide(Flow.parse("10.0.0.5/icmp:5")), "denied: it starts no flow, asked by rule 2 (web)"),
+        (ASKING.decide(tcp("10.0.0.2", "192.0.2.9", RST)), "denied: it starts no flow, asked by rule 2 (web)"),
         (Verdict(False, VerdictReason.UNANSWERED, 1), "denied: no answer of the hook, asked by rule 1"),
         (Verdict(False, VerdictReason.CROWDED), "denied: too much waits for the hook"),
         (ASKING.decide(Flow.parse("10.0.0.5:443/tcp")), "asks the hook by rule 2 (web)"),

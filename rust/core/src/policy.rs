@@ -154,8 +154,10 @@ pub enum Reason {
     Unparseable,
     /// The hook said so. Here and below: it was asked by a rule, counted from 0, or by `default` or `outbound`.
     Hook { rule: Option<usize> },
-    /// It was to be asked, and there is none, or the packet starts no flow.
-    NotAsked { rule: Option<usize> },
+    /// It was to be asked, and there is none.
+    NoHook { rule: Option<usize> },
+    /// It would be asked, but no flow begins with this packet.
+    NoFlow { rule: Option<usize> },
     /// It did not answer in time.
     Unanswered { rule: Option<usize> },
     /// As much waits for its answers as may.
@@ -168,7 +170,8 @@ impl Reason {
         match self {
             Reason::Rule(rule) => Some(rule),
             Reason::Hook { rule }
-            | Reason::NotAsked { rule }
+            | Reason::NoHook { rule }
+            | Reason::NoFlow { rule }
             | Reason::Unanswered { rule }
             | Reason::Crowded { rule } => rule,
             _ => None,
@@ -217,7 +220,7 @@ impl Policy {
 
     /// Whether a flow that the peer starts may pass, and by which rule.
     pub fn decide(&self, flow: &Flow) -> Verdict {
-        match self.compiled.first_match(flow) {
+        let verdict = match self.compiled.first_match(flow) {
             Some((rule, action)) => Verdict {
                 action,
                 reason: Reason::Rule(rule),
@@ -226,7 +229,8 @@ impl Policy {
                 action: self.default,
                 reason: Reason::Default,
             },
-        }
+        };
+        verdict.asks_only_if(flow.starts())
     }
 
     /// Whether a packet from the peer may pass, if it belongs to no flow that is known.
@@ -240,7 +244,9 @@ impl Policy {
     /// Whether a packet that belongs to no flow that is known may pass.
     fn decide_first(&self, packet: &Packet<'_>, direction: Direction) -> Verdict {
         match packet.flow() {
-            Some(flow) => self.decide_from(direction, &flow),
+            Some(flow) => self
+                .decide_from(direction, &flow)
+                .asks_only_if(packet.starts()),
             None => Verdict::deny(Reason::Fragment),
         }
     }
@@ -310,10 +316,19 @@ impl Verdict {
         Verdict::deny(Reason::Crowded { rule })
     }
 
-    /// What becomes of a packet that the hook is not asked about.
-    pub(crate) fn not_asked(self) -> Self {
+    /// What becomes of a packet where there is no hook.
+    pub(crate) fn unhooked(self) -> Self {
         let rule = self.reason.rule();
-        Verdict::deny(Reason::NotAsked { rule })
+        Verdict::deny(Reason::NoHook { rule })
+    }
+
+    /// Where no flow starts, there is nothing to ask about.
+    fn asks_only_if(self, starts: bool) -> Self {
+        let rule = self.reason.rule();
+        match self.action {
+            Action::Ask if !starts => Verdict::deny(Reason::NoFlow { rule }),
+            _ => self,
+        }
     }
 
     /// What becomes of a flow whose question is over.

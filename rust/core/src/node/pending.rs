@@ -39,7 +39,7 @@ impl Node {
         let now = self.advance(now);
         self.flows.pending.switch(on);
         while !on && let Some(asked) = self.flows.pending.take_first() {
-            let verdict = asked.verdict.not_asked();
+            let verdict = asked.verdict.unhooked();
             self.settle_flow(asked, verdict, now);
         }
     }

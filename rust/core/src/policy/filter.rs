@@ -230,11 +230,11 @@ impl Filter {
                     false => waiting.crowded(),
                 }
             }
-            (Action::Ask, Some(key), None) if packet.starts() && flows.pending.is_on() => {
+            (Action::Ask, Some(key), None) if flows.pending.is_on() => {
                 let header = Header::of(packet, direction);
                 self.ask(key, header, verdict, bytes, flows, now)
             }
-            (Action::Ask, ..) => verdict.not_asked(),
+            (Action::Ask, ..) => verdict.unhooked(),
             _ => verdict,
         }
     }
