@@ -328,7 +328,7 @@ def test_a_hook_of_either_kind_decides_on_either_event_loop(backend: str, kind: 
                 answer = await opened.client_tun.receive()
                 assert (answer[9], answer[20], answer[21]) == (socket.IPPROTO_ICMP, 3, 13)
                 assert drops(opened) == {DropReason.DENIED: 1}
-                assert opened.gateway.stats().hook == {"asked": 2, "failed": 0, "late": 0}
+                assert opened.gateway.stats().hook == {"asked": 2, "failed": 0, "late": 0, "skipped": 0}
         assert [(question.name, question.destination_port) for question in asked] == [
             ("client", 443),
             ("client", 22),
@@ -348,7 +348,7 @@ async def test_what_the_hook_is_asked_is_served_to_prometheus() -> None:
         seen = await samples(server.port)
     assert seen["connlib_peer_questions_total", OF_THE_CLIENT] == 1
     assert seen["connlib_peer_flows_pending", OF_THE_CLIENT] == 0
-    for what, count in (("asked", 1), ("failed", 0), ("late", 0)):
+    for what, count in (("asked", 1), ("failed", 0), ("late", 0), ("skipped", 0)):
         assert seen["connlib_hook_total", frozenset({("interface", "memory"), ("what", what)})] == count
 
 
@@ -390,7 +390,7 @@ async def test_a_hook_that_takes_five_seconds_is_cancelled_and_the_flow_refused(
         assert (answer[20], answer[21]) == (3, 13)
         await trio.testing.wait_all_tasks_blocked()
         assert drops(opened) == {DropReason.UNANSWERED: 1}
-        assert opened.gateway.stats().hook == {"asked": 1, "failed": 0, "late": 1}
+        assert opened.gateway.stats().hook == {"asked": 1, "failed": 0, "late": 1, "skipped": 0}
     assert ended == [pytest.approx(ANSWER_TIME)]
 
 
@@ -409,7 +409,7 @@ async def test_a_hook_that_fails_costs_the_flow_and_is_logged_once_a_minute_with
                 await opened.client_tun.send(flow(port))
                 await trio.sleep(0.1)
             assert drops(opened) == {DropReason.DENIED: 20}
-            assert opened.gateway.stats().hook == {"asked": 20, "failed": 20, "late": 0}
+            assert opened.gateway.stats().hook == {"asked": 20, "failed": 20, "late": 0, "skipped": 0}
             await trio.sleep(60)
             await opened.client_tun.send(flow(1020))
             await trio.sleep(0.1)
@@ -460,7 +460,7 @@ async def test_an_answer_after_another_policy_has_decided_is_counted_as_late() -
         await opened.gateway.apply(asking(Policy(default=Action.ALLOW)))
         assert await opened.gateway_tun.receive() == flow(443)
         await trio.sleep(1)
-        assert opened.gateway.stats().hook == {"asked": 1, "failed": 0, "late": 1}
+        assert opened.gateway.stats().hook == {"asked": 1, "failed": 0, "late": 1, "skipped": 0}
         assert drops(opened) == {}
 
 

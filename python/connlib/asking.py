@@ -47,7 +47,7 @@ MOST_CALLS = 1024
 cancelled would bring more; nobody is asked then."""
 
 _PAUSE = 60.0
-"""Seconds between two lines of the log about a hook that fails."""
+"""Seconds between two lines of the log about a hook that fails, gives no answer or cannot be asked."""
 
 
 class Hook:
@@ -59,9 +59,11 @@ class Hook:
         self._decide = decide
         self._names: dict[object, str | None] = {}
         self._calls = 0
+        self._due: dict[int, float] = {}
+        """Until when the questions under way are to be answered, the first one first, of those that are not overdue."""
         self._unlogged = 0
-        self._log_again = 0.0
-        self.counts: Counter[str] = Counter(asked=0, failed=0, late=0)
+        self._log_again = -math.inf
+        self.counts: Counter[str] = Counter(asked=0, failed=0, late=0, skipped=0)
         self._node: Node
         self._name: str
         self._tasks: TaskGroup
@@ -81,12 +83,27 @@ class Hook:
         self._names = {peer.public_key: peer.name for peer in peers}
 
     def notice(self) -> None:
-        """Ask what the node has to ask."""
+        """Ask what the node has to ask, and say which calls are overdue."""
+        if self._due:
+            self._notice_overdue(self._now())
         for question in self._node.take_questions():
             if self._calls < MOST_CALLS:
                 self._calls += 1
                 self.counts["asked"] += 1
+                self._due[question.id] = self._now() + ANSWER_TIME
                 self._tasks.start_soon(self._answer, replace(question, name=self._names.get(question.peer)))
+            else:
+                self.counts["skipped"] += 1
+                self._complain(f"is not asked, because {self._calls:,} calls of it are under way")
+
+    def _notice_overdue(self, now: float) -> None:
+        # Here, and not where a call is cancelled: one that cannot be would be silent.
+        while self._due:
+            question, due = next(iter(self._due.items()))
+            if now < due:
+                break
+            del self._due[question]
+            self._complain(f"gave no answer within {ANSWER_TIME:g} s")
 
     async def _answer(self, question: FlowQuestion) -> None:
         try:
@@ -99,8 +116,11 @@ class Hook:
                     return
             # The node has refused the flow by itself, or another policy has decided, or the interface ends.
             self.counts["late"] += 1
+            if not self._tasks.cancel_scope.cancel_called:
+                self._notice_overdue(self._now())
         finally:
             self._calls -= 1
+            self._due.pop(question.id, None)
 
     async def _ask(self, question: FlowQuestion) -> bool:
         try:
@@ -121,8 +141,12 @@ class Hook:
         return answer
 
     def _failed(self, how: str) -> None:
-        # Without the exception's own words, which may say anything, and not once for each packet of a port scan.
+        # Without the exception's own words, which may say anything.
         self.counts["failed"] += 1
+        self._complain(how)
+
+    def _complain(self, how: str) -> None:
+        # Not once for each packet of a port scan.
         self._unlogged += 1
         if (now := self._now()) < self._log_again:
             return

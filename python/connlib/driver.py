@@ -97,8 +97,8 @@ class InterfaceStats(NodeStats):
     now: float = 0.0
     """The interface's own clock then, in seconds, as `connlib.explain` takes it."""
     hook: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """How often the hook (`decide`) was `asked` and how often it `failed`, raising or returning no bool, and how many
-    answers came too `late`. Empty without one."""
+    """How often the hook (`decide`) was `asked` and how often it `failed`, raising or returning no bool, how many
+    answers came too `late`, and how many questions were `skipped`, for too many calls. Empty without one."""
 
 
 def is_errno(counter: str) -> bool:

@@ -49,7 +49,11 @@ impl Node {
     pub fn take_questions(&mut self) -> Vec<Question> {
         let Node { flows, peers, .. } = self;
         let questions = flows.pending.take_questions().filter_map(|(id, asked)| {
-            let settings = &peers.get(asked.slot())?.settings;
+            let peer = peers.get_mut(asked.slot())?;
+            if let Some(filter) = &mut peer.filter {
+                filter.asked += 1;
+            }
+            let settings = &peer.settings;
             let reason = asked.verdict.reason;
             Some(Question {
                 id,

@@ -24,7 +24,7 @@ pub(crate) struct Filter {
     refusals: Refusals,
     /// ICMP messages that told a sender of a refusal.
     pub answered: u64,
-    /// Flows that the hook was asked about.
+    /// Questions about its flows that were handed out.
     pub asked: u64,
 }
 
@@ -255,7 +255,6 @@ impl Filter {
         if !flows.pending.ask(key, header, verdict, bytes, now) {
             return verdict.crowded();
         }
-        self.asked += 1;
         verdict
     }
 }
