@@ -496,7 +496,7 @@ async def test_without_a_hook_flows_are_refused_at_once_and_one_line_says_why(
             assert drops(opened) == {DropReason.DENIED: 1}
             assert opened.gateway.stats().hook == {}
     (line,) = (record.getMessage() for record in caplog.records)
-    assert "the policy of client asks a hook" in line and "`connlib up` has none" in line
+    assert "the policy of client asks a hook" in line and "this interface has none" in line
 
 
 @in_virtual_time

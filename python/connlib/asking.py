@@ -18,7 +18,7 @@ import inspect
 import logging
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -26,7 +26,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from ._flows import FlowQuestion
-from ._native import Node
+from ._native import Node, PublicKey
 from ._policy import Action, Policy
 from ._text import listed
 from ._types import PeerConfig
@@ -155,6 +155,30 @@ class Hook:
         self._unlogged, self._log_again = 0, now + _PAUSE
 
 
+class NoHook:
+    """What an interface has in the place of a hook. It says so, once of each peer whose policy begins to ask."""
+
+    def __init__(self) -> None:
+        self.counts: Mapping[str, int] = {}
+        self._name = ""
+        self._asking: set[PublicKey] = set()
+
+    def start(
+        self, node: Node, name: str, tasks: TaskGroup, now: Callable[[], float], settle: Callable[[], None]
+    ) -> None:
+        self._name = name
+
+    def update(self, peers: Iterable[PeerConfig]) -> None:
+        asking = {peer.public_key: peer for peer in peers if peer.policy is not None and asks(peer.policy)}
+        new = [peer for key, peer in asking.items() if key not in self._asking]
+        self._asking = set(asking)
+        if problem := nobody_to_ask(new, "this interface"):
+            _log.warning("%s: %s", self._name, problem)
+
+    def notice(self) -> None:
+        pass
+
+
 def _is_cancelled() -> bool:
     """Whether a scope around this call is cancelled."""
     return anyio.current_effective_deadline() == -math.inf
@@ -176,13 +200,13 @@ def asks(policy: Policy) -> bool:
     return Action.ASK in (policy.default, policy.outbound, *(rule.action for rule in policy.rules))
 
 
-def nobody_to_ask(peers: Iterable[PeerConfig]) -> str | None:
+def nobody_to_ask(peers: Iterable[PeerConfig], who: str = "`connlib up`") -> str | None:
     """What to tell where there is no hook, of the peers whose policies ask one; None if none does."""
     asking = [describe_peer(peer) for peer in peers if peer.policy is not None and asks(peer.policy)]
     if not asking:
         return None
     whose = f"the policy of {asking[0]} asks" if len(asking) == 1 else f"the policies of {listed(asking)} ask"
     return (
-        f"{whose} a hook, and `connlib up` has none (`decide` of open_interface is one): what it would be asked about "
+        f"{whose} a hook, and {who} has none (`decide` of open_interface is one): what it would be asked about "
         "is refused"
     )
