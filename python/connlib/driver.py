@@ -310,6 +310,17 @@ class Interface:
         self._node.initiate_handshake(peer, self._now())
         self._settle()
 
+    def ask_again(self, peer: PublicKey) -> None:
+        """Have the hook (`decide`) asked anew about a peer, because what it looks at has changed.
+
+        The flows that it let begin end, unless the peer's policy lets them pass by itself now, and what it refused is
+        forgotten: the next packet of each is a question. Open questions are put once more; former answers are late.
+        Raises `KeyError` for an unknown peer, and `ClosedError` after the interface was closed.
+        """
+        self._check_open()
+        self._node.ask_again(peer, self._now())
+        self._settle()
+
     def forget_timestamp(self, peer: PublicKey) -> bool:
         """Take the next initiation of a peer whatever its timestamp, because its clock was wrong: a recorded one, too.
 

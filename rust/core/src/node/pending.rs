@@ -85,6 +85,26 @@ impl Node {
         true
     }
 
+    /// Has the owner decide about the flows of a peer anew: those that it let begin end, unless the policy lets them pass by
+    /// itself by now, and its refusals are forgotten. Open questions are put once more, because their answers may be on the
+    /// way already.
+    ///
+    /// # Errors
+    /// `UnknownPeer`.
+    pub fn ask_again(&mut self, public_key: &[u8; 32], now: Instant) -> Result<(), DropReason> {
+        let now = self.advance(now);
+        self.refuse_overdue(now);
+        let slot = self.peers.find(public_key).ok_or(DropReason::UnknownPeer)?;
+        let Some(filter) = filter_of(self.peers.get_mut(slot)) else {
+            return Ok(());
+        };
+        for asked in filter.ask_again(slot, &mut self.flows, now) {
+            let verdict = asked.verdict;
+            self.settle_flow(asked, verdict, now);
+        }
+        Ok(())
+    }
+
     /// Refuses the flows whose questions are over.
     pub(super) fn refuse_unanswered(&mut self, now: Instant) {
         while let Some(asked) = self.flows.pending.take_due(now) {

@@ -50,8 +50,12 @@ impl Filter {
         flows: &mut Flows,
         now: Instant,
     ) -> Vec<(Asked, Verdict)> {
-        flows.retain(slot, now, |direction, flow| {
-            policy.decide_from(direction, flow)
+        flows.retain(slot, now, |direction, flow, by_hook| {
+            match policy.decide_from(direction, flow) {
+                // It has been asked.
+                verdict if verdict.action == Action::Ask && by_hook => verdict.decided(true),
+                verdict => verdict,
+            }
         });
         let settled = flows
             .pending
@@ -60,6 +64,16 @@ impl Filter {
         self.policy = policy;
         self.fragments.clear();
         settled
+    }
+
+    /// What the hook has said does not hold any more: flows that may not begin without it end, and its refusals are forgotten.
+    /// Those that are pending are returned: the caller sees to it that they are asked about once more.
+    pub fn ask_again(&mut self, slot: usize, flows: &mut Flows, now: Instant) -> Vec<Asked> {
+        flows.retain(slot, now, |direction, flow, _| {
+            self.policy.decide_from(direction, flow)
+        });
+        self.fragments.clear();
+        flows.pending.forget(slot)
     }
 
     pub fn policy(&self) -> &Arc<Policy> {

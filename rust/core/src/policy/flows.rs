@@ -24,7 +24,7 @@ use super::key::Key;
 use super::log::{EndReason, FlowLog, FlowRecord};
 use super::packet::{ACK, FIN, RST, SYN};
 use super::pending::Pending;
-use super::{Action, Flow, Policy, Reason, TCP, Verdict};
+use super::{Flow, Policy, Reason, TCP, Verdict};
 use crate::Instant;
 
 /// Flows of one peer that are known at once.
@@ -319,13 +319,13 @@ impl Flows {
         }
     }
 
-    /// Ends the flows of a peer that may not go on: `judge` is asked for each, with the side that started it, and what rules
-    /// would look at. What the hook has let pass needs not be asked again.
+    /// Ends the flows of a peer that may not go on: `judge` is asked for each, with the side that started it, what rules would
+    /// look at, and whether it was the hook that let it begin.
     pub fn retain(
         &mut self,
         slot: usize,
         now: Instant,
-        judge: impl Fn(Direction, &Flow) -> Verdict,
+        judge: impl Fn(Direction, &Flow, bool) -> Verdict,
     ) {
         let mut next = self.owners.get(slot).and_then(|owner| owner.flows.first);
         while let Some(place) = next {
@@ -333,11 +333,7 @@ impl Flows {
                 break;
             };
             next = entry.in_peer.after;
-            let mut verdict = judge(entry.began, &entry.key.flow());
-            if verdict.action == Action::Ask && entry.by_hook {
-                // It has been asked.
-                verdict = verdict.decided(true);
-            }
+            let verdict = judge(entry.began, &entry.key.flow(), entry.by_hook);
             if !verdict.is_allowed() {
                 self.remove(place, EndReason::Revoked, now);
             } else if let Some(log) = &mut self.log {
@@ -348,7 +344,7 @@ impl Flows {
 
     /// Everything of a peer that is gone, or has no policy any more.
     pub fn forget(&mut self, slot: usize, now: Instant) {
-        self.retain(slot, now, |_, _| Verdict::deny(Reason::Default));
+        self.retain(slot, now, |_, _, _| Verdict::deny(Reason::Default));
         if let Some(log) = &mut self.log {
             log.introduce(slot, None);
         }

@@ -293,7 +293,7 @@ impl Pending {
             .collect()
     }
 
-    /// Takes out everything of a peer that is gone.
+    /// Takes out everything of a peer.
     pub fn forget(&mut self, slot: usize) -> Vec<Asked> {
         let settled = self.judge_again(slot, |_| Some(Verdict::deny(Reason::Default)));
         settled.into_iter().map(|(asked, _)| asked).collect()

@@ -2,6 +2,7 @@
 
 mod apply;
 mod asking;
+mod asking_again;
 mod asking_bounds;
 mod asking_directions;
 mod capture;
