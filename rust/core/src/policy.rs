@@ -11,7 +11,8 @@
 //! - `compiled.rs` finds the first of many rules in a few steps.
 //! - `flows.rs` holds the flows of all peers, within bounds, by what `key.rs` takes from a packet, and `fragments.rs` what
 //!   fragments have in common.
-//! - `pending.rs` holds the first packets of flows that somebody else decides about ([`Action::Ask`]), until there is an answer.
+//! - `pending.rs` holds the first packets of flows that somebody else decides about ([`Action::Ask`]), until there is an answer,
+//!   and `refused.rs` has the answers that were no, for a while.
 //! - `filter.rs` puts them together for one peer and gives a [`Verdict`]. A dry run ([`Policy::decide`]) and the first packet
 //!   of a flow go through the same function.
 //! - `log.rs` is the flow log, for whoever asks for one, and `refusals.rs` what is told of refused packets: who talked to
@@ -29,6 +30,7 @@ mod packet;
 mod pending;
 mod refusal;
 mod refusals;
+mod refused;
 #[cfg(test)]
 mod tests;
 
@@ -48,11 +50,12 @@ pub use log::{EndReason, FlowChange, FlowEnd, FlowRecord, Traffic};
 use packet::{Packet, parse};
 pub use pending::{
     ANSWER_TIME, MAX_HELD, MAX_HELD_BYTES, MAX_HELD_BYTES_PER_PEER, MAX_PENDING,
-    MAX_PENDING_PER_PEER, MAX_REFUSED, Question, REFUSAL_TIME,
+    MAX_PENDING_PER_PEER, Question,
 };
 pub(crate) use pending::{Asked, Held};
 pub(crate) use refusal::write as write_refusal;
 pub use refusals::Refusal;
+pub use refused::{MAX_REFUSED, MAX_REFUSED_PER_PEER, REFUSAL_TIME};
 
 /// Rules that one policy may have.
 pub const MAX_RULES: usize = 1024;

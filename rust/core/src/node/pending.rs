@@ -111,7 +111,7 @@ impl Node {
             let verdict = asked.verdict.unanswered();
             self.settle_flow(asked, verdict, now);
         }
-        self.flows.pending.reap(now);
+        self.flows.pending.refused.reap(now);
     }
 
     /// The same before each packet: one that comes when a question is over asks anew, whoever calls the node first.

@@ -152,7 +152,8 @@ impl Filter {
         now: Instant,
     ) {
         if matches!(verdict.reason, Reason::Hook { .. }) {
-            flows.pending.refuse(asked.key, asked.header.direction, now);
+            let direction = asked.header.direction;
+            flows.pending.refused.add(asked.key, direction, now);
         }
         let count = asked.held.len() as u64;
         self.refuse(asked.header, verdict, count, asked.slot(), flows, now);
@@ -263,7 +264,7 @@ impl Filter {
         flows: &mut Flows,
         now: Instant,
     ) -> Verdict {
-        if flows.pending.is_refused(&key, header.direction, now) {
+        if flows.pending.refused.holds(&key, header.direction, now) {
             return verdict.decided(false);
         }
         if !flows.pending.ask(key, header, verdict, bytes, now) {

@@ -5,12 +5,13 @@
 //! in either direction, joins its queue. Everything has a bound, and each question an end: numbers rise with time, so that
 //! the question with the lowest one is always the next to be over.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::header::{Direction, Header};
 use super::key::Key;
+use super::refused::Refused;
 use super::{Action, Policy, Reason, Verdict};
 use crate::Instant;
 
@@ -31,13 +32,6 @@ pub const MAX_HELD_BYTES: usize = 1 << 24;
 
 /// For how long a question waits. A TCP client has then repeated its SYN twice, and a person still waits.
 pub const ANSWER_TIME: Duration = Duration::from_secs(5);
-
-/// For how long a refusal by the hook holds without asking again: longer than the first repetitions of TCP and of resolvers.
-pub const REFUSAL_TIME: Duration = Duration::from_secs(10);
-
-/// Refusals by the hook that are remembered, of all peers, at some 150 bytes. The oldest is forgotten for a new one, whose
-/// sender is then asked about once more.
-pub const MAX_REFUSED: usize = 8192;
 
 /// May a flow begin?
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,10 +119,7 @@ pub(crate) struct Pending {
     bytes: usize,
     /// One that began without an answer, and whose packets are to go on.
     freed: Option<Box<Asked>>,
-    /// What the hook refused, which way, and until when that holds.
-    refused: BTreeMap<(Key, Direction), Instant>,
-    /// The same in the order of their ends. What is forgotten before, with its peer or by another policy, stays in here.
-    ends: VecDeque<(Instant, (Key, Direction))>,
+    pub refused: Refused,
 }
 
 impl Pending {
@@ -139,12 +130,6 @@ impl Pending {
 
     pub fn is_on(&self) -> bool {
         self.is_on
-    }
-
-    /// Whether the hook has refused a flow that begins this way not long ago.
-    pub(super) fn is_refused(&self, key: &Key, direction: Direction, now: Instant) -> bool {
-        let until = self.refused.get(&(*key, direction));
-        until.is_some_and(|until| now < *until)
     }
 
     /// Asks about a flow, and holds its first packet. False, and nothing, for want of room.
@@ -275,57 +260,21 @@ impl Pending {
         slot: usize,
         judge: impl Fn(&mut Asked) -> Option<Verdict>,
     ) -> Vec<(Asked, Verdict)> {
-        if !self.refused.is_empty() {
-            self.refused.retain(|(key, _), _| key.slot != slot);
-        }
-        let mut settled = Vec::new();
-        for (id, asked) in self.by_id.iter_mut() {
-            if asked.key.slot != slot {
-                continue;
-            }
-            if let Some(verdict) = judge(asked) {
-                settled.push((*id, verdict));
-            }
-        }
-        let settled = settled.into_iter();
-        settled
-            .filter_map(|(id, verdict)| Some((self.take(id)?, verdict)))
-            .collect()
+        self.refused.forget(slot);
+        let own = Key::first_of(slot)..Key::first_of(slot + 1);
+        let mut ids: Vec<_> = self.by_key.range(own).map(|(_, id)| *id).collect();
+        ids.sort_unstable();
+        let settled = ids.into_iter().filter_map(|id| {
+            let verdict = judge(self.by_id.get_mut(&id)?)?;
+            Some((self.take(id)?, verdict))
+        });
+        settled.collect()
     }
 
     /// Takes out everything of a peer.
     pub fn forget(&mut self, slot: usize) -> Vec<Asked> {
         let settled = self.judge_again(slot, |_| Some(Verdict::deny(Reason::Default)));
         settled.into_iter().map(|(asked, _)| asked).collect()
-    }
-
-    /// The hook has refused that a flow begins this way.
-    pub(super) fn refuse(&mut self, key: Key, direction: Direction, now: Instant) {
-        self.reap(now);
-        if self.ends.len() >= MAX_REFUSED {
-            self.forget_first_refusal();
-        }
-        let until = now + REFUSAL_TIME;
-        self.refused.insert((key, direction), until);
-        self.ends.push_back((until, (key, direction)));
-    }
-
-    /// Forgets the refusals that do not hold any more.
-    pub fn reap(&mut self, now: Instant) {
-        while self.ends.front().is_some_and(|(until, _)| *until <= now) {
-            self.forget_first_refusal();
-        }
-    }
-
-    fn forget_first_refusal(&mut self) {
-        if let Some((until, refused)) = self.ends.pop_front()
-            && self.refused.get(&refused) == Some(&until)
-        {
-            self.refused.remove(&refused);
-        }
-        if self.ends.is_empty() {
-            self.ends = VecDeque::new();
-        }
     }
 
     /// How many flows of a peer are pending.

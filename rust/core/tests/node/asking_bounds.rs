@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use connlib_core::policy::Action;
-use connlib_core::{DropReason, PeerConfig};
+use connlib_core::{DropReason, Node, PeerConfig};
 use proptest::prelude::*;
 
 use crate::asking::*;
@@ -116,29 +116,87 @@ fn a_peer_holds_a_mebibyte_and_a_node_sixteen() {
     assert_eq!(hub.take_questions().len(), 1);
 }
 
-#[test]
-fn of_more_refusals_than_are_remembered_the_oldest_is_forgotten_and_asked_about_again() {
-    let outbound = Some(simple(Action::Deny, Action::Ask));
-    let peer = PeerConfig {
-        policy: outbound,
-        ..peer(10)
-    };
-    let mut hub = node(config(9, vec![peer]));
-    hub.ask(true, START);
-    let mut refuse = |port: u16| {
-        hub.handle_packet(&between(9, 10, &udp(port, 443, 0)), START);
+/// A node with peers from 10 on, towards which it asks. What `refuses` counts are the questions that a packet from a port to
+/// one of them brings about; the answer is no.
+struct Hub(Node);
+
+impl Hub {
+    fn new(peers: std::ops::Range<u8>) -> Self {
+        let outbound = Some(simple(Action::Deny, Action::Ask));
+        let peers = peers.map(|number| PeerConfig {
+            policy: outbound.clone(),
+            ..peer(number)
+        });
+        let mut hub = node(config(9, peers.collect()));
+        hub.ask(true, START);
+        Hub(hub)
+    }
+
+    fn refuses(&mut self, peer: u8, port: u16) -> usize {
+        let Hub(hub) = self;
+        hub.handle_packet(&between(9, peer, &udp(port, 443, 0)), START);
         let questions = hub.take_questions();
         for question in &questions {
             assert!(hub.decide(question.id, false, START));
         }
         hub.clear_output();
         questions.len()
-    };
-    assert!((0..8192).all(|port| refuse(port) == 1));
-    assert!((0..8192).all(|port| refuse(port) == 0));
-    assert_eq!(refuse(8192), 1);
-    assert_eq!((refuse(1), refuse(8192)), (0, 0));
-    assert_eq!(refuse(0), 1);
+    }
+}
+
+#[test]
+fn of_more_refusals_of_a_peer_than_are_remembered_its_oldest_is_forgotten_and_asked_about_again() {
+    let mut hub = Hub::new(10..12);
+    assert_eq!(hub.refuses(11, 0), 1);
+    assert!((0..512).all(|port| hub.refuses(10, port) == 1));
+    assert!((0..512).all(|port| hub.refuses(10, port) == 0));
+    assert_eq!(hub.refuses(10, 512), 1);
+    assert_eq!((hub.refuses(10, 1), hub.refuses(10, 512)), (0, 0));
+    assert_eq!(hub.refuses(10, 0), 1);
+    // A scan pushes out nobody else's.
+    assert!((1000..10_000).all(|port| hub.refuses(10, port) == 1));
+    assert_eq!(hub.refuses(11, 0), 0);
+}
+
+#[test]
+fn of_more_refusals_than_are_remembered_in_all_the_oldest_is_forgotten() {
+    let mut hub = Hub::new(10..28);
+    for peer in 10..26 {
+        assert!((0..512).all(|port| hub.refuses(peer, port) == 1));
+    }
+    assert!((10..26).all(|peer| hub.refuses(peer, 0) == 0));
+    assert_eq!((hub.refuses(26, 0), hub.refuses(27, 0)), (1, 1));
+    assert_eq!((hub.refuses(26, 0), hub.refuses(10, 2)), (0, 0));
+    assert_eq!((hub.refuses(10, 0), hub.refuses(10, 1)), (1, 1));
+}
+
+#[test]
+fn what_is_refused_and_pending_of_one_peer_is_not_touched_by_a_change_of_another() {
+    let mut hub = Hub::new(10..13);
+    for peer in 10..13 {
+        assert_eq!(hub.refuses(peer, 1), 1);
+    }
+    for peer in 10..13 {
+        hub.0
+            .handle_packet(&between(9, peer, &udp(2, 443, 0)), START);
+    }
+    let asking = Some(simple(Action::Deny, Action::Ask));
+    let open = Some(simple(Action::Deny, Action::Allow));
+    let peers = [(10, &asking), (11, &open), (12, &asking)].map(|(number, policy)| PeerConfig {
+        policy: policy.clone(),
+        ..peer(number)
+    });
+    hub.0.apply(config(9, peers.to_vec()), START).unwrap();
+    let pending: usize = hub
+        .0
+        .stats(START)
+        .peers
+        .iter()
+        .map(|peer| peer.policy.unwrap().pending)
+        .sum();
+    assert_eq!(pending, 2);
+    assert_eq!(hub.0.take_questions().len(), 2);
+    assert_eq!((hub.refuses(10, 1), hub.refuses(12, 1)), (0, 0));
 }
 
 #[derive(Clone, Copy, Debug)]
