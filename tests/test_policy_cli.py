@@ -124,7 +124,9 @@ def test_what_a_hook_would_be_asked_about_is_said_to_be_and_is_not_allowed(
         "--to",
         "10.0.0.5/icmp:5",
     )
-    asked = FILE.replace("allow = true", 'allow = "ask"').replace("icmp_types = [8, 128]", "icmp_types = [5, 8]")
+    asked = FILE.replace("allow = true", 'allow = "ask"').replace(
+        "icmp_types = [8, 128]", "icmp_types = [5, 8]"
+    )
     write(tmp_path / "office.toml", asked)
     assert connlib(*arguments) == (
         1,
