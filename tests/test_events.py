@@ -47,10 +47,8 @@ from helpers_driver import (
     in_virtual_time,
     open_pair,
 )
-from test_policy import RST, SYN, Pair, allow, back, ip, tcp, there, udp
+from helpers_policy import PEER_AT, RST, SYN, Gated, allow, back, ip, tcp, there, udp
 from two_tunnels import ALICE, START, UNIX_TIME
-
-ALICE_AT = ("192.0.2.1", 51820)
 
 POLICY = Policy(
     (
@@ -68,22 +66,22 @@ def events_of(node: Node, kind: type[NodeEvent]) -> list[NodeEvent]:
 # --- Moves ---------------------------------------------------------------------------------------------------------
 
 
-class Moving(Pair):
+class Moving(Gated):
     """Alice's datagrams come from wherever she is."""
 
     def __init__(self) -> None:
         super().__init__(None)
         self.told: list[NodeEvent] = []
-        self.roams(0, ALICE_AT)
+        self.roams(0, PEER_AT)
         self.told.clear()
 
     def roams(self, seconds: float, place: tuple[str, int]) -> None:
         self.now += seconds
         packet = there(udp(1, 2))
-        self.alice.handle_packets(packet, [len(packet)], self.now)
-        for transmit in self.alice.drain().transmits:
-            self.bob.handle_datagrams(transmit.datagram, [len(transmit.datagram)], [place], self.now)
-        self.told += events_of(self.bob, PeerRoamed)
+        self.peer.handle_packets(packet, [len(packet)], self.now)
+        for transmit in self.peer.drain().transmits:
+            self.gateway.handle_datagrams(transmit.datagram, [len(transmit.datagram)], [place], self.now)
+        self.told += events_of(self.gateway, PeerRoamed)
 
 
 def place(number: int) -> tuple[str, int]:
@@ -95,7 +93,7 @@ def test_a_peer_that_moves_is_told_with_both_places() -> None:
     pair.roams(2, place(1))
     pair.roams(2, place(2))
     pair.roams(2, place(2))
-    assert pair.told == [PeerRoamed(ALICE_AT, place(1)), PeerRoamed(place(1), place(2))]
+    assert pair.told == [PeerRoamed(PEER_AT, place(1)), PeerRoamed(place(1), place(2))]
 
 
 def test_a_peer_that_moves_a_thousand_times_in_ten_seconds_is_told_eleven_times_at_most() -> None:
@@ -106,13 +104,13 @@ def test_a_peer_that_moves_a_thousand_times_in_ten_seconds_is_told_eleven_times_
     assert 10 <= len(pair.told) <= 11
     pair.roams(2, place(1000))
     ends = [(event.old, event.new) for event in pair.told if isinstance(event, PeerRoamed)]
-    assert ends[0][0] == ALICE_AT and ends[-1][1] == place(1000)
+    assert ends[0][0] == PEER_AT and ends[-1][1] == place(1000)
     assert [new for _, new in ends[:-1]] == [old for old, _ in ends[1:]]
 
 
 def test_where_a_peer_was_put_is_where_it_is_told_to_have_moved_from() -> None:
     pair = Moving()
-    pair.bob.set_endpoint(ALICE.public_key(), place(7), pair.now)
+    pair.gateway.set_endpoint(ALICE.public_key(), place(7), pair.now)
     pair.roams(2, place(8))
     assert pair.told == [PeerRoamed(place(7), place(8))]
 
@@ -120,21 +118,21 @@ def test_where_a_peer_was_put_is_where_it_is_told_to_have_moved_from() -> None:
 # --- Refusals ------------------------------------------------------------------------------------------------------
 
 
-def guarded(policy: Policy = POLICY) -> Pair:
-    pair = Pair(policy)
-    pair.bob.drain()
+def guarded(policy: Policy = POLICY) -> Gated:
+    pair = Gated(policy)
+    pair.gateway.drain()
     return pair
 
 
-def refused(pair: Pair, *packets: bytes, to_peer: bool = False) -> list[NodeEvent]:
+def refused(pair: Gated, *packets: bytes, to_peer: bool = False) -> list[NodeEvent]:
     """What is told when Alice sends these, or the network behind Bob does."""
     if to_peer:
-        pair.bob.handle_packets(b"".join(packets), [len(packet) for packet in packets], pair.now)
+        pair.gateway.handle_packets(b"".join(packets), [len(packet) for packet in packets], pair.now)
     else:
-        pair.alice.handle_packets(b"".join(packets), [len(packet) for packet in packets], pair.now)
-        for transmit in pair.alice.drain().transmits:
-            pair.bob.handle_datagrams(transmit.datagram, [len(transmit.datagram)], [ALICE_AT], pair.now)
-    return events_of(pair.bob, Denied)
+        pair.peer.handle_packets(b"".join(packets), [len(packet) for packet in packets], pair.now)
+        for transmit in pair.peer.drain().transmits:
+            pair.gateway.handle_datagrams(transmit.datagram, [len(transmit.datagram)], [PEER_AT], pair.now)
+    return events_of(pair.gateway, Denied)
 
 
 def denied(verdict: Verdict, protocol: Protocol | int | None, **fields: Any) -> Denied:
@@ -233,9 +231,9 @@ def test_a_flood_of_refusals_is_one_event_a_second_with_all_of_them_counted() ->
 # --- The flow log --------------------------------------------------------------------------------------------------
 
 
-def logged() -> Pair:
+def logged() -> Gated:
     pair = guarded()
-    pair.bob.log_flows(100)
+    pair.gateway.log_flows(100)
     return pair
 
 
@@ -246,7 +244,7 @@ def test_a_flow_is_a_record_when_it_begins_and_one_when_it_ends() -> None:
     pair.reply(back(tcp(443, 5000, SYN), 6))
     pair.now += 2.5
     pair.reply(back(tcp(443, 5000, RST), 6))
-    (began,), missed = pair.bob.take_flows(pair.now)
+    (began,), missed = pair.gateway.take_flows(pair.now)
     assert missed == 0
     assert began == FlowRecord(
         time=UNIX_TIME + 7,
@@ -263,8 +261,8 @@ def test_a_flow_is_a_record_when_it_begins_and_one_when_it_ends() -> None:
         refused=0,
         end=None,
     )
-    assert pair.bob.take_flows(pair.now + 239) == ([], 0)
-    (ended,), _ = pair.bob.take_flows(pair.now + 500)
+    assert pair.gateway.take_flows(pair.now + 239) == ([], 0)
+    (ended,), _ = pair.gateway.take_flows(pair.now + 500)
     end = FlowEnd(
         why=EndReason.CLOSED,
         start=UNIX_TIME + 7,
@@ -280,7 +278,7 @@ def test_a_flow_is_a_record_when_it_begins_and_one_when_it_ends() -> None:
 def test_what_is_denied_is_a_record_without_a_number() -> None:
     pair = logged()
     pair.send(there(udp(5000, 22)))
-    (record,), _ = pair.bob.take_flows(pair.now)
+    (record,), _ = pair.gateway.take_flows(pair.now)
     assert (record.id, record.end, record.refused) == (None, None, 1)
     assert record.verdict == Verdict(False, VerdictReason.DEFAULT)
     assert (record.source_port, record.destination_port) == (5000, 22)
@@ -296,35 +294,35 @@ def test_a_flow_that_is_silent_or_no_longer_allowed_says_so(
     pair = logged()
     pair.send(there(udp(5000, 53)))
     pair.now += seconds
-    pair.bob.apply(pair.config(policy), pair.now)
-    (_, ended), _ = pair.bob.take_flows(pair.now)
+    pair.gateway.apply(pair.config(policy), pair.now)
+    (_, ended), _ = pair.gateway.take_flows(pair.now)
     assert ended.end is not None
     assert (ended.end.why, ended.end.packets_from_peer, ended.verdict.rule) == (why, 1, 2)
 
 
 def test_beyond_the_capacity_records_are_counted_and_zero_ends_the_log() -> None:
     pair = guarded()
-    pair.bob.log_flows(2)
+    pair.gateway.log_flows(2)
     pair.send(*(there(udp(number, 53)) for number in range(5)))
-    records, missed = pair.bob.take_flows(pair.now)
+    records, missed = pair.gateway.take_flows(pair.now)
     assert ([record.source_port for record in records], missed) == ([0, 1], 3)
-    pair.bob.log_flows(0)
+    pair.gateway.log_flows(0)
     pair.send(there(udp(9, 53)))
-    assert pair.bob.take_flows(pair.now) == ([], 0)
+    assert pair.gateway.take_flows(pair.now) == ([], 0)
     for capacity in (-1, 2**24 + 1, 1.5):
         with pytest.raises((ValueError, TypeError)):
-            pair.bob.log_flows(capacity)  # type: ignore[arg-type]
+            pair.gateway.log_flows(capacity)  # type: ignore[arg-type]
 
 
 def test_a_rule_that_is_only_called_otherwise_is_another_one_and_ends_nothing() -> None:
     pair = logged()
     pair.send(there(udp(5000, 53)))
     renamed = Policy((allow(Protocol.ANY, name="all"),))
-    assert pair.bob.apply(pair.config(renamed), pair.now).changed == (
+    assert pair.gateway.apply(pair.config(renamed), pair.now).changed == (
         PeerChange(ALICE.public_key(), ("policy",)),
     )
     assert pair.returns(back(udp(53, 5000)))
-    (_, ended), _ = pair.bob.take_flows(pair.now + 120)
+    (_, ended), _ = pair.gateway.take_flows(pair.now + 120)
     assert ended.verdict == Verdict(True, VerdictReason.RULE, 1, "all")
 
 

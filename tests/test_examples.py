@@ -73,7 +73,7 @@ def test_a_hook_asks_a_database_once_a_flow() -> None:
         "  refused, and told so by ICMP",
         "alice sends to port 22",
         "  refused, and told so by ICMP",
-        "hook: {'asked': 2, 'failed': 0, 'late': 0}",
+        "hook: {'asked': 2, 'failed': 0, 'late': 0, 'skipped': 0}",
     ]
 
 

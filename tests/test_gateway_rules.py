@@ -41,7 +41,7 @@ from helpers_driver import (
     in_virtual_time,
 )
 from helpers_gateway import MINIMAL
-from test_policy import ip, udp
+from helpers_policy import ip, udp
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -6,7 +6,6 @@ import ast
 import copy
 import pickle
 import re
-import socket
 import struct
 from collections.abc import Sequence
 from ipaddress import IPv4Address, ip_address, ip_network
@@ -18,7 +17,6 @@ import pytest
 from connlib import (
     Action,
     ConfigError,
-    DropReason,
     Flow,
     InterfaceConfig,
     Node,
@@ -28,30 +26,24 @@ from connlib import (
     PolicyStats,
     PrivateKey,
     Protocol,
-    Role,
     Rule,
     Verdict,
     VerdictReason,
     format_config,
 )
-from two_tunnels import ALICE, BOB, START, UNIX_TIME
+from helpers_policy import ACK, FIN, SYN, Gated, allow, back, icmp, ip, tcp, there, udp
+from two_tunnels import BOB, START, UNIX_TIME
 
-ALICE_AT, BOB_AT = ("192.0.2.1", 51820), ("198.51.100.2", 51820)
 CAROL = PrivateKey.from_bytes(bytes([3] * 32))
 
 # RFC 5382 REQ-5, RFC 4787 REQ-5, and what docs/policy.md says.
 TCP_SECONDS, CLOSED_SECONDS, UDP_SECONDS = 7440.0, 240.0, 120.0
-FIN, SYN, RST, ACK = 1, 2, 4, 16
-
-
-def allow(protocol: Protocol | int = Protocol.ANY, *ports: int | tuple[int, int], **options: Any) -> Rule:
-    return Rule(action=Action.ALLOW, protocol=protocol, ports=ports, **options)
 
 
 WEB = Policy((allow(Protocol.TCP, 443, name="web"), allow(Protocol.UDP, 443), allow(Protocol.ICMP)))
 
 
-# --- Packets, written and read without connlib ---------------------------------------------------------------------
+# --- Packets, read without connlib ---------------------------------------------------------------------------------
 
 
 def checksum(data: bytes) -> int:
@@ -61,33 +53,6 @@ def checksum(data: bytes) -> int:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total ^ 0xFFFF
-
-
-def ip(protocol: int, payload: bytes, source: str = "10.0.0.1", destination: str = "10.9.9.9") -> bytes:
-    if ":" in source:
-        header = struct.pack("!IHBB", 6 << 28, len(payload), protocol, 64)
-        addresses = [socket.inet_pton(socket.AF_INET6, text) for text in (source, destination)]
-    else:
-        header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 7, 0, 64, protocol, 0)
-        addresses = [socket.inet_aton(text) for text in (source, destination)]
-    return header + b"".join(addresses) + payload
-
-
-def udp(source: int, destination: int, length: int = 0) -> bytes:
-    return struct.pack("!HHHH", source, destination, 8 + length, 0) + bytes(length)
-
-
-def tcp(source: int, destination: int, flags: int) -> bytes:
-    return struct.pack("!HHIIBBHHH", source, destination, 1, 2, 5 << 4, flags, 65_535, 0, 0)
-
-
-def there(payload: bytes, protocol: int = 17) -> bytes:
-    """From Alice to a server behind Bob."""
-    return ip(protocol, payload)
-
-
-def back(payload: bytes, protocol: int = 17) -> bytes:
-    return ip(protocol, payload, "10.9.9.9", "10.0.0.1")
 
 
 class Error:
@@ -117,89 +82,14 @@ class Error:
 # --- A gateway -----------------------------------------------------------------------------------------------------
 
 
-class Pair:
-    """Alice, and Bob, who is her gateway to 10.9.0.0/16 and fd09::/16 and has a policy for her."""
-
-    def __init__(self, policy: Policy | None) -> None:
-        everything = (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
-        bob = PeerConfig(public_key=BOB.public_key(), allowed_ips=everything, endpoint=BOB_AT)
-        self.now = START
-        self.alice = Node(NodeConfig(private_key=ALICE, peers=(bob,)), now=START, unix_time=UNIX_TIME)
-        self.bob = Node(self.config(policy), now=START, unix_time=UNIX_TIME)
-        self.connect()
-
-    def config(self, policy: Policy | None) -> NodeConfig:
-        alice = PeerConfig(
-            public_key=ALICE.public_key(),
-            allowed_ips=(ip_network("10.0.0.1/32"), ip_network("fd00::1/128")),
-            role=Role.RESPONDER,
-            policy=policy,
-        )
-        return NodeConfig(private_key=BOB, peers=(alice,))
-
-    def connect(self) -> None:
-        self.alice.initiate_handshake(BOB.public_key(), self.now)
-        for _ in range(2):
-            self.exchange()
-
-    def wait(self, seconds: float) -> None:
-        """Let time pass, and have a fresh session, if the old one is over."""
-        self.now += seconds
-        for node in (self.alice, self.bob):
-            node.handle_timeout(self.now)
-        if seconds > 100:
-            self.connect()
-
-    def exchange(self) -> tuple[list[bytes], list[bytes]]:
-        """What comes out at Alice's, and at Bob's."""
-        out: tuple[list[bytes], list[bytes]] = ([], [])
-        for _ in range(2):
-            for sender, receiver, source, packets in (
-                (self.alice, self.bob, ALICE_AT, out[0]),
-                (self.bob, self.alice, BOB_AT, out[1]),
-            ):
-                output = sender.drain()
-                packets += output.packets
-                for transmit in output.transmits:
-                    receiver.handle_datagrams(transmit.datagram, [len(transmit.datagram)], [source], self.now)
-        out[0].extend(self.alice.drain().packets)
-        return out
-
-    def send(self, *packets: bytes) -> tuple[list[bytes], list[bytes]]:
-        """Alice sends: what comes back to her, and what gets through, in one batch."""
-        self.alice.handle_packets(b"".join(packets), [len(packet) for packet in packets], self.now)
-        return self.exchange()
-
-    def reply(self, *packets: bytes) -> tuple[list[bytes], list[bytes]]:
-        """The network behind Bob sends: what gets through to Alice, and what comes back."""
-        self.bob.handle_packets(b"".join(packets), [len(packet) for packet in packets], self.now)
-        return self.exchange()
-
-    def passes(self, packet: bytes) -> bool:
-        return self.send(packet)[1] == [packet]
-
-    def returns(self, packet: bytes) -> bool:
-        return self.reply(packet)[0] == [packet]
-
-    @property
-    def denied(self) -> int:
-        return self.bob.stats(self.now).peers[0].tunnel.drops.get(DropReason.DENIED, 0)
-
-    @property
-    def stats(self) -> PolicyStats:
-        stats = self.bob.stats(self.now).peers[0].policy
-        assert stats is not None
-        return stats
-
-
 def test_a_peer_without_a_policy_may_do_everything_and_has_no_numbers() -> None:
-    pair = Pair(None)
+    pair = Gated(None)
     assert pair.returns(back(udp(1, 2))) and pair.passes(there(udp(5000, 22)))
-    assert pair.bob.stats(START).peers[0].policy is None
+    assert pair.gateway.stats(START).peers[0].policy is None
 
 
 def test_the_first_packet_is_judged_by_the_rules_and_replies_pass_without_one() -> None:
-    pair = Pair(WEB)
+    pair = Gated(WEB)
     assert not pair.returns(back(udp(443, 5000)))
     assert pair.passes(there(udp(5000, 443)))
     assert pair.returns(back(udp(443, 5000)))
@@ -210,7 +100,7 @@ def test_the_first_packet_is_judged_by_the_rules_and_replies_pass_without_one() 
 
 
 def test_in_a_batch_only_what_is_refused_is_missing() -> None:
-    pair = Pair(WEB)
+    pair = Gated(WEB)
     packets = [there(udp(port, 443 if port % 3 else 22)) for port in range(5000, 5030)]
     _, through = pair.send(*packets)
     assert through == [packet for packet in packets if packet[22:24] != b"\x00\x16"]
@@ -223,7 +113,7 @@ def test_in_a_batch_only_what_is_refused_is_missing() -> None:
     [
         (tcp(5000, 443, SYN), tcp(443, 5000, SYN | ACK), 6, TCP_SECONDS),
         (udp(5000, 443), udp(443, 5000), 17, UDP_SECONDS),
-        (struct.pack("!BBHHH", 8, 0, 0, 77, 1), struct.pack("!BBHHH", 0, 0, 0, 77, 1), 1, UDP_SECONDS),
+        (icmp(8), icmp(0), 1, UDP_SECONDS),
     ],
     ids=["tcp", "udp", "icmp"],
 )
@@ -231,7 +121,7 @@ def test_a_flow_lasts_for_exactly_its_time(
     question: bytes, answer: bytes, protocol: int, seconds: float
 ) -> None:
     for late, known in ((-0.25, True), (0.0, False)):
-        pair = Pair(WEB)
+        pair = Gated(WEB)
         assert pair.passes(there(question, protocol))
         pair.wait(seconds + late)
         assert pair.stats.flows == int(known)
@@ -240,7 +130,7 @@ def test_a_flow_lasts_for_exactly_its_time(
 
 def test_a_closed_connection_lasts_for_four_minutes() -> None:
     for late, known in ((-0.25, True), (0.0, False)):
-        pair = Pair(WEB)
+        pair = Gated(WEB)
         pair.send(*(there(tcp(5000, 443, flags), 6) for flags in (SYN, FIN | ACK)))
         assert pair.returns(back(tcp(443, 5000, FIN | ACK), 6))
         pair.wait(CLOSED_SECONDS + late)
@@ -248,13 +138,13 @@ def test_a_closed_connection_lasts_for_four_minutes() -> None:
 
 
 def test_a_refusal_is_told_to_the_peer_by_icmp() -> None:
-    pair = Pair(WEB)
+    pair = Gated(WEB)
     for source, destination, kind, code, quoted in (
         ("10.0.0.1", "10.9.9.9", 3, 13, 576 - 28),
         ("fd00::1", "fd09::9", 1, 1, 1280 - 48),
     ):
         for length in (0, 1, 1000, 1300):
-            packet = ip(17, udp(5000, 22, length), source, destination)
+            packet = ip(17, udp(5000, 22, bytes(length)), source, destination)
             (answer,), through = pair.send(packet)
             error = Error(answer)
             assert (error.source, error.destination) == (destination, source)
@@ -264,7 +154,7 @@ def test_a_refusal_is_told_to_the_peer_by_icmp() -> None:
 
 
 def test_a_refusal_on_our_side_is_told_there() -> None:
-    pair = Pair(WEB)
+    pair = Gated(WEB)
     to_alice, (answer,) = pair.reply(back(udp(1, 2)))
     error = Error(answer)
     assert (error.source, error.destination, error.kind, error.code) == ("10.0.0.1", "10.9.9.9", 3, 13)
@@ -272,7 +162,7 @@ def test_a_refusal_on_our_side_is_told_there() -> None:
 
 
 def test_what_must_not_be_answered_is_not() -> None:
-    pair = Pair(Policy())
+    pair = Gated(Policy())
     quoted = back(udp(443, 5000))
     later = bytearray(there(bytes(64)))
     later[6:8] = (8).to_bytes(2, "big")
@@ -289,7 +179,7 @@ def test_what_must_not_be_answered_is_not() -> None:
 
 
 def test_answers_are_ten_at_once_and_ten_a_second() -> None:
-    pair = Pair(WEB)
+    pair = Gated(WEB)
     refused = there(udp(5000, 22))
     got, _ = pair.send(*[refused] * 100)
     assert len(got) == 10
@@ -300,26 +190,26 @@ def test_answers_are_ten_at_once_and_ten_a_second() -> None:
 
 
 def test_a_policy_that_changes_ends_the_flows_that_it_forbids_at_once() -> None:
-    pair = Pair(WEB)
+    pair = Gated(WEB)
     web, name = there(tcp(5000, 443, SYN), 6), there(udp(5000, 443))
     assert pair.passes(web) and pair.passes(name)
     assert pair.stats.flows == 2
-    diff = pair.bob.apply(pair.config(Policy((allow(Protocol.TCP, (400, 500)),))), pair.now)
+    diff = pair.gateway.apply(pair.config(Policy((allow(Protocol.TCP, (400, 500)),))), pair.now)
     assert [change.fields for change in diff.changed] == [("policy",)]
     assert pair.stats.flows == 1
     assert pair.returns(back(tcp(443, 5000, ACK), 6))
     assert not pair.returns(back(udp(443, 5000)))
     assert not pair.passes(name)
     assert pair.passes(web)
-    assert pair.bob.stats(pair.now).peers[0].tunnel.sessions == 1
-    assert not pair.bob.apply(pair.config(Policy((allow(Protocol.TCP, (400, 500)),))), pair.now)
-    assert pair.bob.apply(pair.config(None), pair.now)
+    assert pair.gateway.stats(pair.now).peers[0].tunnel.sessions == 1
+    assert not pair.gateway.apply(pair.config(Policy((allow(Protocol.TCP, (400, 500)),))), pair.now)
+    assert pair.gateway.apply(pair.config(None), pair.now)
     assert pair.passes(name)
 
 
 def test_policies_that_are_equal_are_no_change_whatever_the_objects() -> None:
-    pair = Pair(WEB)
-    assert not pair.bob.apply(pair.config(copy.deepcopy(WEB)), pair.now)
+    pair = Gated(WEB)
+    assert not pair.gateway.apply(pair.config(copy.deepcopy(WEB)), pair.now)
 
 
 def test_outbound_is_the_default_unless_it_is_said() -> None:
@@ -329,14 +219,14 @@ def test_outbound_is_the_default_unless_it_is_said() -> None:
         (Policy(default=Action.ALLOW, outbound=Action.DENY), False),
         (Policy(outbound=Action.ALLOW), True),
     ):
-        pair = Pair(policy)
+        pair = Gated(policy)
         assert pair.returns(back(udp(1, 2))) is expected
         # If it passed, so does what answers it.
         assert pair.passes(there(udp(2, 1))) is (expected or policy.default is Action.ALLOW)
 
 
 def test_more_flows_than_allowed_push_out_the_oldest() -> None:
-    pair = Pair(WEB)
+    pair = Gated(WEB)
     for first in range(0, 8200, 100):
         pair.send(*(there(udp(port, 443)) for port in range(first, first + 100)))
     assert pair.stats == PolicyStats(flows=8192, flows_evicted=8, answers=0)
@@ -456,7 +346,7 @@ def test_a_rule_that_makes_no_sense_is_refused_by_one_clear_line(
         (lambda: Flow(IPv4Address("10.0.0.1"), Protocol.ANY), ValueError, "protocol"),
         (lambda: Flow(IPv4Address("10.0.0.1"), 47, icmp_type=8), ValueError, "icmp_type"),
         (lambda: Flow("10.0.0.1", Protocol.ICMP), TypeError, "destination"),  # type: ignore[arg-type]
-        (lambda: Pair("open"), TypeError, "Policy"),  # type: ignore[arg-type]
+        (lambda: Gated("open"), TypeError, "Policy"),  # type: ignore[arg-type]
     ],
 )
 def test_a_policy_that_makes_no_sense_is_refused_by_one_clear_line(

@@ -111,22 +111,28 @@ def test_it_says_which_rule_decides(
 def test_what_a_hook_would_be_asked_about_is_said_to_be_and_is_not_allowed(
     connlib: Command, tmp_path: Path
 ) -> None:
-    file = write(tmp_path / "office.toml", FILE.replace("allow = true", 'allow = "ask"'))
     arguments = (
         "policy",
         "test",
-        file,
+        str(tmp_path / "office.toml"),
         "--peer",
         "alice",
         "--to",
         "10.7.0.3:443/tcp",
         "--to",
         "10.0.0.5/icmp",
+        "--to",
+        "10.0.0.5/icmp:5",
     )
+    asked = FILE.replace("allow = true", 'allow = "ask"').replace(
+        "icmp_types = [8, 128]", "icmp_types = [5, 8]"
+    )
+    write(tmp_path / "office.toml", asked)
     assert connlib(*arguments) == (
         1,
         "10.7.0.3:443/tcp: asks the hook by rule 2 (web)\n"
-        "10.0.0.5/icmp: asks the hook by rule 3: ask icmp types 8, 128\n",
+        "10.0.0.5/icmp: asks the hook by rule 3: ask icmp types 5, 8\n"
+        "10.0.0.5/icmp:5: denied: it starts no flow, asked by rule 3: ask icmp types 5, 8\n",
         "",
     )
 
@@ -200,6 +206,9 @@ def test_flows_from_the_gateway_are_for_outbound_alone_to_decide(
     file = write(tmp_path / "wg0.toml", text + lines)
     arguments = ("policy", "test", file, "--peer", "alice", "--from-gateway", "--to", "10.7.0.2:22/tcp")
     assert connlib(*arguments)[:2] == (code, f"10.7.0.2:22/tcp: {said}\n")
+    if "asks" in said:
+        said = "denied towards 'alice': it starts no flow, asked by outbound"
+        assert connlib(*arguments[:-1], "10.7.0.2/icmp:5")[:2] == (1, f"10.7.0.2/icmp:5: {said}\n")
 
 
 def test_a_flow_from_the_gateway_that_does_not_go_to_the_peer_is_a_mistake(

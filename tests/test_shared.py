@@ -71,17 +71,58 @@ async def test_one_after_the_other_each_has_it_made() -> None:
 
 
 @in_virtual_time
-async def test_one_that_fails_or_is_cancelled_is_made_again_for_the_next() -> None:
-    counter, answers = Counter(2), list[int | str]()
+async def test_one_that_is_cancelled_is_made_again_for_the_next() -> None:
+    counter, answers = Counter(), list[int | str]()
     shared = Shared(counter)
-    with anyio.move_on_after(0.5):
-        await shared.get()
     async with anyio.create_task_group() as tasks:
         for _ in range(3):
-            tasks.start_soon(ask, shared, answers)
-    assert answers == ["failed 2", 3, 3]
+            tasks.start_soon(ask, shared, answers, 0.25)
+        with anyio.move_on_after(0.5):
+            await shared.get()
+    assert counter.made == 2
+    assert answers == [2, 2, 2]
+
+
+@in_virtual_time
+async def test_a_failure_is_shared_like_an_answer_and_the_next_to_ask_has_it_made_again() -> None:
+    counter, answers = Counter(2), list[int | str]()
+    shared = Shared(counter)
+    async with anyio.create_task_group() as tasks:
+        for after in (0.0, *(50 * [0.5]), 1.5):
+            tasks.start_soon(ask, shared, answers, after)
+    assert answers == [1] + 50 * ["failed 2"] + [3]
     with pytest.raises(RuntimeError, match=r"^1$"):
         await Shared(Counter(1)).get()
+
+
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_an_answer_is_forgotten_whose_last_waiter_gives_up_as_it_is_made(backend: str) -> None:
+    async def main() -> None:
+        making, made = anyio.Event(), anyio.Event()
+
+        async def make() -> int:
+            making.set()
+            await made.wait()
+            # On asyncio, who is cancelled is told in the next turn, and waits until then.
+            waiting.cancel()
+            return 1
+
+        shared = Shared(make)
+        waiting = anyio.CancelScope()
+
+        async def second() -> None:
+            with waiting:
+                await shared.get()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(shared.get)
+            await making.wait()
+            tasks.start_soon(second)
+            await anyio.wait_all_tasks_blocked()
+            made.set()
+        assert not shared._latest
+
+    anyio.run(main, backend=backend)
 
 
 def test_of_fifty_who_ask_how_an_interface_is_at_once_not_all_have_the_node_asked(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class EndReason(enum.Enum):
     EVICTED = "evicted"
     """It gave way to a newer one."""
     REVOKED = "revoked"
-    """A changed policy forbids it, or the policy or the peer was removed."""
+    """A changed policy forbids it, the policy or the peer was removed, or the hook is asked again (`ask_again`)."""
 
 
 class FlowEnd(NamedTuple):

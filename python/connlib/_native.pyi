@@ -341,7 +341,7 @@ class Node:
     """A WireGuard interface with many peers. Its methods, and their order: mutate, then drain, then mutate.
 
     - commands change what it is: `apply`, `initiate_handshake`, `set_unix_time`, `set_endpoint`, `restore_timestamps`,
-      `forget_timestamp`; `ask` and `decide` (see `take_questions`);
+      `forget_timestamp`; `ask`, `decide` and `ask_again` (see `take_questions`);
     - `handle_*` tell it what happened: packets, datagrams, time;
     - `drain` takes out everything that these caused (a `TunIo` and a `UdpIo` do it without Python objects);
     - getters change nothing: `next_timeout`, `unclaimed`, `pending`, `*stats`, `endpoints`, `timestamps`,
@@ -373,8 +373,7 @@ class Node:
         """Move a peer to another address. Raises `KeyError` for an unknown peer."""
 
     def forget_sources(self) -> None:
-        """Let the system choose from which address each peer is sent to, until the peer is heard again: the one that it
-        has reached may be wrong after a change of the sockets, their mark, or the machine's addresses and routes."""
+        """Let the system choose again from where peers are sent to: sockets, mark, addresses or routes have changed."""
 
     def handle_packets(self, packets: ReadableBuffer, lengths: Sequence[int], now: float) -> None:
         """Take IP packets of the TUN device that lie back to back; `lengths` must add up (else `ValueError`)."""
@@ -408,8 +407,7 @@ class Node:
 
     def timestamps(self) -> tuple[dict[PublicKey, bytes], dict[PublicKey, bytes]]:
         """The greatest TAI64N timestamp (12 bytes) in a valid initiation of each peer, and in ours with each own key,
-        by public key, the peer's or our own. Those of 4,096 peers that are not configured any more are among them, the
-        one that was removed longest ago first, and of 8 keys that are not in use."""
+        by public key. Those of 4,096 removed peers are among them, the oldest first, and of 8 former keys of ours."""
 
     def timestamps_version(self) -> int:
         """Rises when `timestamps()` has something to write down; for what is sent, at most once in a minute of it."""
@@ -418,7 +416,6 @@ class Node:
         self, received: dict[PublicKey, bytes], sent: dict[PublicKey, bytes], now: float
     ) -> None:
         """Go on from what `timestamps()` of another node gave; what this one knows to be greater stays.
-
         Initiations that are not later than `received` are refused, those of peers that are added later, too. Ours are
         later than `sent`; where the wall clock is behind that, by two minutes more, for what was not written down.
         Raises `ValueError` for a timestamp that is none, and has changed nothing then."""
@@ -452,12 +449,15 @@ class Node:
         """Answer a question by its `id`: what is held of the flow goes on, in order, or is refused. False, and nothing
         happens, if it is not open: the time is over, another policy has decided, or the peer is gone."""
 
+    def ask_again(self, peer: PublicKey, now: float) -> None:
+        """End a peer's flows that `decide` let begin, unless its policy lets them pass by itself now; forget refusals;
+        put open questions once more, by another `id`. Raises `KeyError` for an unknown peer."""
+
     def capture(
         self, capacity: int, *, outer: bool = True, inner: bool = False, snaplen: int | None = None
     ) -> None:
-        """Keep what goes through the node from now on, up to `capacity` bytes until taken; 0 ends it, and neither layer
-        adds nothing to what waits.
-        capacity: of memory, 0 to 2^30; what is around a packet counts too.
+        """Keep what goes through the node from now on, until it is taken; neither layer adds nothing to what waits.
+        capacity: bytes of memory, 0 to 2^30; what is around a packet counts too. 0 ends it.
         outer: datagrams that came, whatever becomes of them, and those for UDP.
         inner: IP packets of the TUN device, whatever becomes of them, and those for it. They are not encrypted.
         snaplen: how many bytes of each are kept, 1 to 65,535; None for all."""

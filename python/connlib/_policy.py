@@ -248,8 +248,10 @@ class VerdictReason(enum.Enum):
     HOOK = "hook"
     """The hook of the interface said so. Here and below, `Verdict.rule` is the rule that asks; None: it is
     `Policy.default` or `.outbound`."""
-    NOT_ASKED = "not asked"
-    """The policy asks, and there is no hook, or the packet starts no flow."""
+    NO_HOOK = "no hook"
+    """The policy asks, and there is no hook."""
+    NO_FLOW = "no flow"
+    """The policy asks, and the packet starts no flow that could be asked about: an answer, RST, an ICMP error."""
     UNANSWERED = "unanswered"
     """The hook gave no answer within five seconds, or none that is one."""
     CROWDED = "crowded"
@@ -266,7 +268,7 @@ class Verdict(NamedTuple):
     name: str | None = None
     """What that rule is called."""
     asks: bool = False
-    """It is neither allowed nor denied yet: the hook would be asked. Only `Policy.decide` gives such verdicts."""
+    """It is neither allowed nor denied yet: a hook would be asked. Only `Policy.decide` gives such verdicts."""
 
     def __str__(self) -> str:
         verb = "asks the hook" if self.asks else "allowed" if self.allowed else "denied"
@@ -278,7 +280,8 @@ class Verdict(NamedTuple):
             VerdictReason.OUTBOUND: f"{verb} by outbound",
             VerdictReason.FRAGMENT: f"{verb}: a fragment without the first one",
             VerdictReason.HOOK: f"{verb} by the hook{asked}",
-            VerdictReason.NOT_ASKED: f"{verb}: there is no hook, or no flow begins{asked}",
+            VerdictReason.NO_HOOK: f"{verb}: there is no hook{asked}",
+            VerdictReason.NO_FLOW: f"{verb}: it starts no flow{asked}",
             VerdictReason.UNANSWERED: f"{verb}: no answer of the hook{asked}",
             VerdictReason.CROWDED: f"{verb}: too much waits for the hook{asked}",
         }.get(self.reason, f"{verb}: not a packet that can be judged")

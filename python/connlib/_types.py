@@ -520,7 +520,7 @@ class PolicyStats:
     flows_pending: int = 0
     """Flows that wait for an answer of the hook now."""
     questions: int = 0
-    """Flows that the hook was asked about."""
+    """Questions about its flows that were handed out for the hook. An interface skips some: `InterfaceStats.hook`."""
 
 
 class PeerTrouble(NamedTuple):

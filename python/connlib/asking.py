@@ -18,7 +18,7 @@ import inspect
 import logging
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -26,7 +26,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from ._flows import FlowQuestion
-from ._native import Node
+from ._native import Node, PublicKey
 from ._policy import Action, Policy
 from ._text import listed
 from ._types import PeerConfig
@@ -47,7 +47,7 @@ MOST_CALLS = 1024
 cancelled would bring more; nobody is asked then."""
 
 _PAUSE = 60.0
-"""Seconds between two lines of the log about a hook that fails."""
+"""Seconds between two lines of the log about a hook that fails, gives no answer or cannot be asked."""
 
 
 class Hook:
@@ -59,9 +59,11 @@ class Hook:
         self._decide = decide
         self._names: dict[object, str | None] = {}
         self._calls = 0
+        self._due: dict[int, float] = {}
+        """Until when the questions under way are to be answered, the first one first, of those that are not overdue."""
         self._unlogged = 0
-        self._log_again = 0.0
-        self.counts: Counter[str] = Counter(asked=0, failed=0, late=0)
+        self._log_again = -math.inf
+        self.counts: Counter[str] = Counter(asked=0, failed=0, late=0, skipped=0)
         self._node: Node
         self._name: str
         self._tasks: TaskGroup
@@ -81,12 +83,27 @@ class Hook:
         self._names = {peer.public_key: peer.name for peer in peers}
 
     def notice(self) -> None:
-        """Ask what the node has to ask."""
+        """Ask what the node has to ask, and say which calls are overdue."""
+        if self._due:
+            self._notice_overdue(self._now())
         for question in self._node.take_questions():
             if self._calls < MOST_CALLS:
                 self._calls += 1
                 self.counts["asked"] += 1
+                self._due[question.id] = self._now() + ANSWER_TIME
                 self._tasks.start_soon(self._answer, replace(question, name=self._names.get(question.peer)))
+            else:
+                self.counts["skipped"] += 1
+                self._complain(f"is not asked, because {self._calls:,} calls of it are under way")
+
+    def _notice_overdue(self, now: float) -> None:
+        # Here, and not where a call is cancelled: one that cannot be would be silent.
+        while self._due:
+            question, due = next(iter(self._due.items()))
+            if now < due:
+                break
+            del self._due[question]
+            self._complain(f"gave no answer within {ANSWER_TIME:g} s")
 
     async def _answer(self, question: FlowQuestion) -> None:
         try:
@@ -99,8 +116,11 @@ class Hook:
                     return
             # The node has refused the flow by itself, or another policy has decided, or the interface ends.
             self.counts["late"] += 1
+            if not self._tasks.cancel_scope.cancel_called:
+                self._notice_overdue(self._now())
         finally:
             self._calls -= 1
+            self._due.pop(question.id, None)
 
     async def _ask(self, question: FlowQuestion) -> bool:
         try:
@@ -121,14 +141,42 @@ class Hook:
         return answer
 
     def _failed(self, how: str) -> None:
-        # Without the exception's own words, which may say anything, and not once for each packet of a port scan.
+        # Without the exception's own words, which may say anything.
         self.counts["failed"] += 1
+        self._complain(how)
+
+    def _complain(self, how: str) -> None:
+        # Not once for each packet of a port scan.
         self._unlogged += 1
         if (now := self._now()) < self._log_again:
             return
         more = f"; {self._unlogged - 1:,} more since the last such line" if self._unlogged > 1 else ""
         _log.warning("%s: the hook %s, and the flow is refused%s", self._name, how, more)
         self._unlogged, self._log_again = 0, now + _PAUSE
+
+
+class NoHook:
+    """What an interface has in the place of a hook. It says so, once of each peer whose policy begins to ask."""
+
+    def __init__(self) -> None:
+        self.counts: Mapping[str, int] = {}
+        self._name = ""
+        self._asking: set[PublicKey] = set()
+
+    def start(
+        self, node: Node, name: str, tasks: TaskGroup, now: Callable[[], float], settle: Callable[[], None]
+    ) -> None:
+        self._name = name
+
+    def update(self, peers: Iterable[PeerConfig]) -> None:
+        asking = {peer.public_key: peer for peer in peers if peer.policy is not None and asks(peer.policy)}
+        new = [peer for key, peer in asking.items() if key not in self._asking]
+        self._asking = set(asking)
+        if problem := nobody_to_ask(new, "this interface"):
+            _log.warning("%s: %s", self._name, problem)
+
+    def notice(self) -> None:
+        pass
 
 
 def _is_cancelled() -> bool:
@@ -152,13 +200,13 @@ def asks(policy: Policy) -> bool:
     return Action.ASK in (policy.default, policy.outbound, *(rule.action for rule in policy.rules))
 
 
-def nobody_to_ask(peers: Iterable[PeerConfig]) -> str | None:
+def nobody_to_ask(peers: Iterable[PeerConfig], who: str = "`connlib up`") -> str | None:
     """What to tell where there is no hook, of the peers whose policies ask one; None if none does."""
     asking = [describe_peer(peer) for peer in peers if peer.policy is not None and asks(peer.policy)]
     if not asking:
         return None
     whose = f"the policy of {asking[0]} asks" if len(asking) == 1 else f"the policies of {listed(asking)} ask"
     return (
-        f"{whose} a hook, and `connlib up` has none (`decide` of open_interface is one): what it would be asked about "
+        f"{whose} a hook, and {who} has none (`decide` of open_interface is one): what it would be asked about "
         "is refused"
     )

@@ -41,7 +41,7 @@ from ._types import (
     PeerEvent,
     PeerStats,
 )
-from .asking import FlowHook, Hook, nobody_to_ask
+from .asking import FlowHook, Hook, NoHook
 from .clock import Alarm, BootClock, Clock, LoopClock, alarm_for
 from .config import InterfaceConfig, what_is_new
 from .events import EventStream, Subscribers
@@ -97,8 +97,8 @@ class InterfaceStats(NodeStats):
     now: float = 0.0
     """The interface's own clock then, in seconds, as `connlib.explain` takes it."""
     hook: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """How often the hook (`decide`) was `asked` and how often it `failed`, raising or returning no bool, and how many
-    answers came too `late`. Empty without one."""
+    """How often the hook (`decide`) was `asked` and how often it `failed`, raising or returning no bool, how many
+    answers came too `late`, and how many questions were `skipped`, for too many calls. Empty without one."""
 
 
 def is_errno(counter: str) -> bool:
@@ -146,7 +146,7 @@ async def open_interface(
     if clock is None:
         in_memory = isinstance(tun, MemoryTun) and isinstance(udp, MemoryUdp | MemoryHost)
         clock = LoopClock() if in_memory else BootClock()
-    hook = None if decide is None else Hook(decide)
+    hook = NoHook() if decide is None else Hook(decide)
     # First, because this finds out what is wrong with the configuration before anything outside is touched.
     now, unix_time = clock.now(), clock.unix_time()
     with config_errors():
@@ -211,7 +211,7 @@ class Interface:
         # Those that wait for the descriptors of `_udp`, once there are any.
         self._udp_tasks: TaskGroup | None = None
         self._resolver: Resolver
-        self._hook: Hook | None = None
+        self._hook: Hook | NoHook
 
     def __repr__(self) -> str:
         peers = len(self._config.peers)
@@ -271,7 +271,7 @@ class Interface:
             lookups=dict(self._lookups),
             unix_time=unix_time,
             now=now,
-            hook={} if self._hook is None else dict(self._hook.counts),
+            hook=dict(self._hook.counts),
         )
 
     def explain(self, peer: PublicKey) -> Explanation:
@@ -308,6 +308,17 @@ class Interface:
         """
         self._check_open()
         self._node.initiate_handshake(peer, self._now())
+        self._settle()
+
+    def ask_again(self, peer: PublicKey) -> None:
+        """Have the hook (`decide`) asked anew about a peer, because what it looks at has changed.
+
+        The flows that it let begin end, unless the peer's policy lets them pass by itself now, and what it refused is
+        forgotten: the next packet of each is a question. Open questions are put once more; former answers are late.
+        Raises `KeyError` for an unknown peer, and `ClosedError` after the interface was closed.
+        """
+        self._check_open()
+        self._node.ask_again(peer, self._now())
         self._settle()
 
     def forget_timestamp(self, peer: PublicKey) -> bool:
@@ -387,7 +398,7 @@ class Interface:
                 undo.pop_all()
             before, self._config = self._config, config
             self._resolver.update(config.peers, known)
-            self._tell_hook()
+            self._hook.update(config.peers)
             if udp is not self._udp or config.fwmark != before.fwmark:
                 self._node.forget_sources()
             self._replace_udp(udp)
@@ -468,9 +479,8 @@ class Interface:
         self._tasks, self._keeper = tasks, keeper
         self._resolver = Resolver(self._found, self._udp.can_reach, tasks, self._lookups)
         self._resolver.update(self._config.peers, known)
-        if self._hook is not None:
-            self._hook.start(self._node, self.name, tasks, self._now, self._settle)
-        self._tell_hook()
+        self._hook.start(self._node, self.name, tasks, self._now, self._settle)
+        self._hook.update(self._config.peers)
         # A change of the configuration may wait for a program when the interface is to end.
         tasks.start_soon(self._surroundings.dns.interrupt_when_cancelled)
         tasks.start_soon(self._keep_time)
@@ -479,13 +489,6 @@ class Interface:
         tasks.start_soon(self._read_tun)
         tasks.start_soon(self._serve_udp, self._udp)
         self._settle()
-
-    def _tell_hook(self) -> None:
-        """Whose flows it is asked about; or, where there is none, that nobody is."""
-        if self._hook is not None:
-            self._hook.update(self._config.peers)
-        elif problem := nobody_to_ask(self._config.peers):
-            _log.warning("%s: %s", self.name, problem)
 
     def _closed(self) -> None:
         try:
@@ -559,8 +562,7 @@ class Interface:
             self._resolver.notice(*event)
             self._publish(event)
         self._keeper.notice()
-        if self._hook is not None:
-            self._hook.notice()
+        self._hook.notice()
         deadline = self._node.next_timeout()
         self._alarm.set(None if deadline is None else deadline.at)
         for end, tasks in ((self._udp, self._udp_tasks), (self._tun, self._tasks)):

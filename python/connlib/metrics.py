@@ -295,7 +295,10 @@ _POLICY_COUNTERS: dict[str, tuple[str, Callable[[PolicyStats], int]]] = {
         "ICMP messages that told a sender of a refusal; the refusals are drops for the reason denied",
         lambda p: p.answers,
     ),
-    "connlib_peer_questions_total": ("Flows that the hook was asked about", lambda p: p.questions),
+    "connlib_peer_questions_total": (
+        "Questions about flows for the hook, also those that were skipped as it had too many calls",
+        lambda p: p.questions,
+    ),
 }
 
 
@@ -372,7 +375,7 @@ def _of_interface(labels: str, stats: InterfaceStats) -> Iterator[str]:
     yield _metric(
         "counter",
         "connlib_hook_total",
-        "How often the hook was asked about a flow and failed, and how many answers came too late",
+        "How often the hook was asked about a flow, failed, answered too late, and was skipped for too many calls",
         ((f'{labels},what="{what}"', count) for what, count in stats.hook.items()),
     )
     errors = []

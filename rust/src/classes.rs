@@ -284,7 +284,8 @@ pub fn verdict_reason_name(reason: Reason) -> &'static str {
         Reason::Fragment => "FRAGMENT",
         Reason::Unparseable => "UNPARSEABLE",
         Reason::Hook { .. } => "HOOK",
-        Reason::NotAsked { .. } => "NOT_ASKED",
+        Reason::NoHook { .. } => "NO_HOOK",
+        Reason::NoFlow { .. } => "NO_FLOW",
         Reason::Unanswered { .. } => "UNANSWERED",
         Reason::Crowded { .. } => "CROWDED",
         // What goes on begins nothing: of packets of known flows there is nothing to say.

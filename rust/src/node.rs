@@ -342,6 +342,19 @@ impl Node {
         })
     }
 
+    fn ask_again(&self, py: Python<'_>, peer: &PublicKey, now: Now) -> PyResult<()> {
+        let found = self.engine.call_detached(py, |node| {
+            let mut found = Ok(());
+            // Of what waits, some may pass by now.
+            tracelessly(node, |node| {
+                found = node.ask_again(&peer.bytes, now.0);
+                false
+            });
+            found
+        })?;
+        found.map_err(|_| unknown(peer))
+    }
+
     fn timestamps<'py>(
         &self,
         py: Python<'py>,

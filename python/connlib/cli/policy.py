@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 
 from connlib._errors import ConfigError
-from connlib._policy import Action, Flow
+from connlib._policy import Flow, Policy, VerdictReason
 from connlib.gateway import Gateway, GatewayPeer
 
 from ._files import find_peer, load_without_keys
@@ -49,7 +49,7 @@ def _from(gateway: Gateway, peer: GatewayPeer, flow: Flow) -> Iterator[Step]:
     receiver = _owner(gateway, flow.destination)
     if passes and receiver is not None:
         # Out of the device, and back in.
-        yield _outbound(receiver, " itself" if receiver is peer else "")
+        yield _outbound(receiver, flow, " itself" if receiver is peer else "")
 
 
 def _towards(gateway: Gateway, peer: GatewayPeer, flow: Flow) -> Iterator[Step]:
@@ -59,17 +59,20 @@ def _towards(gateway: Gateway, peer: GatewayPeer, flow: Flow) -> Iterator[Step]:
         whose = f"belongs to {owner}" if owner is not None else "is in no peer's allowed_ips"
         problem = f"{flow} does not go to {peer}: the address {whose}"
         raise ConfigError(problem, hint="give an address of the peer's")
-    yield _outbound(peer)
+    yield _outbound(peer, flow)
 
 
-def _outbound(peer: GatewayPeer, itself: str = "") -> Step:
+def _outbound(peer: GatewayPeer, flow: Flow, itself: str = "") -> Step:
     """What becomes of a flow to the peer that it did not start."""
     policy = peer.to_policy()
     if policy is None:
         return True, f"allowed towards {peer}{itself}, which has no policy"
     field, action = ("default", policy.default) if policy.outbound is None else ("outbound", policy.outbound)
-    said = {Action.ALLOW: "allowed", Action.DENY: "denied", Action.ASK: "asks the hook"}[action]
-    return action is Action.ALLOW, f"{said} towards {peer}{itself} by {field}"
+    verdict = Policy(default=action).decide(flow)
+    if verdict.reason is VerdictReason.NO_FLOW:
+        return False, f"denied towards {peer}{itself}: it starts no flow, asked by {field}"
+    said = "asks the hook" if verdict.asks else "allowed" if verdict.allowed else "denied"
+    return verdict.allowed, f"{said} towards {peer}{itself} by {field}"
 
 
 def _owner(gateway: Gateway, address: IPv4Address | IPv6Address) -> GatewayPeer | None:

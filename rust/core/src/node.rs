@@ -566,17 +566,6 @@ impl Node {
         }
     }
 
-    /// Whether the last packet can tell what its datagram met on the way. It is taken back if not.
-    #[inline]
-    fn check_mark(&mut self, slot: Slot, ecn: u8) -> bool {
-        let told = self.output.mark_last_packet(ecn);
-        if !told {
-            self.output.take_back_last_packet();
-            self.drop_from(slot, DropReason::CongestionMark);
-        }
-        told
-    }
-
     /// Whether the source address of the last packet is the peer's. It is taken back if not.
     fn check_source(&mut self, slot: Slot) -> bool {
         let source = self.output.last_packet().and_then(noise::Tunn::src_address);

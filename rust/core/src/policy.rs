@@ -11,7 +11,8 @@
 //! - `compiled.rs` finds the first of many rules in a few steps.
 //! - `flows.rs` holds the flows of all peers, within bounds, by what `key.rs` takes from a packet, and `fragments.rs` what
 //!   fragments have in common.
-//! - `pending.rs` holds the first packets of flows that somebody else decides about ([`Action::Ask`]), until there is an answer.
+//! - `pending.rs` holds the first packets of flows that somebody else decides about ([`Action::Ask`]), until there is an answer,
+//!   and `refused.rs` has the answers that were no, for a while.
 //! - `filter.rs` puts them together for one peer and gives a [`Verdict`]. A dry run ([`Policy::decide`]) and the first packet
 //!   of a flow go through the same function.
 //! - `log.rs` is the flow log, for whoever asks for one, and `refusals.rs` what is told of refused packets: who talked to
@@ -29,6 +30,7 @@ mod packet;
 mod pending;
 mod refusal;
 mod refusals;
+mod refused;
 #[cfg(test)]
 mod tests;
 
@@ -40,20 +42,20 @@ use std::sync::Arc;
 
 use crate::{DropReason, Prefix};
 use compiled::Compiled;
-pub use filter::Direction;
 pub(crate) use filter::Filter;
 pub(crate) use flows::Flows;
 pub use flows::{MAX_FLOWS, MAX_FLOWS_PER_PEER};
-pub use header::{Header, Ports};
+pub use header::{Direction, Header, Ports};
 pub use log::{EndReason, FlowChange, FlowEnd, FlowRecord, Traffic};
 use packet::{Packet, parse};
-pub(crate) use pending::Asked;
 pub use pending::{
     ANSWER_TIME, MAX_HELD, MAX_HELD_BYTES, MAX_HELD_BYTES_PER_PEER, MAX_PENDING,
-    MAX_PENDING_PER_PEER, MAX_REFUSED, Question, REFUSAL_TIME,
+    MAX_PENDING_PER_PEER, Question,
 };
+pub(crate) use pending::{Asked, Held};
 pub(crate) use refusal::write as write_refusal;
 pub use refusals::Refusal;
+pub use refused::{MAX_REFUSED, MAX_REFUSED_PER_PEER, REFUSAL_TIME};
 
 /// Rules that one policy may have.
 pub const MAX_RULES: usize = 1024;
@@ -155,8 +157,10 @@ pub enum Reason {
     Unparseable,
     /// The hook said so. Here and below: it was asked by a rule, counted from 0, or by `default` or `outbound`.
     Hook { rule: Option<usize> },
-    /// It was to be asked, and there is none, or the packet starts no flow.
-    NotAsked { rule: Option<usize> },
+    /// It was to be asked, and there is none.
+    NoHook { rule: Option<usize> },
+    /// It would be asked, but no flow begins with this packet.
+    NoFlow { rule: Option<usize> },
     /// It did not answer in time.
     Unanswered { rule: Option<usize> },
     /// As much waits for its answers as may.
@@ -169,7 +173,8 @@ impl Reason {
         match self {
             Reason::Rule(rule) => Some(rule),
             Reason::Hook { rule }
-            | Reason::NotAsked { rule }
+            | Reason::NoHook { rule }
+            | Reason::NoFlow { rule }
             | Reason::Unanswered { rule }
             | Reason::Crowded { rule } => rule,
             _ => None,
@@ -218,7 +223,7 @@ impl Policy {
 
     /// Whether a flow that the peer starts may pass, and by which rule.
     pub fn decide(&self, flow: &Flow) -> Verdict {
-        match self.compiled.first_match(flow) {
+        let verdict = match self.compiled.first_match(flow) {
             Some((rule, action)) => Verdict {
                 action,
                 reason: Reason::Rule(rule),
@@ -227,21 +232,33 @@ impl Policy {
                 action: self.default,
                 reason: Reason::Default,
             },
-        }
+        };
+        verdict.asks_only_if(flow.starts())
     }
 
     /// Whether a packet from the peer may pass, if it belongs to no flow that is known.
     pub fn decide_packet(&self, packet: &[u8]) -> Verdict {
         match parse(packet) {
-            Ok(packet) => self.decide_first(&packet),
+            Ok(packet) => self.decide_first(&packet, Direction::FromPeer),
             Err(_) => Verdict::deny(Reason::Unparseable),
         }
     }
 
-    fn decide_first(&self, packet: &Packet<'_>) -> Verdict {
+    /// Whether a packet that belongs to no flow that is known may pass.
+    fn decide_first(&self, packet: &Packet<'_>, direction: Direction) -> Verdict {
         match packet.flow() {
-            Some(flow) => self.decide(&flow),
+            Some(flow) => self
+                .decide_from(direction, &flow)
+                .asks_only_if(packet.starts()),
             None => Verdict::deny(Reason::Fragment),
+        }
+    }
+
+    /// Whether a flow may pass that this side starts.
+    fn decide_from(&self, direction: Direction, flow: &Flow) -> Verdict {
+        match direction {
+            Direction::FromPeer => self.decide(flow),
+            Direction::ToPeer => self.decide_outbound(),
         }
     }
 
@@ -302,10 +319,19 @@ impl Verdict {
         Verdict::deny(Reason::Crowded { rule })
     }
 
-    /// What becomes of a packet that the hook is not asked about.
-    pub(crate) fn not_asked(self) -> Self {
+    /// What becomes of a packet where there is no hook.
+    pub(crate) fn unhooked(self) -> Self {
         let rule = self.reason.rule();
-        Verdict::deny(Reason::NotAsked { rule })
+        Verdict::deny(Reason::NoHook { rule })
+    }
+
+    /// Where no flow starts, there is nothing to ask about.
+    fn asks_only_if(self, starts: bool) -> Self {
+        let rule = self.reason.rule();
+        match self.action {
+            Action::Ask if !starts => Verdict::deny(Reason::NoFlow { rule }),
+            _ => self,
+        }
     }
 
     /// What becomes of a flow whose question is over.

@@ -1,10 +1,27 @@
 //! What an outer header says of congestion, handed on to the packet that was in the datagram: RFC 6040, section 4.2.
 
+use super::Node;
+use super::peers::Slot;
+use crate::DropReason;
+
 /// The ECN field (RFC 3168, section 5): who sent it does not look at it; or does, in one of two ways; or it met congestion.
 const NOT_ECT: u8 = 0;
 const ECT_1: u8 = 1;
 const ECT_0: u8 = 2;
 const CE: u8 = 3;
+
+impl Node {
+    /// Whether the last packet can tell what its datagram met on the way. It is taken back if not.
+    #[inline]
+    pub(super) fn check_mark(&mut self, slot: Slot, ecn: u8) -> bool {
+        let told = self.output.mark_last_packet(ecn);
+        if !told {
+            self.output.take_back_last_packet();
+            self.drop_from(slot, DropReason::CongestionMark);
+        }
+        told
+    }
+}
 
 /// Sets the field of an IP packet to what it and the `outer` one make together. False: the packet is to be dropped.
 #[inline]

@@ -42,7 +42,12 @@ impl Node {
         };
         let verdict = filter.check(packet, Direction::ToPeer, slot, &mut self.flows, now);
         match verdict.action {
-            Action::Allow => return true,
+            Action::Allow => {
+                if let Some(asked) = self.flows.pending.take_freed() {
+                    self.release(*asked, false, now);
+                }
+                return true;
+            }
             Action::Ask => return false,
             Action::Deny => {}
         }
@@ -66,6 +71,13 @@ impl Node {
         let packet = self.output.last_packet().unwrap_or_default();
         let verdict = filter.check(packet, Direction::FromPeer, slot, &mut self.flows, now);
         if verdict.is_allowed() {
+            if let Some(asked) = self.flows.pending.take_freed() {
+                // What waits came before it.
+                let packet = packet.to_vec();
+                self.output.take_back_last_packet();
+                self.release(*asked, false, now);
+                self.output.push_packet(&packet);
+            }
             return true;
         }
         let answers = verdict.is_answered()

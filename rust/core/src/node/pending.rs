@@ -5,7 +5,7 @@ use connlib_boringtun::noise::{self, TimeoutReason};
 use super::Node;
 use super::filter::filter_of;
 use super::peers::Slot;
-use crate::policy::{Asked, Direction, Question, Verdict};
+use crate::policy::{Action, Asked, Direction, Held, Question, Verdict};
 use crate::{DropReason, Instant, Timeout};
 
 /// When a node is to be called next, and why.
@@ -39,7 +39,7 @@ impl Node {
         let now = self.advance(now);
         self.flows.pending.switch(on);
         while !on && let Some(asked) = self.flows.pending.take_first() {
-            let verdict = asked.verdict.not_asked();
+            let verdict = asked.verdict.unhooked();
             self.settle_flow(asked, verdict, now);
         }
     }
@@ -49,7 +49,11 @@ impl Node {
     pub fn take_questions(&mut self) -> Vec<Question> {
         let Node { flows, peers, .. } = self;
         let questions = flows.pending.take_questions().filter_map(|(id, asked)| {
-            let settings = &peers.get(asked.slot())?.settings;
+            let peer = peers.get_mut(asked.slot())?;
+            if let Some(filter) = &mut peer.filter {
+                filter.asked += 1;
+            }
+            let settings = &peer.settings;
             let reason = asked.verdict.reason;
             Some(Question {
                 id,
@@ -81,13 +85,33 @@ impl Node {
         true
     }
 
+    /// Has the owner decide about the flows of a peer anew: those that it let begin end, unless the policy lets them pass by
+    /// itself by now, and its refusals are forgotten. Open questions are put once more, because their answers may be on the
+    /// way already.
+    ///
+    /// # Errors
+    /// `UnknownPeer`.
+    pub fn ask_again(&mut self, public_key: &[u8; 32], now: Instant) -> Result<(), DropReason> {
+        let now = self.advance(now);
+        self.refuse_overdue(now);
+        let slot = self.peers.find(public_key).ok_or(DropReason::UnknownPeer)?;
+        let Some(filter) = filter_of(self.peers.get_mut(slot)) else {
+            return Ok(());
+        };
+        for asked in filter.ask_again(slot, &mut self.flows, now) {
+            let verdict = asked.verdict;
+            self.settle_flow(asked, verdict, now);
+        }
+        Ok(())
+    }
+
     /// Refuses the flows whose questions are over.
     pub(super) fn refuse_unanswered(&mut self, now: Instant) {
         while let Some(asked) = self.flows.pending.take_due(now) {
             let verdict = asked.verdict.unanswered();
             self.settle_flow(asked, verdict, now);
         }
-        self.flows.pending.reap(now);
+        self.flows.pending.refused.reap(now);
     }
 
     /// The same before each packet: one that comes when a question is over asks anew, whoever calls the node first.
@@ -109,35 +133,42 @@ impl Node {
     pub(super) fn settle_flow(&mut self, asked: Asked, verdict: Verdict, now: Instant) {
         let slot = asked.slot();
         let filter = filter_of(self.peers.get_mut(slot));
-        let verdict = filter.map_or(verdict, |filter| filter.decided(&asked, verdict, now));
-        match verdict.is_allowed() {
-            true => self.release(asked, verdict, now),
-            false => self.refuse_asked(asked, verdict, now),
+        let verdict = match filter {
+            Some(filter) if verdict.is_allowed() => {
+                filter.begin(&asked, verdict, &mut self.flows, now)
+            }
+            _ => verdict,
+        };
+        match verdict.action {
+            Action::Allow => self.release(asked, true, now),
+            Action::Ask => self.release(asked, false, now),
+            Action::Deny => self.refuse_asked(asked, verdict, now),
         }
         self.settle(slot, None);
     }
 
-    /// Lets go on what was held of a flow, as if it came now: routes and peers may have changed meanwhile.
-    fn release(&mut self, asked: Asked, verdict: Verdict, now: Instant) {
+    /// Lets go on what was held of a flow, as if it came now: routes and peers may have changed meanwhile. If the flow
+    /// `begins` with the first packet, that one was judged; `settle` has to follow.
+    pub(super) fn release(&mut self, asked: Asked, begins: bool, now: Instant) {
         let slot = asked.slot();
-        if let Some(filter) = filter_of(self.peers.get_mut(slot)) {
-            filter.begin(&asked, verdict, &mut self.flows, now);
-        }
         for (number, held) in asked.held.into_iter().enumerate() {
-            let is_first = number == 0;
-            match held.direction {
-                Direction::FromPeer => {
-                    self.output.push_packet(&held.packet);
-                    if self.check_source(slot) && (is_first || self.check_received(slot, now)) {
-                        self.capture_delivered(slot);
-                    }
-                }
-                Direction::ToPeer => self.release_to(slot, &held.packet, is_first, now),
-            }
+            self.let_go(slot, held, begins && number == 0, now);
         }
     }
 
-    fn release_to(&mut self, slot: Slot, packet: &[u8], is_first: bool, now: Instant) {
+    fn let_go(&mut self, slot: Slot, held: Held, is_judged: bool, now: Instant) {
+        match held.direction {
+            Direction::FromPeer => {
+                self.output.push_packet(&held.packet);
+                if self.check_source(slot) && (is_judged || self.check_received(slot, now)) {
+                    self.capture_delivered(slot);
+                }
+            }
+            Direction::ToPeer => self.let_go_to(slot, &held.packet, is_judged, now),
+        }
+    }
+
+    fn let_go_to(&mut self, slot: Slot, packet: &[u8], is_judged: bool, now: Instant) {
         let destination = noise::Tunn::dst_address(packet);
         let owner = destination.and_then(|to| self.routes.longest_match(to));
         if owner != Some(slot) {
@@ -146,14 +177,16 @@ impl Node {
         if let Some(reason) = self.obstacle(slot, packet.len()) {
             return self.drop_from(slot, reason);
         }
-        if is_first || self.may_send(slot, packet, now) {
+        if is_judged || self.may_send(slot, packet, now) {
             self.encapsulate(slot, packet, now);
         }
     }
 
-    /// Drops what was held of a flow, counts it, and tells whoever sent the first packet.
-    fn refuse_asked(&mut self, asked: Asked, verdict: Verdict, now: Instant) {
+    /// Drops what was held of a flow and goes the way that was asked about, counts it, and tells whoever sent the first
+    /// packet. What goes the other way is judged by itself.
+    fn refuse_asked(&mut self, mut asked: Asked, verdict: Verdict, now: Instant) {
         let slot = asked.slot();
+        let others = asked.take_others();
         if let Some(filter) = filter_of(self.peers.get_mut(slot)) {
             filter.refuse_asked(&asked, verdict, &mut self.flows, now);
         }
@@ -165,6 +198,9 @@ impl Node {
             && self.may_answer(slot, &first.packet, now)
         {
             self.answer(slot, first.direction, now);
+        }
+        for held in others {
+            self.let_go(slot, held, false, now);
         }
     }
 }

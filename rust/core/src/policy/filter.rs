@@ -4,33 +4,15 @@ use std::sync::Arc;
 
 use super::flows::{Flows, Seen};
 use super::fragments::Fragments;
-use super::header::Header;
+use super::header::{Direction, Header};
 use super::key::Key;
 use super::log::FlowChange;
-use super::packet::{ACK, Content, Packet, RST, SYN, parse, parse_quoted};
+use super::packet::{Content, Packet, parse, parse_quoted};
 use super::pending::Asked;
 use super::refusals::{Refusal, Refusals};
 use super::{Action, Policy, Reason, Verdict};
 use crate::Instant;
 use crate::bucket::Bucket;
-
-/// Which way a packet goes, as seen from this side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// Out of the tunnel.
-    FromPeer,
-    /// Into the tunnel.
-    ToPeer,
-}
-
-impl Direction {
-    fn opposite(self) -> Self {
-        match self {
-            Direction::FromPeer => Direction::ToPeer,
-            Direction::ToPeer => Direction::FromPeer,
-        }
-    }
-}
 
 #[derive(Debug)]
 pub(crate) struct Filter {
@@ -42,7 +24,7 @@ pub(crate) struct Filter {
     refusals: Refusals,
     /// ICMP messages that told a sender of a refusal.
     pub answered: u64,
-    /// Flows that the hook was asked about.
+    /// Questions about its flows that were handed out.
     pub asked: u64,
 }
 
@@ -59,7 +41,8 @@ impl Filter {
     }
 
     /// Goes over to another policy. Flows that it forbids end at once. Those that are pending and about which it says by
-    /// itself what becomes of them are returned with that: the caller sees to it.
+    /// itself what becomes of them are returned with that: the caller sees to it. Where that is to ask, what is held is to be
+    /// looked at again, because some of it may pass.
     pub fn change(
         &mut self,
         policy: Arc<Policy>,
@@ -67,18 +50,30 @@ impl Filter {
         flows: &mut Flows,
         now: Instant,
     ) -> Vec<(Asked, Verdict)> {
-        flows.retain(slot, now, |flow| match flow {
-            Some(flow) => policy.decide(flow),
-            None => policy.decide_outbound(),
+        flows.retain(slot, now, |direction, flow, by_hook| {
+            match policy.decide_from(direction, flow) {
+                // It has been asked.
+                verdict if verdict.action == Action::Ask && by_hook => verdict.decided(true),
+                verdict => verdict,
+            }
         });
-        let settled = flows.pending.judge_again(slot, |asked| match asked.flow() {
-            Some(flow) => policy.decide(&flow),
-            None => policy.decide_outbound(),
-        });
+        let settled = flows
+            .pending
+            .judge_again(slot, |asked| asked.judge_again(&policy));
         self.refusals.change(&self.policy);
         self.policy = policy;
         self.fragments.clear();
         settled
+    }
+
+    /// What the hook has said does not hold any more: flows that may not begin without it end, and its refusals are forgotten.
+    /// Those that are pending are returned: the caller sees to it that they are asked about once more.
+    pub fn ask_again(&mut self, slot: usize, flows: &mut Flows, now: Instant) -> Vec<Asked> {
+        flows.retain(slot, now, |direction, flow, _| {
+            self.policy.decide_from(direction, flow)
+        });
+        self.fragments.clear();
+        flows.pending.forget(slot)
     }
 
     pub fn policy(&self) -> &Arc<Policy> {
@@ -115,29 +110,29 @@ impl Filter {
         verdict
     }
 
-    /// What becomes of a flow that was pending, if an answer says so: meanwhile a first fragment may have passed that its own
-    /// one contradicts.
-    pub fn decided(&self, asked: &Asked, verdict: Verdict, now: Instant) -> Verdict {
-        let first = asked.held.first().map(|first| parse(&first.packet));
-        if let Some(Ok(packet)) = first
-            && let Some(id) = packet.fragmented
-            && verdict.is_allowed()
-            && self.fragments.contradict(&packet, id, now)
-        {
-            return Verdict::deny(Reason::Fragment);
-        }
-        verdict
-    }
-
     /// A flow that was pending may begin, with its first packet; those after it are then checked like any others.
-    pub fn begin(&mut self, asked: &Asked, verdict: Verdict, flows: &mut Flows, now: Instant) {
+    ///
+    /// Returns what becomes of it: meanwhile a first fragment may have passed that its own one contradicts.
+    pub fn begin(
+        &mut self,
+        asked: &Asked,
+        verdict: Verdict,
+        flows: &mut Flows,
+        now: Instant,
+    ) -> Verdict {
         let Some(first) = asked.held.first() else {
-            return;
+            return verdict;
         };
         // It was read when it came.
         let Ok(packet) = parse(&first.packet) else {
-            return;
+            return Verdict::deny(Reason::Unparseable);
         };
+        if let Some(id) = packet.fragmented {
+            if self.fragments.contradict(&packet, id, now) {
+                return Verdict::deny(Reason::Fragment);
+            }
+            self.fragments.remember(&packet, id, now);
+        }
         let seen = Seen {
             flags: packet.flags(),
             size: first.packet.len(),
@@ -145,12 +140,10 @@ impl Filter {
             now,
         };
         flows.begin(asked.key, seen, verdict);
-        if let Some(id) = packet.fragmented {
-            self.fragments.remember(&packet, id, now);
-        }
+        verdict
     }
 
-    /// A flow that was pending is refused, with everything of it that was held.
+    /// A flow that was pending is refused, with everything of it that is held.
     pub fn refuse_asked(
         &mut self,
         asked: &Asked,
@@ -159,7 +152,8 @@ impl Filter {
         now: Instant,
     ) {
         if matches!(verdict.reason, Reason::Hook { .. }) {
-            flows.pending.refuse(asked.key, now);
+            let direction = asked.header.direction;
+            flows.pending.refused.add(asked.key, direction, now);
         }
         let count = asked.held.len() as u64;
         self.refuse(asked.header, verdict, count, asked.slot(), flows, now);
@@ -222,9 +216,8 @@ impl Filter {
             }
             _ => {}
         }
-        let flags = packet.flags();
         let seen = Seen {
-            flags,
+            flags: packet.flags(),
             size: bytes.len(),
             direction,
             now,
@@ -235,33 +228,28 @@ impl Filter {
         {
             return Verdict::allow(Reason::Flow);
         }
-        if let Some(key) = &key
-            && let Some(verdict) = flows.pending.verdict(key)
-        {
-            return match flows.pending.join(key, direction, bytes) {
-                true => verdict,
-                false => verdict.crowded(),
-            };
-        }
-        let verdict = match direction {
-            Direction::FromPeer => self.policy.decide_first(packet),
-            Direction::ToPeer => self.policy.decide_outbound(),
-        };
-        // What answers or ends something starts nothing.
-        let starts =
-            !packet.content.is_answer() && flags & RST == 0 && flags & (SYN | ACK) != SYN | ACK;
-        if let Some(key) = key
-            && starts
-            && verdict.is_allowed()
-        {
-            flows.begin(key, seen, verdict);
-        }
-        match (verdict.action, key) {
-            (Action::Ask, Some(key)) if starts && flows.pending.is_on() => {
+        let verdict = self.policy.decide_first(packet, direction);
+        let waiting = key.as_ref().and_then(|key| flows.pending.verdict(key));
+        match (verdict.action, key, waiting) {
+            (Action::Allow, Some(key), waiting) if packet.starts() => {
+                flows.begin(key, seen, verdict);
+                // Now both directions may pass, and what waits, too.
+                if waiting.is_some() {
+                    flows.pending.free(&key);
+                }
+                verdict
+            }
+            (Action::Deny | Action::Ask, Some(key), Some(waiting)) => {
+                match flows.pending.join(&key, direction, bytes) {
+                    true => waiting,
+                    false => waiting.crowded(),
+                }
+            }
+            (Action::Ask, Some(key), None) if flows.pending.is_on() => {
                 let header = Header::of(packet, direction);
                 self.ask(key, header, verdict, bytes, flows, now)
             }
-            (Action::Ask, _) => verdict.not_asked(),
+            (Action::Ask, ..) => verdict.unhooked(),
             _ => verdict,
         }
     }
@@ -276,13 +264,12 @@ impl Filter {
         flows: &mut Flows,
         now: Instant,
     ) -> Verdict {
-        if flows.pending.is_refused(&key, now) {
+        if flows.pending.refused.holds(&key, header.direction, now) {
             return verdict.decided(false);
         }
         if !flows.pending.ask(key, header, verdict, bytes, now) {
             return verdict.crowded();
         }
-        self.asked += 1;
         verdict
     }
 }

@@ -19,12 +19,12 @@ use std::time::Duration;
 
 use rand_core::CryptoRngCore;
 
-use super::filter::Direction;
+use super::header::Direction;
 use super::key::Key;
 use super::log::{EndReason, FlowLog, FlowRecord};
 use super::packet::{ACK, FIN, RST, SYN};
 use super::pending::Pending;
-use super::{Action, Flow, Policy, Reason, TCP, Verdict};
+use super::{Flow, Policy, Reason, TCP, Verdict};
 use crate::Instant;
 
 /// Flows of one peer that are known at once.
@@ -74,7 +74,8 @@ pub(super) struct Seen {
 #[derive(Debug)]
 struct Entry {
     key: Key,
-    by_peer: bool,
+    /// Which way its first packet went.
+    began: Direction,
     /// It was the hook that let it begin.
     by_hook: bool,
     life: Life,
@@ -224,7 +225,7 @@ impl Flows {
         self.make_room(key.slot, now);
         let mut entry = Entry {
             key,
-            by_peer: direction == Direction::FromPeer,
+            began: direction,
             by_hook: matches!(verdict.reason, Reason::Hook { .. }),
             life: if key.protocol == TCP {
                 Life::Tcp
@@ -318,21 +319,21 @@ impl Flows {
         }
     }
 
-    /// Ends the flows of a peer that may not go on: `judge` is asked for each, with what the peer started, if it did. What the
-    /// hook has let pass needs not be asked again.
-    pub fn retain(&mut self, slot: usize, now: Instant, judge: impl Fn(Option<&Flow>) -> Verdict) {
+    /// Ends the flows of a peer that may not go on: `judge` is asked for each, with the side that started it, what rules would
+    /// look at, and whether it was the hook that let it begin.
+    pub fn retain(
+        &mut self,
+        slot: usize,
+        now: Instant,
+        judge: impl Fn(Direction, &Flow, bool) -> Verdict,
+    ) {
         let mut next = self.owners.get(slot).and_then(|owner| owner.flows.first);
         while let Some(place) = next {
             let Some(entry) = self.entries.get(place as usize) else {
                 break;
             };
             next = entry.in_peer.after;
-            let flow = entry.by_peer.then(|| entry.key.flow());
-            let mut verdict = judge(flow.as_ref());
-            if verdict.action == Action::Ask && entry.by_hook {
-                // It has been asked.
-                verdict = verdict.decided(true);
-            }
+            let verdict = judge(entry.began, &entry.key.flow(), entry.by_hook);
             if !verdict.is_allowed() {
                 self.remove(place, EndReason::Revoked, now);
             } else if let Some(log) = &mut self.log {
@@ -343,7 +344,7 @@ impl Flows {
 
     /// Everything of a peer that is gone, or has no policy any more.
     pub fn forget(&mut self, slot: usize, now: Instant) {
-        self.retain(slot, now, |_| Verdict::deny(Reason::Default));
+        self.retain(slot, now, |_, _, _| Verdict::deny(Reason::Default));
         if let Some(log) = &mut self.log {
             log.introduce(slot, None);
         }

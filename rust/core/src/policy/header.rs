@@ -4,9 +4,26 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use connlib_boringtun::noise::Tunn;
 
-use super::filter::Direction;
 use super::packet::{Content, Packet};
 use super::{ICMP, ICMPV6};
+
+/// Which way a packet goes, as seen from this side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Direction {
+    /// Out of the tunnel.
+    FromPeer,
+    /// Into the tunnel.
+    ToPeer,
+}
+
+impl Direction {
+    pub(super) fn opposite(self) -> Self {
+        match self {
+            Direction::FromPeer => Direction::ToPeer,
+            Direction::ToPeer => Direction::FromPeer,
+        }
+    }
+}
 
 /// What the first packet of a flow says of it: the source is whoever sent that packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

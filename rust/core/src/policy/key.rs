@@ -1,10 +1,9 @@
 //! What a flow is known by.
 
 use std::hash::{Hash, Hasher};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use super::filter::Direction;
-use super::header::{Header, Ports};
+use super::header::{Direction, Header, Ports};
 use super::packet::{Content, Packet};
 use super::{Flow, TCP, Transport, UDP};
 
@@ -22,6 +21,19 @@ pub(super) struct Key {
 }
 
 impl Key {
+    /// What is less than every flow of a peer, and not less than those of the peers in lower slots.
+    pub fn first_of(slot: usize) -> Self {
+        let least = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        Key {
+            slot,
+            protocol: 0,
+            peer: least,
+            far: least,
+            peer_port: 0,
+            far_port: 0,
+        }
+    }
+
     /// The flow that a packet belongs to, if it is of a kind that flows are made of.
     pub fn of(packet: &Packet<'_>, slot: usize, direction: Direction) -> Option<Self> {
         let (protocol, source_port, destination_port) = match packet.content {

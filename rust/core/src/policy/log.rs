@@ -6,8 +6,7 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::filter::Direction;
-use super::header::Header;
+use super::header::{Direction, Header};
 use super::{Policy, Verdict};
 use crate::Instant;
 
@@ -60,7 +59,7 @@ pub enum EndReason {
     Expired,
     /// It gave way to a newer one.
     Evicted,
-    /// The policy that it has now forbids it, or there is no policy or no peer any more.
+    /// The policy that it has now forbids it, there is no policy or no peer any more, or the hook is to be asked again.
     Revoked,
 }
 

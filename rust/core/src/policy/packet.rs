@@ -110,6 +110,16 @@ impl Content<'_> {
     }
 }
 
+impl Flow {
+    /// Whether there is such a flow: of ICMP, only questions start one.
+    pub(super) fn starts(&self) -> bool {
+        match self.transport {
+            Transport::Icmp(kind) => question_of(self.destination.is_ipv4(), kind) == Some(kind),
+            _ => true,
+        }
+    }
+}
+
 impl Packet<'_> {
     /// What rules look at; `None` for a fragment that does not say.
     pub fn flow(&self) -> Option<Flow> {
@@ -137,6 +147,18 @@ impl Packet<'_> {
         match self.content {
             Content::Ports { flags, .. } => flags,
             _ => 0,
+        }
+    }
+
+    /// Whether a flow may begin with it: what answers or ends something starts none.
+    pub fn starts(&self) -> bool {
+        let flags = self.flags();
+        match self.content {
+            Content::Ports { .. } | Content::Other { .. } => {
+                flags & RST == 0 && flags & (SYN | ACK) != SYN | ACK
+            }
+            Content::Query { .. } => !self.content.is_answer(),
+            Content::Error { .. } | Content::Message { .. } | Content::Later(_) => false,
         }
     }
 
@@ -325,21 +347,30 @@ fn transport(protocol: u8, content: &[u8], v4: bool, quoted: bool) -> Option<Con
 
 fn icmp(content: &[u8], v4: bool) -> Option<Content<'_>> {
     let kind = *content.first()?;
-    let question = match (v4, kind) {
-        (true, 0 | 8) => 8,
-        (true, 13 | 14) => 13,
-        (false, 128 | 129) => 128,
+    Some(match (v4, kind) {
         (true, 3 | 11 | 12) | (false, 1..=4) => {
             let quoted = content.get(8..)?;
-            return Some(Content::Error { kind, quoted });
+            Content::Error { kind, quoted }
         }
-        _ => return Some(Content::Message { kind }),
-    };
-    Some(Content::Query {
-        kind,
-        question,
-        id: u16_at(content, 4)?,
+        _ => match question_of(v4, kind) {
+            Some(question) => Content::Query {
+                kind,
+                question,
+                id: u16_at(content, 4)?,
+            },
+            None => Content::Message { kind },
+        },
     })
+}
+
+/// The type of the question that an ICMP message asks or answers.
+fn question_of(v4: bool, kind: u8) -> Option<u8> {
+    match (v4, kind) {
+        (true, 0 | 8) => Some(8),
+        (true, 13 | 14) => Some(13),
+        (false, 128 | 129) => Some(128),
+        _ => None,
+    }
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {

@@ -5,14 +5,14 @@
 //! in either direction, joins its queue. Everything has a bound, and each question an end: numbers rise with time, so that
 //! the question with the lowest one is always the next to be over.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::filter::Direction;
-use super::header::Header;
+use super::header::{Direction, Header};
 use super::key::Key;
-use super::{Action, Flow, Reason, Verdict};
+use super::refused::Refused;
+use super::{Action, Policy, Reason, Verdict};
 use crate::Instant;
 
 /// Packets of one flow that are held: what a sender without an answer repeats in five seconds, or a resolver asks at once.
@@ -32,13 +32,6 @@ pub const MAX_HELD_BYTES: usize = 1 << 24;
 
 /// For how long a question waits. A TCP client has then repeated its SYN twice, and a person still waits.
 pub const ANSWER_TIME: Duration = Duration::from_secs(5);
-
-/// For how long a refusal by the hook holds without asking again: longer than the first repetitions of TCP and of resolvers.
-pub const REFUSAL_TIME: Duration = Duration::from_secs(10);
-
-/// Refusals by the hook that are remembered, of all peers, at some 150 bytes. The oldest is forgotten for a new one, whose
-/// sender is then asked about once more.
-pub const MAX_REFUSED: usize = 8192;
 
 /// May a flow begin?
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,9 +76,25 @@ impl Asked {
         self.held.iter().map(|held| held.packet.len()).sum()
     }
 
-    /// What rules would look at, if the peer started it.
-    pub(super) fn flow(&self) -> Option<Flow> {
-        (self.header.direction == Direction::FromPeer).then(|| self.key.flow())
+    /// What is held of the direction that was not asked about, taken out.
+    pub fn take_others(&mut self) -> Vec<Held> {
+        let direction = self.header.direction;
+        let all = std::mem::take(&mut self.held).into_iter();
+        let (own, others) = all.partition(|held| held.direction == direction);
+        self.held = own;
+        others
+    }
+
+    /// What becomes of it by a policy that takes the place of another one; `None`: the question stays.
+    pub(super) fn judge_again(&mut self, policy: &Policy) -> Option<Verdict> {
+        let (direction, flow) = (self.header.direction, self.key.flow());
+        self.verdict = policy.decide_from(direction, &flow);
+        // What may pass by itself does not wait.
+        let is_other = |held: &Held| held.direction != direction;
+        let may_begin = || policy.decide_from(direction.opposite(), &flow).is_allowed();
+        let stays =
+            self.verdict.action == Action::Ask && !(self.held.iter().any(is_other) && may_begin());
+        (!stays).then_some(self.verdict)
     }
 }
 
@@ -108,10 +117,9 @@ pub(crate) struct Pending {
     /// By slot, of those that have any.
     shares: BTreeMap<usize, Share>,
     bytes: usize,
-    /// Flows that the hook refused, and until when that holds.
-    refused: BTreeMap<Key, Instant>,
-    /// The same in the order of their ends. What is forgotten before, with its peer or by another policy, stays in here.
-    ends: VecDeque<(Instant, Key)>,
+    /// One that began without an answer, and whose packets are to go on.
+    freed: Option<Box<Asked>>,
+    pub refused: Refused,
 }
 
 impl Pending {
@@ -122,11 +130,6 @@ impl Pending {
 
     pub fn is_on(&self) -> bool {
         self.is_on
-    }
-
-    /// Whether the hook has refused a flow not long ago.
-    pub(super) fn is_refused(&self, key: &Key, now: Instant) -> bool {
-        self.refused.get(key).is_some_and(|until| now < *until)
     }
 
     /// Asks about a flow, and holds its first packet. False, and nothing, for want of room.
@@ -193,6 +196,20 @@ impl Pending {
         Some(self.by_id.get(id)?.verdict)
     }
 
+    /// A flow began without an answer, with a packet that nobody needs to be asked about: what waits is to be fetched by
+    /// [`take_freed`](Pending::take_freed).
+    #[cold]
+    pub(super) fn free(&mut self, key: &Key) {
+        let id = self.by_key.get(key).copied();
+        self.freed = id.and_then(|id| self.take(id)).map(Box::new);
+    }
+
+    /// The flow that the packet freed that was looked at last.
+    #[inline]
+    pub fn take_freed(&mut self) -> Option<Box<Asked>> {
+        self.freed.take()
+    }
+
     /// The questions that are still open and were not handed out yet, oldest first.
     pub fn take_questions(&mut self) -> impl Iterator<Item = (u64, &Asked)> {
         let told = std::mem::replace(&mut self.told, self.ids);
@@ -241,61 +258,23 @@ impl Pending {
     pub fn judge_again(
         &mut self,
         slot: usize,
-        judge: impl Fn(&Asked) -> Verdict,
+        judge: impl Fn(&mut Asked) -> Option<Verdict>,
     ) -> Vec<(Asked, Verdict)> {
-        if !self.refused.is_empty() {
-            self.refused.retain(|key, _| key.slot != slot);
-        }
-        let mut settled = Vec::new();
-        for (id, asked) in self.by_id.iter_mut() {
-            if asked.key.slot != slot {
-                continue;
-            }
-            let verdict = judge(asked);
-            match verdict.action {
-                Action::Ask => asked.verdict = verdict,
-                _ => settled.push((*id, verdict)),
-            }
-        }
-        let settled = settled.into_iter();
-        settled
-            .filter_map(|(id, verdict)| Some((self.take(id)?, verdict)))
-            .collect()
+        self.refused.forget(slot);
+        let own = Key::first_of(slot)..Key::first_of(slot + 1);
+        let mut ids: Vec<_> = self.by_key.range(own).map(|(_, id)| *id).collect();
+        ids.sort_unstable();
+        let settled = ids.into_iter().filter_map(|id| {
+            let verdict = judge(self.by_id.get_mut(&id)?)?;
+            Some((self.take(id)?, verdict))
+        });
+        settled.collect()
     }
 
-    /// Takes out everything of a peer that is gone.
+    /// Takes out everything of a peer.
     pub fn forget(&mut self, slot: usize) -> Vec<Asked> {
-        let settled = self.judge_again(slot, |_| Verdict::deny(Reason::Default));
+        let settled = self.judge_again(slot, |_| Some(Verdict::deny(Reason::Default)));
         settled.into_iter().map(|(asked, _)| asked).collect()
-    }
-
-    /// The hook has refused a flow.
-    pub(super) fn refuse(&mut self, key: Key, now: Instant) {
-        self.reap(now);
-        if self.ends.len() >= MAX_REFUSED {
-            self.forget_first_refusal();
-        }
-        let until = now + REFUSAL_TIME;
-        self.refused.insert(key, until);
-        self.ends.push_back((until, key));
-    }
-
-    /// Forgets the refusals that do not hold any more.
-    pub fn reap(&mut self, now: Instant) {
-        while self.ends.front().is_some_and(|(until, _)| *until <= now) {
-            self.forget_first_refusal();
-        }
-    }
-
-    fn forget_first_refusal(&mut self) {
-        if let Some((until, key)) = self.ends.pop_front()
-            && self.refused.get(&key) == Some(&until)
-        {
-            self.refused.remove(&key);
-        }
-        if self.ends.is_empty() {
-            self.ends = VecDeque::new();
-        }
     }
 
     /// How many flows of a peer are pending.

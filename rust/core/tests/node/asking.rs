@@ -111,7 +111,7 @@ pub fn drops(net: &Net, reason: DropReason) -> u64 {
 }
 
 /// That a packet was refused, as ICMP type 3 code 13 tells.
-fn is_refusal(packet: &[u8]) -> bool {
+pub fn is_refusal(packet: &[u8]) -> bool {
     packet[9] == 1 && packet[20..22] == [3, 13]
 }
 

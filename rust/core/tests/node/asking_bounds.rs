@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use connlib_core::policy::Action;
-use connlib_core::{DropReason, PeerConfig};
+use connlib_core::{DropReason, Node, PeerConfig};
 use proptest::prelude::*;
 
 use crate::asking::*;
@@ -32,13 +32,14 @@ fn a_peer_has_sixty_four_pending_flows_and_a_node_a_thousand_and_twenty_four() {
         net.send(1, &request(1000 + port, 0));
     }
     net.run_for(0.1);
-    assert_eq!((numbers(&net).pending, numbers(&net).asked), (64, 64));
+    assert_eq!((numbers(&net).pending, numbers(&net).asked), (64, 0));
     assert_eq!(drops(&net, DropReason::PendingFull), 6);
     let ids: Vec<_> = questions(&mut net)
         .iter()
         .map(|question| question.id)
         .collect();
     assert_eq!(ids, (1..=64).collect::<Vec<_>>());
+    assert_eq!(numbers(&net).asked, 64, "counted as they are handed out");
     assert!(decide(&mut net, 17, false));
     arrives(&mut net, 1, &request(2000, 0));
     assert_eq!(numbers(&net).pending, 64);
@@ -115,29 +116,87 @@ fn a_peer_holds_a_mebibyte_and_a_node_sixteen() {
     assert_eq!(hub.take_questions().len(), 1);
 }
 
-#[test]
-fn of_more_refusals_than_are_remembered_the_oldest_is_forgotten_and_asked_about_again() {
-    let outbound = Some(simple(Action::Deny, Action::Ask));
-    let peer = PeerConfig {
-        policy: outbound,
-        ..peer(10)
-    };
-    let mut hub = node(config(9, vec![peer]));
-    hub.ask(true, START);
-    let mut refuse = |port: u16| {
-        hub.handle_packet(&between(9, 10, &udp(port, 443, 0)), START);
+/// A node with peers from 10 on, towards which it asks. What `refuses` counts are the questions that a packet from a port to
+/// one of them brings about; the answer is no.
+struct Hub(Node);
+
+impl Hub {
+    fn new(peers: std::ops::Range<u8>) -> Self {
+        let outbound = Some(simple(Action::Deny, Action::Ask));
+        let peers = peers.map(|number| PeerConfig {
+            policy: outbound.clone(),
+            ..peer(number)
+        });
+        let mut hub = node(config(9, peers.collect()));
+        hub.ask(true, START);
+        Hub(hub)
+    }
+
+    fn refuses(&mut self, peer: u8, port: u16) -> usize {
+        let Hub(hub) = self;
+        hub.handle_packet(&between(9, peer, &udp(port, 443, 0)), START);
         let questions = hub.take_questions();
         for question in &questions {
             assert!(hub.decide(question.id, false, START));
         }
         hub.clear_output();
         questions.len()
-    };
-    assert!((0..8192).all(|port| refuse(port) == 1));
-    assert!((0..8192).all(|port| refuse(port) == 0));
-    assert_eq!(refuse(8192), 1);
-    assert_eq!((refuse(1), refuse(8192)), (0, 0));
-    assert_eq!(refuse(0), 1);
+    }
+}
+
+#[test]
+fn of_more_refusals_of_a_peer_than_are_remembered_its_oldest_is_forgotten_and_asked_about_again() {
+    let mut hub = Hub::new(10..12);
+    assert_eq!(hub.refuses(11, 0), 1);
+    assert!((0..512).all(|port| hub.refuses(10, port) == 1));
+    assert!((0..512).all(|port| hub.refuses(10, port) == 0));
+    assert_eq!(hub.refuses(10, 512), 1);
+    assert_eq!((hub.refuses(10, 1), hub.refuses(10, 512)), (0, 0));
+    assert_eq!(hub.refuses(10, 0), 1);
+    // A scan pushes out nobody else's.
+    assert!((1000..10_000).all(|port| hub.refuses(10, port) == 1));
+    assert_eq!(hub.refuses(11, 0), 0);
+}
+
+#[test]
+fn of_more_refusals_than_are_remembered_in_all_the_oldest_is_forgotten() {
+    let mut hub = Hub::new(10..28);
+    for peer in 10..26 {
+        assert!((0..512).all(|port| hub.refuses(peer, port) == 1));
+    }
+    assert!((10..26).all(|peer| hub.refuses(peer, 0) == 0));
+    assert_eq!((hub.refuses(26, 0), hub.refuses(27, 0)), (1, 1));
+    assert_eq!((hub.refuses(26, 0), hub.refuses(10, 2)), (0, 0));
+    assert_eq!((hub.refuses(10, 0), hub.refuses(10, 1)), (1, 1));
+}
+
+#[test]
+fn what_is_refused_and_pending_of_one_peer_is_not_touched_by_a_change_of_another() {
+    let mut hub = Hub::new(10..13);
+    for peer in 10..13 {
+        assert_eq!(hub.refuses(peer, 1), 1);
+    }
+    for peer in 10..13 {
+        hub.0
+            .handle_packet(&between(9, peer, &udp(2, 443, 0)), START);
+    }
+    let asking = Some(simple(Action::Deny, Action::Ask));
+    let open = Some(simple(Action::Deny, Action::Allow));
+    let peers = [(10, &asking), (11, &open), (12, &asking)].map(|(number, policy)| PeerConfig {
+        policy: policy.clone(),
+        ..peer(number)
+    });
+    hub.0.apply(config(9, peers.to_vec()), START).unwrap();
+    let pending: usize = hub
+        .0
+        .stats(START)
+        .peers
+        .iter()
+        .map(|peer| peer.policy.unwrap().pending)
+        .sum();
+    assert_eq!(pending, 2);
+    assert_eq!(hub.0.take_questions().len(), 2);
+    assert_eq!((hub.refuses(10, 1), hub.refuses(12, 1)), (0, 0));
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -148,17 +207,19 @@ enum Step {
     Decide(usize, bool),
     Wait(u64),
     Ask(bool),
-    /// 0: the policy asks, 1: allows, 2: denies, 3: there is none.
-    Change(u8),
+    /// What the policy says about what comes from the peer, and what goes to it; or there is none.
+    Change(Option<(Action, Action)>),
 }
 
 fn step() -> impl Strategy<Value = Step> {
+    let action = prop::sample::select(vec![Action::Allow, Action::Deny, Action::Ask]);
+    let actions = prop::option::weighted(0.9, (action.clone(), action));
     prop_oneof![
         20 => (any::<bool>(), 0..6u16).prop_map(|(by_peer, flow)| Step::Send(by_peer, flow)),
         6 => (0..8usize, any::<bool>()).prop_map(|(nth, allow)| Step::Decide(nth, allow)),
         3 => prop::sample::select(vec![1, 1000, 4000, 5000, 10_000]).prop_map(Step::Wait),
         1 => prop::bool::weighted(0.9).prop_map(Step::Ask),
-        1 => (0..4u8).prop_map(Step::Change),
+        2 => actions.prop_map(Step::Change),
     ]
 }
 
@@ -169,13 +230,8 @@ proptest! {
     fn whatever_comes_and_is_answered_each_packet_comes_out_once_and_in_order_or_is_counted(
         steps in prop::collection::vec(step(), 1..150)
     ) {
-        let policies = [
-            Some(simple(Action::Ask, Action::Ask)),
-            Some(simple(Action::Allow, Action::Allow)),
-            Some(simple(Action::Deny, Action::Deny)),
-            None,
-        ];
-        let mut net = connected(policies[0].clone().unwrap());
+        let mut actions = Some((Action::Ask, Action::Ask));
+        let mut net = connected(simple(Action::Ask, Action::Ask));
         // The session stays: whoever sends has one.
         let mut sent: BTreeMap<(bool, u16), u16> = BTreeMap::new();
         let mut open = Vec::new();
@@ -189,8 +245,17 @@ proptest! {
                         false => reply(443 + flow, *number),
                     };
                     *number += 1;
-                    net.send(if by_peer { 1 } else { 2 }, &packet);
+                    let (from, to) = if by_peer { (1, 2) } else { (2, 1) };
+                    net.send(from, &packet);
                     net.run_for(0.05);
+                    let own = actions.map_or(Action::Allow, |(default, outbound)| match by_peer {
+                        true => default,
+                        false => outbound,
+                    });
+                    if own == Action::Allow {
+                        // Nothing else is asked, and it waits for nobody.
+                        prop_assert!(net.host(to).received.contains(&packet));
+                    }
                 }
                 Step::Decide(nth, allow) => {
                     if let Some(id) = open.get(nth).copied() {
@@ -199,8 +264,9 @@ proptest! {
                 }
                 Step::Wait(millis) => net.run_for(millis as f64 / 1000.0),
                 Step::Ask(on) => ask(&mut net, on),
-                Step::Change(which) => {
-                    apply(&mut net, gateway(policies[usize::from(which)].clone()));
+                Step::Change(to) => {
+                    actions = to;
+                    apply(&mut net, gateway(to.map(|(default, outbound)| simple(default, outbound))));
                     net.run_for(0.05);
                 }
             }
@@ -212,7 +278,8 @@ proptest! {
                 prop_assert!(policy.pending <= 6);
             }
         }
-        net.run_for(6.0);
+        // What was held of a direction that was not asked about may be asked about in its turn.
+        net.run_for(11.0);
         prop_assert!(questions_of.values().all(|count| *count == 1));
         let pending = net.peer_stats(2, 1).policy.map_or(0, |policy| policy.pending);
         prop_assert_eq!(pending, 0);

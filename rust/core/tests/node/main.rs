@@ -2,7 +2,9 @@
 
 mod apply;
 mod asking;
+mod asking_again;
 mod asking_bounds;
+mod asking_directions;
 mod capture;
 mod cookies;
 mod ecn;

@@ -3,6 +3,60 @@
 use super::*;
 
 #[test]
+fn what_starts_no_flow_is_not_asked_about_and_the_dry_run_says_so() {
+    let asking = policy(
+        &[Rule {
+            action: Action::Ask,
+            ..allow(Protocol::Icmp, &[])
+        }],
+        Action::Ask,
+        Action::Ask,
+    );
+    let by_rule = Reason::NoFlow { rule: Some(0) };
+    let by_default = Reason::NoFlow { rule: None };
+    for (number, payload, expected) in [
+        (6, tcp(5000, 443, RST), by_default),
+        (6, tcp(5000, 443, SYN | ACK), by_default),
+        (1, icmp(0, 1), by_rule),
+        (1, icmp(5, 1), by_rule),
+        (1, error(3, &ip(FAR, PEER, 17, &udp(1, 2))), by_rule),
+    ] {
+        let packet = ip(PEER, FAR, number, &payload);
+        assert_eq!(asking.decide_packet(&packet), denied(expected));
+        let mut gate = Gate::new(asking.clone());
+        assert_eq!(gate.sends(&packet), denied(expected), "without a hook");
+        gate.flows.pending.switch(true);
+        assert_eq!(gate.sends(&packet), denied(expected));
+        let packet = ip(FAR, PEER, number, &payload);
+        assert_eq!(gate.gets(&packet), denied(by_default), "by outbound");
+    }
+    let decide = |destination: &str, transport| {
+        asking.decide(&Flow {
+            destination: destination.parse().unwrap(),
+            transport,
+        })
+    };
+    let asks = |reason| Verdict {
+        action: Action::Ask,
+        reason,
+    };
+    for kind in [0, 3, 5, 14, 128] {
+        assert_eq!(decide(FAR, Transport::Icmp(kind)), denied(by_rule));
+    }
+    for kind in [1, 8, 129, 137] {
+        assert_eq!(decide(FAR6, Transport::Icmp(kind)), denied(by_rule));
+    }
+    for (destination, kind) in [(FAR, 8), (FAR, 13), (FAR6, 128)] {
+        let verdict = decide(destination, Transport::Icmp(kind));
+        assert_eq!(verdict, asks(Reason::Rule(0)));
+    }
+    let syn = ip(PEER, FAR, 6, &tcp(5000, 443, SYN));
+    assert_eq!(asking.decide_packet(&syn), asks(Reason::Default));
+    let no_hook = Reason::NoHook { rule: None };
+    assert_eq!(Gate::new(asking).sends(&syn), denied(no_hook));
+}
+
+#[test]
 fn the_dry_run_and_the_first_packet_get_the_same_verdict() {
     let policy = policy(
         &[
