@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;
 
-use crate::{ErrorCounts, Queue, socket};
+use crate::{ErrorCounts, Queue, ReadBatch, socket};
 
 /// The largest IP packet. Every read offers this much room, whatever the device's MTU is now: the MTU can be changed
 /// under us, and a buffer that is too short makes the kernel truncate packets silently.
@@ -34,32 +34,6 @@ pub struct TunCounts {
     /// Packets of which the device took a part only.
     pub short_writes: u64,
     pub errors: ErrorCounts,
-}
-
-/// Packets of one batch, back to back.
-#[derive(Debug, Default)]
-pub struct ReadBatch {
-    bytes: Vec<u8>,
-    lengths: Vec<usize>,
-}
-
-impl ReadBatch {
-    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
-        let mut rest: &[u8] = &self.bytes;
-        self.lengths.iter().map_while(move |&length| {
-            let (packet, tail) = rest.split_at_checked(length)?;
-            rest = tail;
-            Some(packet)
-        })
-    }
-
-    pub fn len(&self) -> usize {
-        self.lengths.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.lengths.is_empty()
-    }
 }
 
 /// A TUN device opened without packet information and without offloads: one read or write is one IP packet.
