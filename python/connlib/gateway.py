@@ -34,6 +34,7 @@ from .config import (
     MAX_FWMARK,
     MAX_MTU,
     MIN_MTU,
+    OFFLOADS,
     InterfaceConfig,
     address_identity,
     check_interface_name,
@@ -307,6 +308,13 @@ class GatewayInterface(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             "search."
         ),
     ] = ()
+    offload: Annotated[
+        bool | tuple[Annotated[str, Meta(extra_json_schema={"enum": list(OFFLOADS)})], ...],
+        Meta(
+            description="What the TUN device does many packets at once: names of offloads, or true for all that the "
+            "kernel can."
+        ),
+    ] = True
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -393,6 +401,7 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             masquerade=interface.masqueraded(),
             protect_addresses=interface.protect_addresses,
             dns=interface.dns,
+            offload=interface.offload,
         )
 
 

@@ -29,9 +29,9 @@ mod header;
 mod runs;
 mod split;
 
-pub use coalesce::{Coalescer, Superpacket, WINDOW, Write};
+pub use coalesce::{Coalescer, MAX_PACKETS, Superpacket, WINDOW, Write};
 pub use features::Offloads;
-pub use header::{GsoKind, VNET_HEADER, VnetHeader};
+pub use header::{GsoKind, GsoKinds, VNET_HEADER, VnetHeader};
 pub use split::{Cut, Fault, FaultCounts, cut};
 
 /// Room for the largest packet that a device can hand out: an IPv6 header does not count into its own length field.

@@ -2,7 +2,7 @@
 
 use super::bytes::{put, short};
 use super::checksum::{complement, fold, sum};
-use super::header::{GsoKind, VnetHeader};
+use super::header::{GsoKind, GsoKinds, VnetHeader};
 use super::runs::{Flow, Part, addresses};
 use crate::Packets;
 
@@ -14,8 +14,8 @@ const SLOTS: usize = 64;
 const MAX_HEADERS: usize = 40 + 60;
 /// The largest packet that an IP header has numbers for.
 const MAX_BYTES: usize = 65_535;
-/// A call may gather so many pieces, less two for the headers, and some kernels cut UDP into so many at most.
-const MAX_PACKETS: u16 = 64;
+/// A superpacket stands for so many packets at most. Kernels before 6.9 cut UDP into no more (UDP_MAX_SEGMENTS).
+pub const MAX_PACKETS: usize = 64;
 
 const NONE: u16 = u16::MAX;
 /// It is part of the run of another packet.
@@ -88,8 +88,8 @@ impl Default for Coalescer {
 }
 
 impl Coalescer {
-    /// Looks at the first [`WINDOW`] packets, or as many as there are. Runs are made of those kinds that are allowed.
-    pub fn plan(&mut self, packets: Packets<'_>, allows: impl Fn(GsoKind) -> bool) {
+    /// Looks at the first [`WINDOW`] packets, or as many as there are. Runs are made of these kinds.
+    pub fn plan(&mut self, packets: Packets<'_>, kinds: GsoKinds) {
         self.items.clear();
         self.runs.clear();
         self.slots = [NONE; SLOTS];
@@ -108,7 +108,7 @@ impl Coalescer {
         }
         for (index, packet) in (0..).zip(packets.iter().take(WINDOW)) {
             // `None` would mean that the packet ends before what was found in it.
-            let _ = self.place(index, packet, packets.bytes, &allows);
+            let _ = self.place(index, packet, packets.bytes, kinds);
         }
     }
 
@@ -126,13 +126,7 @@ impl Coalescer {
         })
     }
 
-    fn place(
-        &mut self,
-        index: u16,
-        packet: &[u8],
-        bytes: &[u8],
-        allows: &impl Fn(GsoKind) -> bool,
-    ) -> Option<()> {
+    fn place(&mut self, index: u16, packet: &[u8], bytes: &[u8], kinds: GsoKinds) -> Option<()> {
         let Some(flow) = Flow::of(packet) else {
             self.close_between(packet, bytes);
             return None;
@@ -159,7 +153,7 @@ impl Coalescer {
                 *slot = NONE;
             }
         }
-        let part = part.filter(|part| !part.is_last && allows(flow.kind))?;
+        let part = part.filter(|part| !part.is_last && kinds.contains(flow.kind))?;
         *slot = u16::try_from(self.runs.len()).ok()?;
         self.items.get_mut(usize::from(index))?.run = *slot;
         self.runs.push(Run {
@@ -207,7 +201,7 @@ impl Item {
 impl Run {
     /// Whether the packet goes on where the run ends.
     fn takes(&mut self, part: Part, head: &[u8], packet: &[u8]) -> bool {
-        if self.packets >= MAX_PACKETS
+        if usize::from(self.packets) >= MAX_PACKETS
             || part.headers != self.headers
             || part.payload > self.segment_size
             || self.headers + self.payload + part.payload > MAX_BYTES

@@ -54,6 +54,17 @@ impl Offloads {
         Self::NAMED.iter().filter_map(of_this)
     }
 
+    /// With what it needs of others.
+    #[must_use]
+    pub fn with_needed(self) -> Self {
+        let needs_checksum = self & (Self::TSO4 | Self::TSO6 | Self::USO);
+        if needs_checksum.is_empty() {
+            self
+        } else {
+            self | Self::CHECKSUM
+        }
+    }
+
     /// Without what needs another one that is not in the set.
     #[must_use]
     pub fn consistent(self) -> Self {
@@ -125,5 +136,7 @@ mod tests {
         assert!(!without(Offloads::TSO4 | Offloads::TSO6).contains(Offloads::TSO_ECN));
         assert_eq!(Offloads::ALL.consistent(), Offloads::ALL);
         assert_eq!(Offloads::TSO4.consistent(), Offloads::NONE);
+        assert_eq!(names(Offloads::TSO4.with_needed()), ["checksum", "tso4"]);
+        assert_eq!(Offloads::TSO_ECN.with_needed(), Offloads::TSO_ECN);
     }
 }

@@ -20,10 +20,37 @@ pub enum GsoKind {
 }
 
 impl GsoKind {
-    pub const ALL: [GsoKind; 3] = [GsoKind::Tcp4, GsoKind::Tcp6, GsoKind::Udp];
-
     pub fn is_tcp(self) -> bool {
         self != GsoKind::Udp
+    }
+}
+
+/// Those kinds that superpackets may be made of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GsoKinds {
+    pub tcp4: bool,
+    pub tcp6: bool,
+    pub udp: bool,
+}
+
+impl GsoKinds {
+    pub const NONE: Self = Self {
+        tcp4: false,
+        tcp6: false,
+        udp: false,
+    };
+    pub const ALL: Self = Self {
+        tcp4: true,
+        tcp6: true,
+        udp: true,
+    };
+
+    pub fn contains(self, kind: GsoKind) -> bool {
+        match kind {
+            GsoKind::Tcp4 => self.tcp4,
+            GsoKind::Tcp6 => self.tcp6,
+            GsoKind::Udp => self.udp,
+        }
     }
 }
 

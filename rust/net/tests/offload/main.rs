@@ -6,7 +6,7 @@ mod source;
 
 use std::collections::BTreeMap;
 
-use connlib_net::offload::{Coalescer, GsoKind, VnetHeader, Write, cut};
+use connlib_net::offload::{Coalescer, GsoKind, GsoKinds, VnetHeader, Write, cut};
 use connlib_net::{Packets, ReadBatch};
 use proptest::prelude::*;
 
@@ -25,7 +25,7 @@ fn coalesced(packets: &[Vec<u8>], coalescer: &mut Coalescer) -> Written {
         bytes: &bytes,
         lengths: &lengths,
     };
-    coalescer.plan(packets, |_| true);
+    coalescer.plan(packets, GsoKinds::ALL);
     let mut writes = Vec::new();
     for write in coalescer.writes(packets) {
         writes.push(match write {
@@ -353,13 +353,17 @@ fn kinds_that_are_switched_off_are_not_merged() {
             bytes: &bytes,
             lengths: &lengths,
         };
-        coalescer.plan(packets, |kind| kind == GsoKind::Udp);
+        let udp = GsoKinds {
+            udp: true,
+            ..GsoKinds::NONE
+        };
+        coalescer.plan(packets, udp);
         for write in coalescer.writes(packets) {
             if let Write::Superpacket(superpacket) = write {
                 assert_eq!(superpacket.kind, GsoKind::Udp);
             }
         }
-        coalescer.plan(packets, |_| false);
+        coalescer.plan(packets, GsoKinds::NONE);
         let all: Vec<_> = coalescer
             .writes(packets)
             .map(|write| match write {

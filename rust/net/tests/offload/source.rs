@@ -20,7 +20,7 @@ impl Source for XorShift {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        ((self.0 >> 32) * u64::from(limit) >> 32) as u32
+        (((self.0 >> 32) * u64::from(limit)) >> 32) as u32
     }
 }
 
@@ -98,7 +98,8 @@ impl Traffic {
         let which = source.below(limit as u32) as usize;
         let stream = &mut self.streams[which];
         if source.one_in(60) {
-            stream.size = 1 + source.below(if source.one_in(8) { 9000 } else { 600 }) as usize;
+            let limit = if source.one_in(8) { 9000 } else { 600 };
+            stream.size = 1 + source.below(limit) as usize;
         }
         let mut size = stream.size;
         if source.one_in(12) {
