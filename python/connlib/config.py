@@ -113,10 +113,9 @@ class InterfaceConfig:
     `peers` says for each what it is.
 
     Raises `ConfigError` (without file and line) if a number is out of range, a name cannot name a device, an
-    address is there twice or does not go with the MTU, `dns` has what is neither an address nor a domain, `offload` what
-    is none, two peers
-    have the same public key, a peer has the interface's own public key, or two peers claim the same prefix. A prefix
-    within another peer's prefix is fine: the longest match owns the packet.
+    address is there twice or does not go with the MTU, `dns` has what is neither an address nor a domain, `offload`
+    what is no offload, two peers have the same public key, a peer has the interface's own public key, or two peers
+    claim the same prefix. A prefix within another peer's prefix is fine: the longest match owns the packet.
     """
 
     private_key: PrivateKey

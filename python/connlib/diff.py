@@ -236,7 +236,9 @@ _INTERFACE: dict[str, Callable[[InterfaceConfig, InterfaceConfig], str]] = {
     "addresses": _members("addresses"),
     "masquerade": _members("masquerade"),
     "dns": _members("dns"),
-    "offload": lambda old, new: f"offload: {describe_offload(old.offload)} -> {describe_offload(new.offload)}",
+    "offload": lambda old, new: (
+        f"offload: {describe_offload(old.offload)} -> {describe_offload(new.offload)}"
+    ),
     "timers": _constants("timers"),
     "limits": _constants("limits"),
 }

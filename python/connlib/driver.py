@@ -120,8 +120,8 @@ async def open_interface(
 
     tun: None makes a TUN device `config.name` with the MTU, the addresses, the routes (default routes excepted), the
     firewall rules and the DNS of the configuration (see `connlib.links`), which needs CAP_NET_ADMIN. The descriptor of
-    a device that the caller has made (IFF_TUN | IFF_NO_PI, and IFF_VNET_HDR for offloads), or a packet-preserving
-    socket pair, is used as it is: what is around it is the caller's, and so is closing it. A `MemoryTun` needs no device.
+    a device that the caller has made (IFF_TUN | IFF_NO_PI, with IFF_VNET_HDR for offloads), or a socket pair that keeps
+    packets apart, is used as it is: what is around it is the caller's, and so is closing it. A `MemoryTun` needs none.
 
     udp: None binds `config.listen_port` on all IPv4 and IPv6 addresses. A bound UDP socket, or a pair of one for each
     family, is used as it is, made non-blocking, and left open. A `MemoryUdp`, or a host of one, needs no network.

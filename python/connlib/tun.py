@@ -80,9 +80,7 @@ class TunEnd(Protocol):
         """Close what was opened here; a device that was made here is gone then."""
 
 
-def open_tun(
-    tun: int | MemoryTun | None, name: str | None, offload: bool | tuple[str, ...] = True
-) -> TunEnd:
+def open_tun(tun: int | MemoryTun | None, name: str | None, offload: bool | tuple[str, ...] = True) -> TunEnd:
     """Open the device of an interface.
 
     tun: None makes a device called `name` (None: the kernel chooses connlib0 or the like); a descriptor of a TUN
@@ -255,7 +253,9 @@ class _DeviceEnd:
         on = self._io.set_offloads(offload_names(offload))
         _log.debug("%s: offloads: %s", self.name, ", ".join(on) or "none")
         if not isinstance(offload, bool) and (missing := [name for name in offload if name not in on]):
-            _log.warning("%s: the device does not do %s; its packets go one by one", self.name, ", ".join(missing))
+            _log.warning(
+                "%s: the device does not do %s; its packets go one by one", self.name, ", ".join(missing)
+            )
 
     def stats(self) -> dict[str, int]:
         return self._io.stats()

@@ -93,7 +93,8 @@ _REPEATABLE = {"address", "dns", "allowedips", "preup", "postup", "predown", "po
 _TIMERS = {field.name.replace("_", "-"): field.name for field in dataclasses.fields(Timers)}
 _LIMITS = {field.name.replace("_", "-"): field.name for field in dataclasses.fields(Limits)}
 _INTERFACE_EXTENSIONS = {
-    key: key for key in ("role", "interface", "masquerade", "protect-addresses", "offload", *_TIMERS, *_LIMITS)
+    key: key
+    for key in ("role", "interface", "masquerade", "protect-addresses", "offload", *_TIMERS, *_LIMITS)
 }
 _PEER_EXTENSIONS = {key: key for key in ("role", "name")}
 _EXTENSION = re.compile(r"\s*connlib\s*:(.*)", re.IGNORECASE | re.DOTALL)

@@ -98,9 +98,6 @@ impl Flow {
     ///
     /// A packet with a checksum of zero has none (UDP), or has one that is written as the other zero when it is made again.
     pub(super) fn part(self, packet: &[u8]) -> Option<Part> {
-        if self.is_ipv4 && u16_at(packet, 6)? != DONT_FRAGMENT {
-            return None;
-        }
         let segment = packet.get(self.transport()..)?;
         let (header, is_last) = if self.kind.is_tcp() {
             let (fixed, _) = segment.split_first_chunk::<20>()?;
@@ -141,7 +138,8 @@ impl Flow {
     ) -> Option<bool> {
         let alike = if self.is_ipv4 {
             let identification = u16_at(head, 4)?.wrapping_add(before);
-            // Service and congestion, fragmentation, time to live.
+            // Service and congestion; time to live, and whether it may be fragmented: the kernel sends what it cuts itself
+            // without DF, and numbers it.
             head.get(1)? == packet.get(1)?
                 && u16_at(packet, 4)? == identification
                 && head.get(6..9)? == packet.get(6..9)?

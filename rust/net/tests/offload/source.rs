@@ -53,6 +53,7 @@ struct Stream {
     identification: u16,
     acknowledged: u32,
     service: u8,
+    may_be_fragmented: bool,
     timestamp: Option<u32>,
 }
 
@@ -76,6 +77,7 @@ impl Traffic {
                 identification: (source.below(40) as u16).wrapping_sub(20),
                 acknowledged: source.below(1000),
                 service: source.below(4) as u8,
+                may_be_fragmented: source.one_in(3),
                 timestamp: (source.below(2) == 0).then(|| source.below(1000)),
             })
             .collect();
@@ -142,7 +144,8 @@ impl Stream {
         if self.is_ipv4 {
             packet = vec![0x45, self.service, 0, 0];
             packet.extend(self.identification.to_be_bytes());
-            packet.extend([0x40, 0, 64, if self.is_tcp { 6 } else { 17 }, 0, 0]);
+            let fragmentation = if self.may_be_fragmented { 0 } else { 0x40 };
+            packet.extend([fragmentation, 0, 64, if self.is_tcp { 6 } else { 17 }, 0, 0]);
             packet.extend([10, 0, 0, self.host, 10, 0, 0, 9]);
             self.identification = self.identification.wrapping_add(1);
         } else {
