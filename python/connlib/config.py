@@ -26,8 +26,13 @@ MIN_IPV6_MTU = 1280
 MAX_FWMARK = 2**32 - 1
 
 OFFLOADS = ("checksum", "tso4", "tso6", "tso_ecn", "uso", "coalesce_tcp", "coalesce_udp")
-"""What a TUN device may do many packets at once, by name: what the kernel leaves to us when we read, first, and what we
-leave to it when we write. `connlib._native.TunIo.set_offloads` says what each is."""
+"""What a TUN device may do many packets at once, by name.
+
+`checksum`: packets are read without their checksums, which are made here; the next ones need it and bring it along.
+`tso4`, `tso6`, `uso`: superpackets of TCP over IPv4, over IPv6, and of UDP are read, and cut here. `tso_ecn`: those of
+TCP are read also where they say that congestion was noticed; it is of use beside the other two. `coalesce_tcp`,
+`coalesce_udp`: packets of a flow that follow each other are written as one superpacket.
+"""
 
 # Linux: at most 15 bytes. Slashes, "." and ".." would leave the directory of a control socket, "%" is the kernel's
 # own pattern, ":" is the syntax of alias addresses: none of them reach the kernel or the file system from here.

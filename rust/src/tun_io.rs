@@ -86,14 +86,6 @@ impl TunIo {
     }
 
     #[getter]
-    fn supported_offloads(&self, py: Python<'_>) -> PyResult<Vec<&'static str>> {
-        let supported = self.io.call(py, |io| -> Result<Offloads, CallError> {
-            Ok(io.tun.get()?.supported())
-        })??;
-        Ok(supported.names().collect())
-    }
-
-    #[getter]
     fn blocked(&self, py: Python<'_>) -> PyResult<bool> {
         let backlog = self.io.call(py, |io| -> Result<usize, CallError> {
             Ok(io.tun.get()?.backlog())

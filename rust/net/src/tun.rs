@@ -121,16 +121,6 @@ impl Tun {
         &self.status.counts
     }
 
-    /// Those that this device and its kernel can do.
-    pub fn supported(&self) -> Offloads {
-        self.supported
-    }
-
-    /// Those that are on.
-    pub fn offloads(&self) -> Offloads {
-        self.active
-    }
-
     /// Switches those on that are wanted and supported, and all others off. Returns what is on now. What is in the device's
     /// queue already comes as it is.
     pub fn set_offloads(&mut self, wanted: Offloads) -> Offloads {
