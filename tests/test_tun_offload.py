@@ -97,6 +97,10 @@ def send(address: tuple[str, int], family: socket.AddressFamily, data: bytes) ->
         sender.sendall(data)
 
 
+async def send_all(sender: socket.socket, data: bytes) -> None:
+    await trio.to_thread.run_sync(sender.sendall, data)
+
+
 async def transfer(server: socket.socket, family: socket.AddressFamily, size: int = 2_000_000) -> None:
     """Send by TCP from here to there, and compare."""
     data = random.Random(size).randbytes(size)
@@ -167,7 +171,7 @@ def test_offloads_are_switched_by_name_while_a_connection_goes_on() -> None:
                             await interface.apply(replace(interface.config, offload=offload))
                         before = client.stats().tun, gateway.stats().tun
                         async with trio.open_nursery() as nursery:
-                            nursery.start_soon(trio.to_thread.run_sync, sender.sendall, data)
+                            nursery.start_soon(send_all, sender, data)
                             got = 0
                             while got < len(data):
                                 part = await trio.to_thread.run_sync(connection.recv, 1 << 16)
