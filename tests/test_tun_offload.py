@@ -7,6 +7,7 @@ import ctypes
 import errno
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import random
@@ -271,6 +272,21 @@ def test_a_device_of_the_callers_is_given_back_without_offloads() -> None:
     end.close()
     assert not checksums_are_left_to_us()
     os.close(fd)
+
+
+@in_namespace
+def test_what_the_kernel_hands_out_as_one_leaves_as_one() -> None:
+    """By the largest UDP payload, 65,507 bytes, the 32 bytes around each packet, and the 64 of UDP_MAX_SEGMENTS."""
+
+    async def main() -> None:
+        config = replace(client_config(), name="made0", addresses=(), peers=())
+        async with open_interface(config) as interface:
+            for mtu, packets in ((None, 45), (1280, 49), (8920, 7), (576, 64), (65_472, 1)):
+                await interface.apply(replace(config, mtu=mtu))
+                (link,) = json.loads(ip("-d", "-j", "link", "show", "dev", "made0"))
+                assert link["gso_max_segs"] == packets, mtu
+
+    trio.run(main)
 
 
 def test_the_names_are_the_same_in_python_and_in_rust() -> None:
