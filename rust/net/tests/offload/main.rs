@@ -10,7 +10,7 @@ use connlib_net::offload::{Coalescer, GsoKind, GsoKinds, VnetHeader, Write, cut}
 use connlib_net::{Packets, ReadBatch};
 use proptest::prelude::*;
 
-use source::{Script, Source, Traffic, XorShift};
+use source::{Script, Source, Traffic, XorShift, complete};
 
 /// What is written to a device, and how many superpackets of it were.
 struct Written {
@@ -338,6 +338,46 @@ fn a_datagram_without_a_checksum_is_cut_into_such() {
     assert_eq!(lengths, [68, 68, 48]);
     assert!(cut.iter().all(|packet| packet[26..28] == [0, 0]));
     assert!(cut.iter().all(|packet| reference::is_sound(packet)));
+}
+
+#[test]
+fn a_checksum_of_zero_stays_what_it_is() {
+    for (is_ipv4, is_tcp) in [(true, true), (true, false), (false, true), (false, false)] {
+        let mut packets = Vec::new();
+        for number in 0..5u8 {
+            let mut packet = if is_ipv4 {
+                let mut packet = vec![0x45, 0, 0, 0, 0, number, 0x40, 0, 64];
+                packet.extend([if is_tcp { 6 } else { 17 }, 0, 0]);
+                packet.extend([10, 0, 0, 1, 10, 0, 0, 2]);
+                packet
+            } else {
+                let mut packet = vec![0x60, 0, 0, 0, 0, 0, if is_tcp { 6 } else { 17 }, 64];
+                packet.extend([7; 32]);
+                packet
+            };
+            packet.extend([0, 1, 0, 2]);
+            if is_tcp {
+                packet.extend([0, 0, 0, number * 4, 0, 0, 0, 0]);
+                packet.extend([0x50, 0x10, 1, 0, 0, 0, 0, 0]);
+            } else {
+                packet.extend([0, 12, 0, 0]);
+            }
+            let at = packet.len() - if is_tcp { 4 } else { 2 };
+            packet.extend([1, 2, 0, 0]);
+            complete(&mut packet, is_ipv4, is_tcp);
+            if number == 2 {
+                // What is missing to the sum goes into the payload.
+                let checksum = [packet[at], packet[at + 1]];
+                let end = packet.len() - 2;
+                packet[end..].copy_from_slice(&checksum);
+                complete(&mut packet, is_ipv4, is_tcp);
+                assert_eq!(packet[at..at + 2], [0xff, 0xff]);
+                packet[at..at + 2].fill(0);
+            }
+            packets.push(packet);
+        }
+        assert_eq!(check(&packets, &mut Coalescer::default()), 4);
+    }
 }
 
 #[test]

@@ -161,7 +161,7 @@ impl Stream {
 }
 
 /// Sets lengths and checksums of a packet with a bare IP header.
-fn complete(packet: &mut [u8], is_ipv4: bool, is_tcp: bool) {
+pub fn complete(packet: &mut [u8], is_ipv4: bool, is_tcp: bool) {
     let length = packet.len();
     if is_ipv4 {
         packet[2..4].copy_from_slice(&(length as u16).to_be_bytes());
@@ -201,6 +201,7 @@ fn spoil(packet: &mut Vec<u8>, stream: &mut Stream, source: &mut impl Source) {
         7 if stream.is_tcp => packet[transport + 12] ^= source.below(256) as u8,
         8 => stream.acknowledged += 1,
         9 if stream.is_tcp => packet[transport + 14 + source.below(6) as usize] ^= 1,
+        9 => packet[transport + 5] ^= 1,
         10 => stream.timestamp = stream.timestamp.map(|timestamp| timestamp + 1),
         // A fragment, or one that may become one; something else between the headers.
         11 if stream.is_ipv4 => packet[6] = source.below(256) as u8,
