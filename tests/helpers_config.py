@@ -16,6 +16,7 @@ FULL = f"""\
 # connlib: queue-packets = 16
 # connlib: masquerade = 10.7.0.0/24, fd07::/64
 # connlib: protect-addresses = false
+# connlib: offload = coalesce_tcp, tso4
 PrivateKey = {OWN.to_base64()}
 ListenPort = 51820
 Address = 10.7.0.1/24, fd07::1/64

@@ -21,6 +21,7 @@ endpoint = "office.example.org:51820"
 role = "responder"
 masquerade = true
 protect_addresses = false
+offload = ["tso4", "coalesce_tcp"]
 dns = ["10.7.0.53", "example.org", "fd07::53"]
 
 [interface.timers]
@@ -64,6 +65,7 @@ GATEWAY = Gateway(
         limits=Limits(queue_packets=16),
         masquerade=True,
         protect_addresses=False,
+        offload=("tso4", "coalesce_tcp"),
         dns=("10.7.0.53", "example.org", "fd07::53"),
     ),
     peers=(

@@ -43,6 +43,7 @@ def test_every_key_of_a_file_arrives() -> None:
         limits=Limits(queue_packets=16),
         masquerade=(ip_network("10.7.0.0/24"), ip_network("fd07::/64")),
         protect_addresses=False,
+        offload=("tso4", "coalesce_tcp"),
         dns=("10.7.0.53", "example.org", "fd07::53"),
         peers=(
             PeerConfig(
@@ -120,6 +121,12 @@ BAD_LINES = [
     (MINIMAL + "DNS = fe80::1%eth0\n", 3, "DNS: 'fe80::1%eth0' is neither", "example.org"),
     (MINIMAL + "DNS = 10.7.0.1,,example.org\n", 3, "nothing between two commas", "comma"),
     (MINIMAL + "DNS = -x\n", 3, "DNS: '-x' is neither", "example.org"),
+    (
+        MINIMAL + "# connlib: offload = tso4, tcp\n",
+        3,
+        "offload: 'tcp' is no offload",
+        "use some of checksum, tso4",
+    ),
     (MINIMAL + "# connlib: masquerade = all\n", 3, "masquerade: 'all' is not an IP address", "10.0.0.1/24"),
     (
         MINIMAL + "# connlib: protect-addresses = no\n",

@@ -276,6 +276,7 @@ EVERYTHING = InterfaceConfig(
     limits=Limits(queue_packets=3),
     masquerade=(ip_network("10.0.0.0/24"), ip_network("fd00::/64")),
     protect_addresses=False,
+    offload=("tso4", "coalesce_tcp"),
     dns=("10.0.0.53", "example.org"),
     peers=(
         PeerConfig(

@@ -79,6 +79,8 @@ def test_equal_configurations_have_no_difference() -> None:
             "~ masquerade: + 10.9.0.0/24; - 10.7.0.0/24",
         ),
         (dataclasses.replace(OLD, protect_addresses=True), "~ protect addresses: off -> on"),
+        (dataclasses.replace(OLD, offload=False), "~ offload: tso4, coalesce_tcp -> false"),
+        (dataclasses.replace(OLD, offload=True), "~ offload: tso4, coalesce_tcp -> true"),
         (
             dataclasses.replace(OLD, dns=("10.7.0.54", "example.org")),
             "~ DNS: + 10.7.0.54; - 10.7.0.53, fd07::53",

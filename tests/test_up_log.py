@@ -98,7 +98,7 @@ def test_what_a_failed_attempt_lost_is_counted_in_words(dropped: int, lost: str)
 def test_only_what_went_wrong_counts_as_an_error_of_the_network() -> None:
     stats = InterfaceStats(
         peers=(),
-        tun={"packets_read": 7, "short_writes": 1, "EIO": 0, "EINVAL": 2},
+        tun={"packets_read": 7, "short_writes": 1, "EIO": 0, "EINVAL": 2, "bad_length": 3, "bad_kind": 0},
         udp={
             "sent": 3,
             "receive_buffer_ipv4": 9,
@@ -111,6 +111,7 @@ def test_only_what_went_wrong_counts_as_an_error_of_the_network() -> None:
     assert network_errors(stats) == {
         "tun short writes": 1,
         "tun EINVAL": 2,
+        "tun bad length": 3,
         "udp send EMSGSIZE": 4,
         "udp backlog dropped": 5,
         "udp receive OTHER": 6,

@@ -519,21 +519,21 @@ class CompiledPolicy:
 class TunIo:
     """Moves packets between a TUN file descriptor and a `Node`, without a Python object per packet.
 
-    fd: a TUN device opened with IFF_TUN and IFF_NO_PI, or a socket that keeps packet boundaries. It is duplicated and
-    made non-blocking; `close` gives the duplicate back, which keeps a device alive. Raises `OSError`; its calls raise
-    `TypeError` for a `LabNode`.
+    fd: a TUN device of IFF_TUN | IFF_NO_PI (with IFF_VNET_HDR it has offloads, which are off), or a socket that keeps
+    packets apart. It is duplicated and made non-blocking. Raises `OSError`; its calls, `TypeError` for a `LabNode`.
     """
 
     def __new__(cls, fd: int) -> Self: ...
     def read(self, node: Node, now: float, budget: int) -> int:
-        """Hand up to `budget` packets to the node and return how many; fewer than `budget`: no more for now.
-
-        Errors of the device are counted in `stats()`, not raised; see `state`.
-        """
+        """Hand about `budget` packets to the node and return how many; fewer than `budget`: no more for now. A
+        superpacket counts as its packets. Errors are counted in `stats()`, not raised; see `state`."""
 
     def write(self, node: Node) -> int:
         """Take the packets that wait in the node, and return how many the device took. What it does not take yet is
         kept, within bounds (`blocked`): call again when it is writable."""
+
+    def set_offloads(self, names: Sequence[str], /) -> list[str]:
+        """Switch these of `connlib.config.OFFLOADS` on, if the device can, and the others off; what is on now."""
 
     @property
     def blocked(self) -> bool:
@@ -544,8 +544,8 @@ class TunIo:
         """What the device said last: it works, is down and may come up (EIO), or was deleted for good."""
 
     def stats(self) -> dict[str, int]:
-        """Counters: packets_read, bytes_read, packets_written, bytes_written, short_writes, backlog_dropped; errors
-        beside these, under their errno names."""
+        """Counters: packets and bytes read and written, short_writes, backlog_dropped; superpackets read, written and
+        refused, packets_cut and packets_merged; bad_..., what was read and made no sense; errors, by errno name."""
 
     def close(self) -> None:
         """Give the descriptor back. Later calls raise `ClosedError`; the counters and `close` still work."""

@@ -74,6 +74,7 @@ _DEVICE_FIELDS = (
     "masquerade",
     "protect_addresses",
     "dns",
+    "offload",
 )
 
 

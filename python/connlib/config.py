@@ -25,6 +25,15 @@ MAX_MTU = 65_472
 MIN_IPV6_MTU = 1280
 MAX_FWMARK = 2**32 - 1
 
+OFFLOADS = ("checksum", "tso4", "tso6", "tso_ecn", "uso", "coalesce_tcp", "coalesce_udp")
+"""What a TUN device may do many packets at once, by name.
+
+`checksum`: packets are read without their checksums, which are made here; the next ones need it and bring it along.
+`tso4`, `tso6`, `uso`: superpackets of TCP over IPv4, over IPv6, and of UDP are read, and cut here. `tso_ecn`: those of
+TCP are read also where they say that congestion was noticed; it is of use beside the other two. `coalesce_tcp`,
+`coalesce_udp`: packets of a flow that follow each other are written as one superpacket.
+"""
+
 # Linux: at most 15 bytes. Slashes, "." and ".." would leave the directory of a control socket, "%" is the kernel's
 # own pattern, ":" is the syntax of alias addresses: none of them reach the kernel or the file system from here.
 INTERFACE_NAME = "[A-Za-z0-9_=+.-]{1,15}"
@@ -69,6 +78,25 @@ def check_dns_entry(entry: str) -> str:
     return entry
 
 
+def check_offload(name: str) -> str:
+    """Return `name` if it is one of `OFFLOADS`. Raises `ConfigError` otherwise."""
+    if name not in OFFLOADS:
+        raise ConfigError(f"{shown(name)} is no offload", hint=f"use some of {', '.join(OFFLOADS)}")
+    return name
+
+
+def offload_names(offload: bool | tuple[str, ...]) -> tuple[str, ...]:
+    """The names that `InterfaceConfig.offload` stands for."""
+    if isinstance(offload, bool):
+        return OFFLOADS if offload else ()
+    return offload
+
+
+def describe_offload(offload: bool | tuple[str, ...]) -> str:
+    """How messages and files say it: true, false, or names."""
+    return str(offload).lower() if isinstance(offload, bool) else ", ".join(offload)
+
+
 def shown(value: str) -> str:
     """Quote `value` for an error message, or describe it if it may hold key material.
 
@@ -92,9 +120,9 @@ class InterfaceConfig:
     `peers` says for each what it is.
 
     Raises `ConfigError` (without file and line) if a number is out of range, a name cannot name a device, an
-    address is there twice or does not go with the MTU, `dns` has what is neither an address nor a domain, two peers
-    have the same public key, a peer has the interface's own public key, or two peers claim the same prefix. A prefix
-    within another peer's prefix is fine: the longest match owns the packet.
+    address is there twice or does not go with the MTU, `dns` has what is neither an address nor a domain, `offload`
+    what is no offload, two peers have the same public key, a peer has the interface's own public key, or two peers
+    claim the same prefix. A prefix within another peer's prefix is fine: the longest match owns the packet.
     """
 
     private_key: PrivateKey
@@ -120,6 +148,8 @@ class InterfaceConfig:
     """Whether `addresses` answer only what comes through the tunnel, and this machine."""
     dns: tuple[str, ...] = ()
     """Name servers, as addresses, and domains to search: what this machine resolves names with meanwhile."""
+    offload: bool | tuple[str, ...] = True
+    """What the TUN device does many packets at once: those of `OFFLOADS`, or all that the kernel can, or nothing."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.listen_port <= 65535:
@@ -131,6 +161,10 @@ class InterfaceConfig:
             check_interface_name(self.name)
         self._check_addresses()
         object.__setattr__(self, "dns", tuple(map(check_dns_entry, self.dns)))
+        if not isinstance(self.offload, bool):
+            wanted = set(map(check_offload, self.offload))
+            # One way to say each: none of them is False.
+            object.__setattr__(self, "offload", tuple(filter(wanted.__contains__, OFFLOADS)) or False)
         for peer in self.peers:
             _check_peer(peer)
         if self.role is not Role.EITHER:

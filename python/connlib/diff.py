@@ -14,7 +14,7 @@ from ._nodeconfig import node_config, with_what_the_node_does_not_see
 from ._policy import Action, Policy, Rule
 from ._text import MOST_SHOWN, counted, host_and_port, listed
 from ._types import ConfigDiff, PeerConfig
-from .config import InterfaceConfig, describe_peer
+from .config import InterfaceConfig, describe_offload, describe_peer
 from .driver import Interface
 from .links import DEFAULT_MTU
 
@@ -236,6 +236,9 @@ _INTERFACE: dict[str, Callable[[InterfaceConfig, InterfaceConfig], str]] = {
     "addresses": _members("addresses"),
     "masquerade": _members("masquerade"),
     "dns": _members("dns"),
+    "offload": lambda old, new: (
+        f"offload: {describe_offload(old.offload)} -> {describe_offload(new.offload)}"
+    ),
     "timers": _constants("timers"),
     "limits": _constants("limits"),
 }

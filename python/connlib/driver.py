@@ -120,8 +120,8 @@ async def open_interface(
 
     tun: None makes a TUN device `config.name` with the MTU, the addresses, the routes (default routes excepted), the
     firewall rules and the DNS of the configuration (see `connlib.links`), which needs CAP_NET_ADMIN. The descriptor of
-    a device that the caller has made (IFF_TUN | IFF_NO_PI), or a packet-preserving socket pair, is used as it is: what
-    is around it is the caller's, and so is closing it. A `MemoryTun` needs no device.
+    a device that the caller has made (IFF_TUN | IFF_NO_PI, with IFF_VNET_HDR for offloads), or a socket pair that keeps
+    packets apart, is used as it is: what is around it is the caller's, and so is closing it. A `MemoryTun` needs none.
 
     udp: None binds `config.listen_port` on all IPv4 and IPv6 addresses. A bound UDP socket, or a pair of one for each
     family, is used as it is, made non-blocking, and left open. A `MemoryUdp`, or a host of one, needs no network.
@@ -156,7 +156,7 @@ async def open_interface(
         stack.callback(surroundings.close)  # after the device is gone
         udp_end = open_udp(udp, config.listen_port, config.fwmark)
         stack.callback(udp_end.close)
-        tun_end = open_tun(tun, config.name)
+        tun_end = open_tun(tun, config.name, config.offload)
         stack.callback(tun_end.close)
         alarm = alarm_for(clock)
         stack.callback(alarm.close)
@@ -402,6 +402,7 @@ class Interface:
             if udp is not self._udp or config.fwmark != before.fwmark:
                 self._node.forget_sources()
             self._replace_udp(udp)
+            self._tun.set_offload(config.offload)
             diff = with_what_the_node_does_not_see(diff, before, config)
             if diff:
                 self._publish(InterfaceEvent(None, ConfigApplied(diff)))

@@ -38,6 +38,7 @@ from .config import (
     MIN_MTU,
     MOST_OF_DOMAIN,
     RESERVED_NAMES,
+    OFFLOADS,
     InterfaceConfig,
     address_identity,
     check_interface_name,
@@ -323,6 +324,13 @@ class GatewayInterface(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             "search."
         ),
     ] = ()
+    offload: Annotated[
+        bool | tuple[Annotated[str, Meta(extra_json_schema={"enum": list(OFFLOADS)})], ...],
+        Meta(
+            description="What the TUN device does many packets at once: names of offloads, or true for all that the "
+            "kernel can."
+        ),
+    ] = True
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -409,6 +417,7 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             masquerade=interface.masqueraded(),
             protect_addresses=interface.protect_addresses,
             dns=interface.dns,
+            offload=interface.offload,
         )
 
 

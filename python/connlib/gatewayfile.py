@@ -522,6 +522,7 @@ _INTERFACE: dict[str, Read] = {
     "masquerade": _either(bool, _boolean, _each(_text(_gatewayvalues.prefix))),
     "protect_addresses": _boolean,
     "dns": _each(_text(values.dns_entry)),
+    "offload": _either(bool, _boolean, _each(_text(values.offload))),
 }
 _RULE: dict[str, Read] = {
     "allow": _allow,

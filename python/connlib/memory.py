@@ -216,6 +216,9 @@ class MemoryTunEnd:
         """Packets and bytes; `lost`: those that the application did not receive in time."""
         return dict(self._stats)
 
+    def set_offload(self, offload: bool | tuple[str, ...]) -> None:
+        """Nothing: its packets are what they are."""
+
     def close(self) -> None:
         """The application's calls raise `ClosedError` from now on, once it has received everything."""
         self._tun._attached, self._tun._closed = False, True

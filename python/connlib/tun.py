@@ -1,5 +1,8 @@
 """TUN devices: making one, and the driver's end of it.
 
+A device that is made here has a header before each packet (IFF_VNET_HDR), with which the kernel and we exchange many
+packets of a flow as one. What of that happens is `InterfaceConfig.offload`, and can change at any time.
+
 The device lives as long as its descriptor: closing it removes the device, and with it its addresses and routes. So
 nothing has to be cleaned up one by one, not even after SIGKILL.
 """
@@ -12,13 +15,14 @@ import os
 import socket
 import stat
 import struct
+from contextlib import suppress
 from typing import Protocol
 
 import anyio
 
-from ._errors import ConfigError, DeviceError
+from ._errors import ClosedError, ConfigError, DeviceError
 from ._native import Node, TunIo
-from .config import check_interface_name
+from .config import check_interface_name, offload_names
 from .memory import MemoryTun, MemoryTunEnd
 
 _log = logging.getLogger("connlib")
@@ -66,6 +70,9 @@ class TunEnd(Protocol):
     def blocked(self) -> tuple[int, ...]:
         """Descriptors that have to become writable before what waits for them can be written."""
 
+    def set_offload(self, offload: bool | tuple[str, ...]) -> None:
+        """Use these offloads from now on (`InterfaceConfig.offload`), as far as the device has them, and no others."""
+
     def stats(self) -> dict[str, int]:
         """Counters, and errors by what was done and the name of their errno."""
 
@@ -73,11 +80,14 @@ class TunEnd(Protocol):
         """Close what was opened here; a device that was made here is gone then."""
 
 
-def open_tun(tun: int | MemoryTun | None, name: str | None) -> TunEnd:
+def open_tun(tun: int | MemoryTun | None, name: str | None, offload: bool | tuple[str, ...] = True) -> TunEnd:
     """Open the device of an interface.
 
     tun: None makes a device called `name` (None: the kernel chooses connlib0 or the like); a descriptor of a TUN
-    device that the caller has made (IFF_TUN | IFF_NO_PI) is used as it is and left open; or a `MemoryTun`.
+    device that the caller has made (IFF_TUN | IFF_NO_PI) is used as it is and left open, without offloads unless it has
+    IFF_VNET_HDR; or a `MemoryTun`.
+
+    offload: which to use (`InterfaceConfig.offload`).
 
     Raises `DeviceError` with one line if that cannot be done, and `TypeError` for anything else; nothing is left open
     then.
@@ -87,15 +97,16 @@ def open_tun(tun: int | MemoryTun | None, name: str | None) -> TunEnd:
     if tun is not None:
         if type(tun) is not int:  # True is an int, too, and no descriptor that anybody means
             raise TypeError(f"tun must be a file descriptor, a MemoryTun or None, not {type(tun).__name__}")
-        return _DeviceEnd(tun, name_of(tun) or name or f"descriptor {tun}", owned=False)
-    fd, made = make_device(name)
-    return _DeviceEnd(fd, made, owned=True)
+        return _DeviceEnd(tun, name_of(tun) or name or f"descriptor {tun}", offload, owned=False)
+    fd, made = make_device(name, headers=True)
+    return _DeviceEnd(fd, made, offload, owned=True)
 
 
-def make_device(name: str | None) -> tuple[int, str]:
+def make_device(name: str | None, *, headers: bool = False) -> tuple[int, str]:
     """Make a TUN device; its descriptor and its name. The device is down and has no address.
 
     name: 1 to 15 letters, digits and _=+.- ; None lets the kernel choose.
+    headers: whether each packet has a `struct virtio_net_hdr` before it (IFF_VNET_HDR), where this kernel has such.
 
     Raises `DeviceError`: bad name, name taken, no permission, no TUN in this kernel.
     """
@@ -113,8 +124,14 @@ def make_device(name: str | None) -> tuple[int, str]:
     try:
         flags = _IFF_TUN | _IFF_NO_PI | _IFF_TUN_EXCL
         # "%d" is for the kernel to fill in; a name that a caller chose never gets there with one.
-        request = _IFREQ.pack(b"connlib%d" if name is None else name.encode("ascii"), flags)
-        answer = fcntl.ioctl(fd, _TUNSETIFF, request)
+        pattern = b"connlib%d" if name is None else name.encode("ascii")
+        try:
+            answer = fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(pattern, flags | (headers and _IFF_VNET_HDR)))
+        except OSError as error:
+            # What has no such header, a kernel that only looks like Linux for example, does not know the flag.
+            if not headers or error.errno != errno.EINVAL:
+                raise
+            answer = fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(pattern, flags))
         return fd, _IFREQ.unpack(answer)[0].rstrip(b"\0").decode()
     except OSError as error:
         os.close(fd)
@@ -178,7 +195,7 @@ def name_of(fd: int) -> str | None:
     except OSError:
         return None
     # Linux always reports IFF_NO_PI here, whether it was given or not; without it, every packet counts as "not ip".
-    if flags & (_IFF_TAP | _IFF_VNET_HDR):
+    if flags & _IFF_TAP:
         raise DeviceError(
             "the device of this descriptor does not carry bare IP packets",
             hint="make it with IFF_TUN | IFF_NO_PI",
@@ -189,7 +206,7 @@ def name_of(fd: int) -> str | None:
 class _DeviceEnd:
     """A device behind a descriptor."""
 
-    def __init__(self, fd: int, name: str, *, owned: bool) -> None:
+    def __init__(self, fd: int, name: str, offload: bool | tuple[str, ...], *, owned: bool) -> None:
         self.name = name
         self._fd = fd
         self._owned = owned
@@ -202,6 +219,7 @@ class _DeviceEnd:
                 hint = "give the descriptor of an open TUN device"
                 raise DeviceError.from_os(f"cannot use the descriptor of {name}", error, hint=hint) from error
             raise
+        self.set_offload(offload)
 
     async def wait_readable(self) -> None:
         await anyio.wait_readable(self._fd)
@@ -231,10 +249,22 @@ class _DeviceEnd:
     def blocked(self) -> tuple[int, ...]:
         return (self._fd,) if self._io.blocked else ()
 
+    def set_offload(self, offload: bool | tuple[str, ...]) -> None:
+        on = self._io.set_offloads(offload_names(offload))
+        _log.debug("%s: offloads: %s", self.name, ", ".join(on) or "none")
+        if not isinstance(offload, bool) and (missing := [name for name in offload if name not in on]):
+            _log.warning(
+                "%s: the device does not do %s; its packets go one by one", self.name, ", ".join(missing)
+            )
+
     def stats(self) -> dict[str, int]:
         return self._io.stats()
 
     def close(self) -> None:
+        if not self._owned:
+            # Whoever reads from it next may not know what to do with more than a packet.
+            with suppress(ClosedError):
+                self._io.set_offloads(())
         self._io.close()
         self._close_descriptor()
 

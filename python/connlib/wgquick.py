@@ -35,6 +35,7 @@ Settings that wg-quick has no word for are comments to it, `# connlib: key = val
     queue-packets        0 to 65536
     masquerade           prefixes: sources that get this machine's address where they leave it elsewhere
     protect-addresses    true or false: whether Address answers only what comes through the tunnel; default true
+    offload              true, false or names of `connlib.config.OFFLOADS`: what the device does many packets at once
     [Peer]
     role                 initiator or responder (either only if the interface does not say otherwise)
     name                 what logs call the peer
@@ -67,6 +68,7 @@ from .config import (
     InterfaceConfig,
     address_identity,
     check_interface_name,
+    describe_offload,
     mtu_is_too_small,
     shown,
     without_policies,
@@ -91,7 +93,8 @@ _REPEATABLE = {"address", "dns", "allowedips", "preup", "postup", "predown", "po
 _TIMERS = {field.name.replace("_", "-"): field.name for field in dataclasses.fields(Timers)}
 _LIMITS = {field.name.replace("_", "-"): field.name for field in dataclasses.fields(Limits)}
 _INTERFACE_EXTENSIONS = {
-    key: key for key in ("role", "interface", "masquerade", "protect-addresses", *_TIMERS, *_LIMITS)
+    key: key
+    for key in ("role", "interface", "masquerade", "protect-addresses", "offload", *_TIMERS, *_LIMITS)
 }
 _PEER_EXTENSIONS = {key: key for key in ("role", "name")}
 _EXTENSION = re.compile(r"\s*connlib\s*:(.*)", re.IGNORECASE | re.DOTALL)
@@ -136,6 +139,7 @@ def format_config(config: InterfaceConfig) -> str:
         lines += _extension(name, count)
     lines += _extension("masquerade", ", ".join(map(str, config.masquerade)) or None)
     lines += _extension("protect-addresses", None if config.protect_addresses else "false")
+    lines += _extension("offload", None if config.offload is True else describe_offload(config.offload))
     lines.append(f"PrivateKey = {config.private_key.to_base64()}")
     if config.listen_port:
         lines.append(f"ListenPort = {config.listen_port}")
@@ -185,6 +189,12 @@ def _check_writable(what: str, text: str, read: Callable[[str], object], value: 
     raise ConfigError(f"a wg-quick file cannot say this {what} of a peer: {shown(text)}", hint=hint)
 
 
+def _offload(value: str) -> bool | tuple[str, ...]:
+    if value.lower() in ("true", "false"):
+        return values.flag("offload", value)
+    return tuple(values.offload("offload", name.strip()) for name in value.split(","))
+
+
 def _extension(key: str, value: object) -> list[str]:
     return [] if value is None else [f"# connlib: {key} = {value}"]
 
@@ -213,6 +223,7 @@ class _InterfaceDraft:
     limits: dict[str, int] = dataclasses.field(default_factory=dict)
     masquerade: tuple[IPv4Network | IPv6Network, ...] = ()
     protect_addresses: bool = True
+    offload: bool | tuple[str, ...] = True
     dns: list[str] = dataclasses.field(default_factory=list)
 
     keys = _INTERFACE_KEYS
@@ -263,6 +274,8 @@ class _InterfaceDraft:
             self.masquerade = tuple(values.prefixes(key, value))
         elif key == "protect-addresses":
             self.protect_addresses = values.flag(key, value)
+        elif key == "offload":
+            self.offload = _offload(value)
         elif key in _TIMERS:
             self.timers[_TIMERS[key]] = values.seconds(key, value)
         else:
@@ -507,6 +520,7 @@ class _Parser:
                 masquerade=interface.masquerade,
                 protect_addresses=interface.protect_addresses,
                 dns=tuple(interface.dns),
+                offload=interface.offload,
             )
         except ConfigError as error:
             hint = error.hint

@@ -1,12 +1,14 @@
 //! `TunIo`: packets between a TUN descriptor and a node.
 
-use connlib_net::{DeviceState, ReadBatch, Tun, TunCounts};
+use connlib_net::offload::Offloads;
+use connlib_net::{DeviceState, Packets, ReadBatch, Tun, TunCounts};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::arguments::Now;
 use crate::call_error::CallError;
 use crate::descriptors::{self, Closable};
+use crate::errors::value_error;
 use crate::guard::Guarded;
 use crate::node::{Node, handle_packets};
 
@@ -58,13 +60,29 @@ impl TunIo {
             .call_detached(py, |io| -> Result<usize, CallError> {
                 let tun = io.tun.get()?;
                 let count = node.call_inside(|node| {
-                    let count = tun.write(node.output().packets.iter());
+                    let packets = &node.output().packets;
+                    let count = tun.write(Packets {
+                        bytes: &packets.bytes,
+                        lengths: &packets.lengths,
+                    });
                     node.drain_packets(usize::MAX);
                     count
                 })?;
                 Ok(count)
             })??;
         Ok(count)
+    }
+
+    fn set_offloads(&self, py: Python<'_>, names: Vec<String>) -> PyResult<Vec<&'static str>> {
+        let mut wanted = Offloads::NONE;
+        for name in names {
+            wanted |= Offloads::named(&name)
+                .ok_or_else(|| value_error(format!("there is no offload {name:?}")))?;
+        }
+        let active = self.io.call(py, |io| -> Result<Offloads, CallError> {
+            Ok(io.tun.get()?.set_offloads(wanted))
+        })??;
+        Ok(active.names().collect())
     }
 
     #[getter]
@@ -96,6 +114,14 @@ impl TunIo {
         stats.set_item("bytes_written", counts.bytes_written)?;
         stats.set_item("short_writes", counts.short_writes)?;
         stats.set_item("backlog_dropped", backlog_dropped)?;
+        stats.set_item("superpackets_read", counts.superpackets_read)?;
+        stats.set_item("packets_cut", counts.packets_cut)?;
+        stats.set_item("superpackets_written", counts.superpackets_written)?;
+        stats.set_item("packets_merged", counts.packets_merged)?;
+        stats.set_item("superpackets_refused", counts.superpackets_refused)?;
+        for (fault, count) in counts.faults.iter() {
+            stats.set_item(format!("bad_{}", fault.name()), count)?;
+        }
         for (errno, count) in counts.errors.iter() {
             stats.set_item(errno, count)?;
         }

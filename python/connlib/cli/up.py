@@ -367,7 +367,8 @@ def network_errors(stats: InterfaceStats) -> dict[str, int]:
         f"{end} {name.replace('_', ' ')}": count
         for end, counters in (("tun", stats.tun), ("udp", stats.udp))
         for name, count in counters.items()
-        if count and (is_errno(name) or name in ("backlog_dropped", "short_writes"))
+        if count
+        and (is_errno(name) or name.startswith("bad_") or name in ("backlog_dropped", "short_writes"))
     }
 
 

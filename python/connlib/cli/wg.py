@@ -142,7 +142,7 @@ async def _serve(name: str, ready: Callable[[], None]) -> None:
 
     with ExitStack() as stack, trio.CancelScope() as scope:
         stop_by_signal(stop_signals, scope)
-        descriptor, made = make_device(name)
+        descriptor, made = make_device(name, headers=True)
         stack.callback(os.close, descriptor)
         set_mtu(made, DEFAULT_MTU)
         nobodys = InterfaceConfig(private_key=PrivateKey.generate(), mtu=DEFAULT_MTU, routes=False)

@@ -50,6 +50,7 @@ def as_gateway(config: InterfaceConfig) -> Gateway:
             masquerade=config.masquerade,
             protect_addresses=config.protect_addresses,
             dns=config.dns,
+            offload=config.offload,
         ),
         peers=tuple(_peer(peer) for peer in config.peers),
     )

@@ -9,7 +9,9 @@
 //!
 //! Errors of the network are never returned and never swallowed: each is counted under its errno name in [`ErrorCounts`].
 
+mod batch;
 mod errno;
+pub mod offload;
 mod queue;
 mod send;
 mod socket;
@@ -18,11 +20,12 @@ mod timer;
 mod tun;
 mod udp;
 
+pub use batch::{Packets, ReadBatch};
 pub use errno::ErrorCounts;
 pub use queue::Queue;
 pub use send::{Datagrams, SendCounts};
 pub use socket::BufferSizes;
 #[cfg(target_os = "linux")]
 pub use timer::BootTimer;
-pub use tun::{DeviceState, MAX_PACKET, ReadBatch, Tun, TunCounts};
+pub use tun::{DeviceState, MAX_PACKET, Tun, TunCounts};
 pub use udp::{Family, ReceiveBuffers, Received, UdpCounts, UdpPair};
