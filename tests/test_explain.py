@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
@@ -88,7 +89,7 @@ async def test_a_session_is_told_with_its_age_and_its_next_deadline() -> None:
         await trio.sleep(300)
         assert says(pair, "client") == (
             PeerState.IDLE,
-            "idle: the last session has expired, heard 5 min ago; next: the next packet starts a handshake",
+            "idle: the last session has ended, heard 5 min ago; next: the next packet starts a handshake",
         )
 
 
@@ -164,7 +165,7 @@ def test_the_side_that_answers_says_that_its_answers_are_not_used(role: Role) ->
             state, text = says(pair, "gateway")
             assert state is PeerState.WAITING
             assert text.startswith(f"{state.value}: {unused}")
-            assert "session has expired" not in text and "the session ends" not in text
+            assert "session has ended" not in text and "the session ends" not in text
 
     run()
 
@@ -179,6 +180,16 @@ async def test_addresses_that_are_not_allowed_are_named_though_the_session_is_up
         state, text = says(pair, "gateway")
         assert state is PeerState.UP
         assert "but 2 packets came from addresses that are not among its allowed IPs" in text
+
+
+@in_virtual_time
+async def test_marks_of_congestion_that_cost_packets_are_named_though_the_session_is_up() -> None:
+    async with open_pair() as pair:
+        await pair.exchange()
+        stats = pair.gateway.stats()
+        (peer,) = stats.peers
+        peer = replace(peer, trouble=peer.trouble._replace(congestion_marks=2))
+        assert "but 2 packets came marked for congestion" in str(explain(peer, stats.now))
 
 
 @in_real_time
@@ -219,7 +230,7 @@ def test_that_a_peer_has_asked_for_a_cookie_is_one_reason_among_others() -> None
     (reply,) = gateway.drain().transmits
     client.handle_datagrams(reply.datagram, [len(reply.datagram)], [(GATEWAY_HOST, PORT)], 0.0)
     (stats,) = client.stats(1.0).peers
-    assert stats.trouble == (0, 0, 1, 0)
+    assert stats.trouble == (0, 0, 1, 0, 0)
     assert stats.last_heard is None, "anybody who saw the initiation can have sent that"
     explanation = explain(stats, 1.0)
     assert explanation.state is PeerState.CONNECTING

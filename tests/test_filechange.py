@@ -110,6 +110,44 @@ def test_the_lock_that_a_killed_one_has_left_locks_nobody_out(
     assert contents(folder) == BEFORE
 
 
+@pytest.mark.parametrize("what", ["full", "of two names", "a folder", "a link", "of somebody else"])
+def test_what_is_no_lock_is_left_as_it_is(folder: Path, what: str) -> None:
+    """Whoever owns the folder can give any file of root's in it the name of the lock."""
+    lock = Path(LOCK)
+    if what == "a folder":
+        lock.mkdir()
+    elif what == "a link":
+        Path("elsewhere").touch()
+        lock.symlink_to("elsewhere")
+    else:
+        lock.write_text("secret" if what == "full" else "")
+        lock.chmod(0o600)
+        if what == "of two names":
+            os.link(lock, "elsewhere")
+        if what == "of somebody else":
+            if os.geteuid() != 0:
+                pytest.skip("needs root, to give a file away")
+            os.chown(lock, 12345, 23456)
+            os.chown(folder, 23456, 12345)
+    before = os.lstat(lock)
+    with pytest.raises(ConfigError) as raised, change_of():
+        pass
+    assert len(str(raised.value).splitlines()) == 1
+    after = os.lstat(lock)
+    assert (after.st_ino, after.st_uid, after.st_size) == (before.st_ino, before.st_uid, before.st_size)
+
+
+def test_a_file_of_roots_is_not_given_to_who_owns_the_folder(folder: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to give a folder away")
+    os.chown(folder, 65534, 65534)
+    Path(LOCK).write_text("root's secret")
+    Path(LOCK).chmod(0o600)
+    with pytest.raises(ConfigError), change_of():
+        pass
+    assert (os.stat(LOCK).st_uid, Path(LOCK).read_text()) == (0, "root's secret")
+
+
 def test_a_lock_that_was_removed_while_it_was_waited_for_is_none(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ PLACES = {
     ("GatewayInterface", "routes"): INTERFACE + "routes = {}\n",
     ("GatewayInterface", "endpoint"): INTERFACE + "endpoint = {}\n",
     ("GatewayInterface", "role"): INTERFACE + "role = {}\n",
+    ("GatewayInterface", "offload"): INTERFACE + "offload = {}\n",
     ("GatewayInterface", "masquerade"): INTERFACE + "masquerade = [{}]\n",
     ("GatewayInterface", "protect_addresses"): INTERFACE + "protect_addresses = {}\n",
     ("GatewayInterface", "dns"): INTERFACE + "dns = [{}]\n",

@@ -56,6 +56,7 @@ LAYERS = {
         "_clients",
         "_shared",
         "_nftables",
+        "_interfacestats",
         "_nodeconfig",
         "_turns",
         "asking",

@@ -17,7 +17,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connlib import InterfaceConfig, PeerConfig, PrivateKey
+from connlib import DeviceError, InterfaceConfig, PeerConfig, PrivateKey
 from connlib._rtnetlink import RouteSocket, _message
 from connlib._threads import ThreadCall
 from connlib.links import LinkState, _Link, _Netlink, _wait_for, wanted_routes
@@ -198,6 +198,26 @@ def test_of_a_thousand_routes_the_kernel_is_asked_for_the_one_that_is_new() -> N
     gone, *rest = many
     link.change(have, LinkState(mtu=1420, routes=dict.fromkeys(rest)))
     assert asked.calls[1:] == [("del", [str(gone)])]
+
+
+@pytest.mark.parametrize(("verb", "undone_by"), [("add", "del"), ("del", "add")])
+def test_routes_are_undone_also_where_the_answer_of_the_kernel_is_lost(verb: str, undone_by: str) -> None:
+    class Deaf(Asked):
+        def change(self, verb: str, index: int, several: Sequence[object]) -> Iterator[tuple[object, int]]:
+            answer = super().change(verb, index, several)
+            if len(self.calls) == 1:
+                raise OSError(errno.ENOBUFS, "No buffer space available")
+            return answer
+
+    asked = Deaf()
+    link = _Link(_Netlink(None, cast(RouteSocket, asked)), 7, "wg0")
+    without = LinkState(mtu=1420)
+    with_one = LinkState(mtu=1420, routes={ip_network("10.9.0.0/16"): None})
+    have, want = (without, with_one) if verb == "add" else (with_one, without)
+    with pytest.raises(DeviceError):
+        link.change(have, want)
+    link.undo(have)
+    assert asked.calls == [(verb, ["10.9.0.0/16"]), (undone_by, ["10.9.0.0/16"])]
 
 
 def test_a_change_of_routes_opens_no_socket_for_addresses_and_the_other_way_round() -> None:

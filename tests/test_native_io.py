@@ -324,4 +324,6 @@ def test_marks_of_congestion_pass_through_real_sockets(machines: tuple[Machine, 
         alice.socket.sendto(transmit.datagram, transmit.destination)
     receive(bob, 2)
     assert bob.node.drain().packets == [marked(ce)]
-    assert bob.node.stats(START).peers[0].tunnel.drops == {DropReason.CONGESTION_MARK: 1}
+    (peer,) = bob.node.stats(START).peers
+    assert peer.tunnel.drops == {DropReason.CONGESTION_MARK: 1}
+    assert peer.trouble.congestion_marks == 1

@@ -116,6 +116,11 @@ def _why_up(peer: PeerStats, obstacle: Obstacle | None) -> str:
     said = [f"a session of {duration(age)}, {heard}"]
     if count := peer.trouble.source_not_allowed:
         said.append(f"but {counted(count, 'packet')} came from addresses that are not among its allowed IPs")
+    if count := peer.trouble.congestion_marks:
+        said.append(
+            f"but {counted(count, 'packet')} came marked for congestion, though of a sender that does not understand "
+            "such marks (is there something on the way that writes the TOS byte?)"
+        )
     if peer.policy is not None and (count := peer.policy.flows_pending):
         said.append(f"{counted(count, 'flow')} waiting for the hook")
     if peer.tunnel.handshake_pending:
@@ -175,7 +180,7 @@ def _without_attempt(peer: PeerStats, now: float, role: Role, obstacle: Obstacle
         state = PeerState.WAITING if waits else PeerState.IDLE
         why = _why_unused(peer)
     else:
-        state, why = PeerState.IDLE, f"the last session has expired, heard {duration(peer.last_heard)} ago"
+        state, why = PeerState.IDLE, f"the last session has ended, heard {duration(peer.last_heard)} ago"
     if peer.next_timeout is not None:
         return _planned(state, why, peer.next_timeout, now, role)
     return Explanation(state, why, then, None)

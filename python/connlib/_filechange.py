@@ -160,16 +160,10 @@ class FileChange:
         with _saying("write", self.path):
             end = time.monotonic() + LOCK_PATIENCE
             while True:
-                descriptor = os.open(
-                    self._lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
-                )
+                descriptor = self._open_lock()
+                if descriptor is None:
+                    continue
                 try:
-                    owner = os.stat(self.folder or os.curdir).st_uid
-                    if os.fstat(descriptor).st_uid != owner:
-                        with suppress(PermissionError):
-                            os.fchown(
-                                descriptor, owner, -1
-                            )  # who could not change the file after a root that was killed
                     if not lock(descriptor, end - time.monotonic(), _PAUSE):
                         hint = "wait until it ends, or end it"
                         problem = f"{holder(descriptor)} is changing it"
@@ -182,6 +176,33 @@ class FileChange:
                 os.close(descriptor)  # whoever had it has removed it, and so nobody else sees this one
         self._stack.callback(os.close, descriptor)
         self._stack.callback(self._remove_lock)
+
+    def _open_lock(self) -> int | None:
+        """The file to lock, made if it is not there; None if that has changed meanwhile.
+
+        In a folder of another user's, any file of that user's choice may have its name: what was not made here is
+        neither given away nor taken for a lock because of its name alone.
+        """
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        owner = os.stat(self.folder or os.curdir).st_uid
+        with suppress(FileExistsError):
+            descriptor = os.open(self._lock, flags | os.O_CREAT | os.O_EXCL, 0o600)
+            if owner != os.geteuid():
+                # Else who owns the folder could not change the file any more, after a root that was killed.
+                with suppress(PermissionError):
+                    os.fchown(descriptor, owner, -1)
+            return descriptor
+        try:
+            descriptor = os.open(self._lock, flags)
+        except FileNotFoundError:
+            return None
+        found = os.fstat(descriptor)
+        is_lock = stat.S_ISREG(found.st_mode) and found.st_size == 0 and found.st_nlink <= 1
+        if not (is_lock and found.st_uid in (owner, os.geteuid())):
+            os.close(descriptor)
+            hint = "look at what it is, and remove it"
+            raise ConfigError("it is in the way of changes", hint=hint, path=display_path(self._lock))
+        return descriptor
 
     def _remove_lock(self) -> None:
         with suppress(OSError):

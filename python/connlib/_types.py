@@ -534,6 +534,8 @@ class PeerTrouble(NamedTuple):
     """Cookie replies: the peer was under load (paper section 5.3), or somebody else saw an initiation of ours."""
     gave_up: int
     """Attempts that ended without a session."""
+    congestion_marks: int = 0
+    """Packets that came with a mark of congestion which their sender does not understand (RFC 6040, section 4.2)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

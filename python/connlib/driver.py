@@ -27,6 +27,7 @@ from ._errors import ClosedError, ConfigError, DeviceError
 from ._explain import Explanation, explain
 from ._flows import FlowRecord
 from ._groups import WithoutGroup
+from ._interfacestats import InterfaceStats
 from ._native import Node, PublicKey, Tunnels
 from ._nodeconfig import config_errors, make_ahead, node_config, with_what_the_node_does_not_see
 from ._turns import BUDGET, serve
@@ -36,7 +37,6 @@ from ._types import (
     InterfaceEvent,
     NodeConfig,
     NodeInput,
-    NodeStats,
     PeerConfig,
     PeerEvent,
     PeerStats,
@@ -77,33 +77,6 @@ _CLOCK_STEP = 1.0
 
 _DRAIN_PAUSE = 0.001
 """Seconds between two attempts to send what waits for a descriptor."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class InterfaceStats(NodeStats):
-    """The counters of an interface: those of its node, and those of its ends."""
-
-    tun: Mapping[str, int]
-    """Packets and bytes in each direction; errors by what was done and the name of their errno."""
-    udp: Mapping[str, int]
-    """Datagrams and bytes in each direction, system calls, buffers granted; errors likewise."""
-    timer_wakes: int
-    """How often the driver woke for a deadline."""
-    lookups: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """How often host names of peers were `asked` for, how often that `failed`, and how often a peer that did not answer
-    `moved` to another address by it."""
-    unix_time: float = 0.0
-    """The wall clock when this was counted, in seconds since 1970: what ages count back from."""
-    now: float = 0.0
-    """The interface's own clock then, in seconds, as `connlib.explain` takes it."""
-    hook: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """How often the hook (`decide`) was `asked` and how often it `failed`, raising or returning no bool, how many
-    answers came too `late`, and how many questions were `skipped`, for too many calls. Empty without one."""
-
-
-def is_errno(counter: str) -> bool:
-    """Whether a counter of `InterfaceStats.tun` or `.udp` is that of an error: their names alone have capitals."""
-    return counter != counter.lower()
 
 
 @asynccontextmanager

@@ -376,17 +376,22 @@ class _Link:
             try:
                 failed = self._tell_routes(verb, several, keep=True)
             except DeviceError:
-                # Some may be there, and which is not known.
-                if verb == "add":
-                    self._done.append(partial(self._tell_routes, "del", several))
+                # The kernel's answer is lost. Some may have changed, and which is not known: somebody else's route of
+                # the same prefix into this device would go along.
+                self._undo_routes(verb, several)
                 raise
-            changed = [prefix for prefix in several if prefix not in failed]
-            if verb == "add":
-                self._done.append(partial(self._tell_routes, "del", changed))
-            else:
-                self._done.append(partial(self._tell_routes, "add", changed, again=True))
+            self._undo_routes(verb, [prefix for prefix in several if prefix not in failed])
             for prefix, code in failed.items():
                 self._failed(f"{_VERBS[verb]} the route to {prefix}", code, None, removing=verb == "del")
+
+    def _undo_routes(
+        self, verb: Literal["add", "del"], prefixes: Sequence[IPv4Network | IPv6Network]
+    ) -> None:
+        """Have it undone that these were changed."""
+        if verb == "add":
+            self._done.append(partial(self._tell_routes, "del", prefixes))
+        else:
+            self._done.append(partial(self._tell_routes, "add", prefixes, again=True))
 
     def _set_mtu(self, mtu: int) -> None:
         with self._explained(f"set the MTU to {mtu}"):

@@ -30,10 +30,11 @@ import anyio.lowlevel
 
 from ._clients import Client, Clients, went_away
 from ._errors import ConfigError, DeviceError
+from ._interfacestats import InterfaceStats, is_errno
 from ._shared import Shared
 from ._text import bug
 from ._types import PeerStats, PolicyStats, TunnStats
-from .driver import Interface, InterfaceStats, is_errno
+from .driver import Interface
 from .resolver import is_literal
 
 try:

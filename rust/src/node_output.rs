@@ -136,6 +136,7 @@ pub fn peer_stats_to_python<'py>(peer: &PeerStats, py: Python<'py>) -> PyResult<
         peer.trouble.source_not_allowed,
         peer.trouble.cookie_replies,
         peer.trouble.gave_up,
+        peer.trouble.congestion_marks,
     );
     let policy = match &peer.policy {
         Some(policy) => Some(policy_stats_to_python(policy, py)?),

@@ -20,13 +20,14 @@ import trio
 from connlib._configfile import display_path
 from connlib._describe import describe_event
 from connlib._errors import ConfigError, ConnlibError, DeviceError
+from connlib._interfacestats import InterfaceStats, is_errno
 from connlib._native import PublicKey
 from connlib._text import counted, counts, host_and_port
 from connlib._types import DropReason, PeerEvent, PeerStats
 from connlib.config import InterfaceConfig, check_interface_name, describe_peer
 from connlib.control import serve_control
 from connlib.diff import Applier, count_changes
-from connlib.driver import Interface, InterfaceStats, is_errno, open_interface
+from connlib.driver import Interface, open_interface
 from connlib.resolver import is_literal
 from connlib.timestamps import TimestampStore
 

@@ -14,9 +14,10 @@ import msgspec
 
 from connlib._describe import describe_event
 from connlib._explain import Explanation, PeerState
+from connlib._interfacestats import InterfaceStats, is_errno
 from connlib._text import counted, host_and_port
 from connlib._types import PeerConfig, PeerStats
-from connlib.driver import Interface, InterfaceStats, is_errno
+from connlib.driver import Interface
 from connlib.events import Happened
 
 from .protocol import ControlError

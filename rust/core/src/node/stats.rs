@@ -97,6 +97,8 @@ pub struct Trouble {
     pub cookie_replies: u32,
     /// Attempts that ended without a session.
     pub gave_up: u32,
+    /// Packets that a mark of congestion on their way has cost.
+    pub congestion_marks: u32,
 }
 
 impl Trouble {
@@ -104,6 +106,7 @@ impl Trouble {
         let counter = match reason {
             DropReason::InvalidAeadTag => &mut self.unreadable,
             DropReason::SourceNotAllowed => &mut self.source_not_allowed,
+            DropReason::CongestionMark => &mut self.congestion_marks,
             _ => return,
         };
         *counter = counter.saturating_add(1);
