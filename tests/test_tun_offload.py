@@ -253,8 +253,10 @@ def test_offloads_that_a_device_lacks_are_named_if_they_were_asked_for_by_name()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("connlib").addHandler(handler)
     fd = device("bare0", 1420, headers=False)
-    for offload in (True, False, ("tso4", "uso")):
-        open_tun(fd, None, offload).close()
+    end = open_tun(fd, None)
+    for offload in (True, False, ("tso4", "uso"), ("tso4", "uso")):
+        end.set_offload(offload)
+    end.close()
     assert lines == ["bare0: the device does not do tso4, uso; its packets go one by one"]
     os.close(fd)
 
