@@ -123,15 +123,13 @@ FAULTS = (
         "17",
         "hostile TCP coalescing",
         "the same bytes as without",
-        [],
-        remark="The device has no offloads, and nothing of TCP is coalesced.",
+        ["rust/net/tests/offload/main.rs", "rust/net/tests/fuzz.rs"],
     ),
     Fault(
         "18",
         "GSO bomb",
         "at most its segments; memory at most doubled",
-        [],
-        remark="The device has no offloads.",
+        ["rust/net/src/tun/tests.rs", "rust/net/tests/allocations.rs"],
     ),
     Fault(
         "19",

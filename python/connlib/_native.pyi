@@ -532,7 +532,7 @@ class TunIo:
         """Take the packets that wait in the node, and return how many the device took. What it does not take yet is
         kept, within bounds (`blocked`): call again when it is writable."""
 
-    def set_offloads(self, names: Sequence[str], /) -> list[str]:
+    def set_offloads(self, names: Sequence[str]) -> list[str]:
         """Switch these of `connlib.config.OFFLOADS` on, if the device can, and the others off; what is on now."""
 
     @property

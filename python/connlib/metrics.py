@@ -347,6 +347,8 @@ _TUN_COUNTERS = {
     "bytes_read": ("connlib_tun_read_bytes_total", "Bytes read from the TUN device"),
     "packets_written": ("connlib_tun_written_packets_total", "Packets written to the TUN device"),
     "bytes_written": ("connlib_tun_written_bytes_total", "Bytes written to the TUN device"),
+    "superpackets_read": ("connlib_tun_read_superpackets_total", "Reads of many packets as one"),
+    "superpackets_written": ("connlib_tun_written_superpackets_total", "Writes of many packets as one"),
     "backlog_dropped": ("connlib_tun_backlog_dropped_total", "Packets that the TUN device had no room for"),
 }
 _UDP_COUNTERS = {

@@ -211,6 +211,7 @@ class _DeviceEnd:
         self._fd = fd
         self._owned = owned
         self._was_down = False
+        self._offload: bool | tuple[str, ...] | None = None
         try:
             self._io = TunIo(fd)
         except BaseException as error:
@@ -250,6 +251,9 @@ class _DeviceEnd:
         return (self._fd,) if self._io.blocked else ()
 
     def set_offload(self, offload: bool | tuple[str, ...]) -> None:
+        if offload == self._offload:
+            return
+        self._offload = offload
         on = self._io.set_offloads(offload_names(offload))
         _log.debug("%s: offloads: %s", self.name, ", ".join(on) or "none")
         if not isinstance(offload, bool) and (missing := [name for name in offload if name not in on]):

@@ -24,7 +24,7 @@ type Call<'a> = dyn FnMut(&[IoSlice<'_>]) -> io::Result<usize> + 'a;
 /// How packets are to be written now.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Framing {
-    /// 0: there is no header before a packet.
+    /// 0: there is no header before a packet, and there are no offloads.
     pub header_length: usize,
     pub offloads: Offloads,
 }
@@ -75,18 +75,17 @@ impl Writer {
             call,
         };
         out.write_backlog();
+        self.refused.tick(packets.lengths.len());
         let mut rest = packets;
         while !rest.lengths.is_empty() {
             let kinds = framing.kinds().without(self.refused);
             if kinds == GsoKinds::NONE {
                 rest.iter().for_each(|packet| out.offer(packet));
-                self.refused.tick(rest.lengths.len());
                 break;
             }
             let (window, others) = rest.split_at(WINDOW);
             rest = others;
             self.coalescer.plan(window, kinds);
-            self.refused.tick(window.lengths.len());
             for write in self.coalescer.writes(window) {
                 match write {
                     Write::Packet(packet) => out.offer(packet),
@@ -104,9 +103,6 @@ impl Writer {
 
 impl Framing {
     fn kinds(self) -> GsoKinds {
-        if self.header_length == 0 {
-            return GsoKinds::NONE;
-        }
         let tcp = self.offloads.contains(Offloads::COALESCE_TCP);
         GsoKinds {
             tcp4: tcp,
