@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import functools
 import gc
 import itertools
 import logging
 import os
+import select
 import socket
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -22,7 +24,10 @@ from trio.testing import MockClock
 
 from connlib import DeviceError
 from connlib._clients import Client, Clients, Conversation
+from connlib._groups import WithoutGroup
 from connlib._shared import Shared
+
+EPOLL = select.epoll
 
 Run = Callable[[Callable[[], Awaitable[None]]], None]
 
@@ -107,6 +112,11 @@ async def heard(caller: socket.socket, ending: bytes = b"\n") -> bytes:
             break
         said += more
     return said
+
+
+async def answered(caller: socket.socket) -> bytes:
+    """A line; whoever is silent afterwards may have to make room."""
+    return (await heard(caller)).removesuffix(b"no room\n")
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -335,21 +345,144 @@ def test_who_was_answered_and_says_nothing_more_is_sent_away(tmp_path: Path) -> 
     trio.run(body, clock=clock)
 
 
-def test_who_has_to_make_room_before_its_answer_is_told(
+def test_a_hundred_who_ask_at_once_are_all_answered_where_there_is_room_for_few(
     run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All of them come before anybody is answered: of five, there is room for the last two."""
+    """Nobody who has asked makes room: the others wait until the first were answered."""
 
     async def body() -> None:
-        async with served(tmp_path, most=2) as server:
+        async with served(tmp_path, most=8) as server:
+            await anyio.wait_all_tasks_blocked()
             with ExitStack() as stack:
-                callers = [stack.enter_context(server.call(b"x\n")) for _ in range(5)]
-                said = [await heard(caller) for caller in callers]
-                assert said == [b"no room\n"] * 3 + [b"X\n"] * 2
-                assert [await heard(caller, b"never") for caller in callers[:3]] == [b""] * 3
+                callers = [stack.enter_context(server.call(b"x\n")) for _ in range(100)]
+                assert [await answered(caller) for caller in callers] == [b"X\n"] * 100
 
     run(body)
     assert caplog.records == []
+
+
+class Held(Lines):
+    """Answers when it may, but `stay` at once: who says so is told things until it says something."""
+
+    def __init__(self, client: Client, may: anyio.Event) -> None:
+        super().__init__(client)
+        self.may = may
+
+    async def answer(self, request: bytes) -> bool:
+        if request == b"stay":
+            self.client.stays()
+            await self.client.send([b"STAYS\n"])
+            await self.client.receive()
+            return True
+        await self.may.wait()
+        return await super().answer(request)
+
+
+def test_who_comes_waits_for_room_while_all_others_wait_for_answers(run: Run, tmp_path: Path) -> None:
+    async def body() -> None:
+        may = anyio.Event()
+        async with served(tmp_path, functools.partial(Held, may=may), most=2) as server:
+            with ExitStack() as stack:
+                callers = [stack.enter_context(server.call(b"x\n")) for _ in range(5)]
+                await until(lambda: server.clients._is_full)
+                assert len(server.clients._clients) == 2
+                # Who has given up by then is in nobody's way.
+                callers.pop().close()
+                may.set()
+                assert [await answered(caller) for caller in callers] == [b"X\n"] * 4
+
+    run(body)
+
+
+def test_the_silent_make_room_the_oldest_first_and_nobody_who_has_asked(run: Run, tmp_path: Path) -> None:
+    async def body() -> None:
+        may = anyio.Event()
+        async with served(tmp_path, functools.partial(Held, may=may), most=4) as server:
+            with ExitStack() as stack:
+                said = (b"first\n", b"", b"half", b"")
+                first, second, third, fourth = [stack.enter_context(server.call(each)) for each in said]
+                await until(lambda: len(server.clients._clients) == 4)
+                await anyio.wait_all_tasks_blocked()
+                fifth = stack.enter_context(server.call(b"fifth\n"))
+                assert await heard(second, b"never") == b"no room\n"
+                sixth = stack.enter_context(server.call(b"sixth\n"))
+                assert await heard(third, b"never") == b"no room\n"
+                may.set()
+                assert [await heard(each) for each in (first, fifth, sixth)] == [
+                    b"FIRST\n",
+                    b"FIFTH\n",
+                    b"SIXTH\n",
+                ]
+                fourth.sendall(b"fourth\n")
+                assert await heard(fourth) == b"FOURTH\n"
+
+    run(body)
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_a_request_that_nobody_has_read_yet_counts_as_asked(run: Run, tmp_path: Path, size: int) -> None:
+    """It comes in the same moment as those for whom its client would have to go."""
+
+    async def body() -> None:
+        may = anyio.Event()
+        async with served(tmp_path, functools.partial(Held, may=may), most=3) as server:
+            with ExitStack() as stack:
+                known = [stack.enter_context(server.call()) for _ in range(3)]
+                await until(lambda: len(server.clients._clients) == 3)
+                await anyio.wait_all_tasks_blocked()
+                # Nobody else has the processor from here on.
+                callers = [stack.enter_context(server.call(b"x\n")) for _ in range(5)]
+                for caller in known[:2]:
+                    caller.sendall(b"k" * size + b"\n")
+                await anyio.wait_all_tasks_blocked()
+                may.set()
+                assert [await answered(caller) for caller in callers] == [b"X\n"] * 5
+                assert [await answered(caller) for caller in known[:2]] == [b"K" * size + b"\n"] * 2
+                assert await heard(known[2], b"never") == b"no room\n"
+
+    run(body)
+
+
+def test_nobody_makes_room_for_somebody_who_does_not_come(run: Run, tmp_path: Path) -> None:
+    async def body() -> None:
+        async with served(tmp_path, most=4) as server:
+            with ExitStack() as stack:
+                callers = [stack.enter_context(server.call()) for _ in range(4)]
+                await until(lambda: len(server.clients._clients) == 4)
+                await anyio.wait_all_tasks_blocked()
+                for caller in callers:
+                    caller.sendall(b"x\n")
+                assert [await heard(caller) for caller in callers] == [b"X\n"] * 4
+
+    run(body)
+
+
+def test_who_is_told_things_makes_room_only_where_all_are(run: Run, tmp_path: Path) -> None:
+    async def body() -> None:
+        may = anyio.Event()
+        async with served(tmp_path, functools.partial(Held, may=may), most=2) as server:
+            with ExitStack() as stack:
+                first = stack.enter_context(server.call(b"stay\n"))
+                assert await heard(first) == b"STAYS\n"
+                asking = stack.enter_context(server.call(b"x\n"))
+                await until(lambda: len(server.clients._clients) == 2)
+                second = stack.enter_context(server.call(b"stay\n"))
+                await until(lambda: server.clients._is_full)
+                may.set()
+                assert await heard(asking, b"never") == b"X\nno room\n"
+                assert await heard(second) == b"STAYS\n"
+                third = stack.enter_context(server.call(b"y\n"))
+                assert await heard(third) == b"Y\n"
+                assert await heard(first, b"never") == b"no room\n"
+                # It is one like any other when it has heard enough.
+                second.sendall(b"enough\n")
+                third.sendall(b"z\n")
+                assert await heard(third) == b"Z\n"
+                fourth = stack.enter_context(server.call(b"z\n"))
+                assert await heard(fourth) == b"Z\n"
+                assert await heard(second, b"never") == b"no room\n"
+
+    run(body)
 
 
 @pytest.mark.parametrize("said", [b"fail\n", b"break\n"])
@@ -367,6 +500,23 @@ def test_what_goes_wrong_with_a_client_is_logged_and_is_nobody_elses_loss(
     run(body)
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("a client of a test is lost: internal error (RuntimeError, test_clients.py line ")
+
+
+class Poll:
+    """An epoll in which the first entry gets no second place."""
+
+    def __init__(self) -> None:
+        self._poll = EPOLL()
+        self._first = -1
+        self.fileno, self.poll, self.close = self._poll.fileno, self._poll.poll, self._poll.close
+        self.modify, self.unregister = self._poll.modify, self._poll.unregister
+
+    def register(self, entry: socket.socket, events: int) -> None:
+        if self._first == entry.fileno():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self._poll.register(entry, events)
+        if self._first < 0:
+            self._first = entry.fileno()
 
 
 def test_who_cannot_be_accepted_is_accepted_later_and_others_are_answered_meanwhile(
@@ -388,6 +538,8 @@ def test_who_cannot_be_accepted_is_accepted_later_and_others_are_answered_meanwh
 
     async def body() -> None:
         nonlocal lacking
+        # By now the event loop has one of its own.
+        monkeypatch.setattr("connlib._clients.select.epoll", Poll)
         async with served(tmp_path) as server:
             with server.call(b"one\n") as first:
                 assert await heard(first) == b"ONE\n"
@@ -423,6 +575,26 @@ def test_without_a_descriptor_left_to_wait_with_it_is_one_line(
         trio.run(body)
     assert str(caught.value) == (
         "cannot wait for clients of a test: Too many open files; raise the limit of open files: ulimit -n"
+    )
+
+
+def test_without_memory_left_to_wait_with_it_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(Poll):
+        def register(self, entry: socket.socket, events: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def body() -> None:
+        with monkeypatch.context() as patch, WithoutGroup():
+            patch.setattr("connlib._clients.select.epoll", Full)
+            async with served(tmp_path):
+                await anyio.sleep_forever()
+
+    with pytest.raises(DeviceError) as caught:
+        trio.run(body)
+    assert str(caught.value) == (
+        "cannot wait for clients of a test: No space left on device; see whether the system lacks memory"
     )
 
 
