@@ -378,18 +378,22 @@ class Held(Lines):
         return await super().answer(request)
 
 
-def test_who_comes_waits_for_room_while_all_others_wait_for_answers(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("first", "answer"), [(b"y\n", b"Y\n"), (b"fail\n", b"")])
+def test_who_comes_waits_for_room_while_all_others_wait_for_answers(
+    run: Run, tmp_path: Path, first: bytes, answer: bytes
+) -> None:
     async def body() -> None:
         may = anyio.Event()
         async with served(tmp_path, functools.partial(Held, may=may), most=2) as server:
             with ExitStack() as stack:
-                callers = [stack.enter_context(server.call(b"x\n")) for _ in range(5)]
+                said = (first, first, b"x\n", b"x\n", b"x\n")
+                callers = [stack.enter_context(server.call(each)) for each in said]
                 await until(lambda: server.clients._is_full)
                 assert len(server.clients._clients) == 2
                 # Who has given up by then is in nobody's way.
                 callers.pop().close()
                 may.set()
-                assert [await answered(caller) for caller in callers] == [b"X\n"] * 4
+                assert [await answered(caller) for caller in callers] == [answer, answer, b"X\n", b"X\n"]
 
     run(body)
 
@@ -476,6 +480,7 @@ def test_who_is_told_things_makes_room_only_where_all_are(run: Run, tmp_path: Pa
                 assert await heard(first, b"never") == b"no room\n"
                 # It is one like any other when it has heard enough.
                 second.sendall(b"enough\n")
+                await until(lambda: not any(client._stays for client in server.clients._clients))
                 third.sendall(b"z\n")
                 assert await heard(third) == b"Z\n"
                 fourth = stack.enter_context(server.call(b"z\n"))
