@@ -7,6 +7,7 @@ import gc
 import itertools
 import logging
 import os
+import select
 import socket
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -22,7 +23,10 @@ from trio.testing import MockClock
 
 from connlib import DeviceError
 from connlib._clients import Client, Clients, Conversation
+from connlib._groups import WithoutGroup
 from connlib._shared import Shared
+
+EPOLL = select.epoll
 
 Run = Callable[[Callable[[], Awaitable[None]]], None]
 
@@ -335,23 +339,6 @@ def test_who_was_answered_and_says_nothing_more_is_sent_away(tmp_path: Path) -> 
     trio.run(body, clock=clock)
 
 
-def test_who_has_to_make_room_before_its_answer_is_told(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """All of them come before anybody is answered: of five, there is room for the last two."""
-
-    async def body() -> None:
-        async with served(tmp_path, most=2) as server:
-            with ExitStack() as stack:
-                callers = [stack.enter_context(server.call(b"x\n")) for _ in range(5)]
-                said = [await heard(caller) for caller in callers]
-                assert said == [b"no room\n"] * 3 + [b"X\n"] * 2
-                assert [await heard(caller, b"never") for caller in callers[:3]] == [b""] * 3
-
-    run(body)
-    assert caplog.records == []
-
-
 @pytest.mark.parametrize("said", [b"fail\n", b"break\n"])
 def test_what_goes_wrong_with_a_client_is_logged_and_is_nobody_elses_loss(
     run: Run, tmp_path: Path, said: bytes, caplog: pytest.LogCaptureFixture
@@ -367,6 +354,23 @@ def test_what_goes_wrong_with_a_client_is_logged_and_is_nobody_elses_loss(
     run(body)
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("a client of a test is lost: internal error (RuntimeError, test_clients.py line ")
+
+
+class Poll:
+    """An epoll in which the first entry gets no second place."""
+
+    def __init__(self) -> None:
+        self._poll = EPOLL()
+        self._first = -1
+        self.fileno, self.poll, self.close = self._poll.fileno, self._poll.poll, self._poll.close
+        self.modify, self.unregister = self._poll.modify, self._poll.unregister
+
+    def register(self, entry: socket.socket, events: int) -> None:
+        if self._first == entry.fileno():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self._poll.register(entry, events)
+        if self._first < 0:
+            self._first = entry.fileno()
 
 
 def test_who_cannot_be_accepted_is_accepted_later_and_others_are_answered_meanwhile(
@@ -388,6 +392,8 @@ def test_who_cannot_be_accepted_is_accepted_later_and_others_are_answered_meanwh
 
     async def body() -> None:
         nonlocal lacking
+        # By now the event loop has one of its own.
+        monkeypatch.setattr("connlib._clients.select.epoll", Poll)
         async with served(tmp_path) as server:
             with server.call(b"one\n") as first:
                 assert await heard(first) == b"ONE\n"
@@ -423,6 +429,26 @@ def test_without_a_descriptor_left_to_wait_with_it_is_one_line(
         trio.run(body)
     assert str(caught.value) == (
         "cannot wait for clients of a test: Too many open files; raise the limit of open files: ulimit -n"
+    )
+
+
+def test_without_memory_left_to_wait_with_it_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(Poll):
+        def register(self, entry: socket.socket, events: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def body() -> None:
+        with monkeypatch.context() as patch, WithoutGroup():
+            patch.setattr("connlib._clients.select.epoll", Full)
+            async with served(tmp_path):
+                await anyio.sleep_forever()
+
+    with pytest.raises(DeviceError) as caught:
+        trio.run(body)
+    assert str(caught.value) == (
+        "cannot wait for clients of a test: No space left on device; see whether the system lacks memory"
     )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import traceback
+import weakref
 from pathlib import Path
 
 import anyio
@@ -93,6 +96,34 @@ async def test_a_failure_is_shared_like_an_answer_and_the_next_to_ask_has_it_mad
     assert answers == [1] + 50 * ["failed 2"] + [3]
     with pytest.raises(RuntimeError, match=r"^1$"):
         await Shared(Counter(1)).get()
+
+
+@in_virtual_time
+async def test_a_shared_failure_says_where_it_was_made_and_nothing_of_who_else_waits() -> None:
+    traces: list[list[str]] = []
+    asking: list[weakref.ref[Asking]] = []
+    shared = Shared(Counter(1, 2))
+
+    class Asking:
+        """What somebody who waits has at hand."""
+
+    async def ask_and_fail() -> None:
+        mine = Asking()
+        asking.append(weakref.ref(mine))
+        try:
+            await shared.get()
+        except RuntimeError as error:
+            traces.append([frame.name for frame in traceback.extract_tb(error.__traceback__)])
+
+    gc.disable()
+    try:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(6):
+                tasks.start_soon(ask_and_fail)
+    finally:
+        gc.enable()
+    assert traces == [["ask_and_fail", "get", "__call__"]] * 6
+    assert [each() for each in asking] == [None] * 6, "not even until garbage is searched for"
 
 
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])

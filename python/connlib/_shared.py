@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Generic, TypeVar
 
 import anyio
@@ -14,6 +15,14 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class _Failure:
     error: Exception
+    made: TracebackType | None
+    """Its traceback, as far as it is that of the making. The rest is of one of those who asked, and refers to all that
+    he had at hand."""
+
+    @classmethod
+    def of(cls, error: Exception) -> _Failure:
+        trace = error.__traceback__
+        return cls(error, trace and trace.tb_next)
 
 
 class Shared(Generic[T]):
@@ -45,12 +54,16 @@ class Shared(Generic[T]):
                     try:
                         self._latest.append(await self._make())
                     except Exception as error:
-                        self._latest.append(_Failure(error))
+                        self._latest.append(_Failure.of(error))
                 latest = self._latest[0]
         finally:
             self._asking -= 1
             if self._asking == 0:
                 self._latest.clear()
         if isinstance(latest, _Failure):
-            raise latest.error
+            try:
+                raise latest.error.with_traceback(latest.made)
+            finally:
+                # It refers to this frame from now on.
+                del latest
         return latest
