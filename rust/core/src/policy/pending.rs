@@ -52,6 +52,8 @@ pub struct Question {
 #[derive(Debug)]
 pub(crate) struct Held {
     pub direction: Direction,
+    /// Which way the flow began that it is judged as: the other one, if it answers one that was revoked.
+    pub judged: Direction,
     pub packet: Box<[u8]>,
 }
 
@@ -80,7 +82,7 @@ impl Asked {
     pub fn take_others(&mut self) -> Vec<Held> {
         let direction = self.header.direction;
         let all = std::mem::take(&mut self.held).into_iter();
-        let (own, others) = all.partition(|held| held.direction == direction);
+        let (own, others) = all.partition(|held| held.judged == direction);
         self.held = own;
         others
     }
@@ -90,7 +92,7 @@ impl Asked {
         let (direction, flow) = (self.header.direction, self.key.flow());
         self.verdict = policy.decide_from(direction, &flow);
         // What may pass by itself does not wait.
-        let is_other = |held: &Held| held.direction != direction;
+        let is_other = |held: &Held| held.judged != direction;
         let may_begin = || policy.decide_from(direction.opposite(), &flow).is_allowed();
         let stays =
             self.verdict.action == Action::Ask && !(self.held.iter().any(is_other) && may_begin());
@@ -138,19 +140,16 @@ impl Pending {
         key: Key,
         header: Header,
         verdict: Verdict,
-        packet: &[u8],
+        held: Held,
         now: Instant,
     ) -> bool {
+        let size = held.packet.len();
         let share = self.shares.get(&key.slot).copied().unwrap_or_default();
         let is_full = self.by_id.len() >= MAX_PENDING || share.flows >= MAX_PENDING_PER_PEER;
-        if is_full || !self.has_room(share, packet) {
+        if is_full || !self.has_room(share, size) {
             return false;
         }
         self.ids += 1;
-        let held = Held {
-            direction: header.direction,
-            packet: packet.into(),
-        };
         let asked = Asked {
             key,
             header,
@@ -162,32 +161,29 @@ impl Pending {
         self.by_key.insert(key, self.ids);
         let share = self.shares.entry(key.slot).or_default();
         share.flows += 1;
-        share.bytes += packet.len();
-        self.bytes += packet.len();
+        share.bytes += size;
+        self.bytes += size;
         true
     }
 
     /// Holds another packet of a pending flow. False, and nothing, for want of room.
-    pub(super) fn join(&mut self, key: &Key, direction: Direction, packet: &[u8]) -> bool {
+    pub(super) fn join(&mut self, key: &Key, held: Held) -> bool {
+        let size = held.packet.len();
         let share = self.shares.get(&key.slot).copied().unwrap_or_default();
-        let has_room = self.has_room(share, packet);
+        let has_room = self.has_room(share, size);
         let id = self.by_key.get(key).copied();
         let asked = id.and_then(|id| self.by_id.get_mut(&id));
         let Some(asked) = asked.filter(|asked| has_room && asked.held.len() < MAX_HELD) else {
             return false;
         };
-        asked.held.push(Held {
-            direction,
-            packet: packet.into(),
-        });
-        self.shares.entry(key.slot).or_default().bytes += packet.len();
-        self.bytes += packet.len();
+        asked.held.push(held);
+        self.shares.entry(key.slot).or_default().bytes += size;
+        self.bytes += size;
         true
     }
 
-    fn has_room(&self, share: Share, packet: &[u8]) -> bool {
-        self.bytes + packet.len() <= MAX_HELD_BYTES
-            && share.bytes + packet.len() <= MAX_HELD_BYTES_PER_PEER
+    fn has_room(&self, share: Share, size: usize) -> bool {
+        self.bytes + size <= MAX_HELD_BYTES && share.bytes + size <= MAX_HELD_BYTES_PER_PEER
     }
 
     /// What asks about a pending flow.
