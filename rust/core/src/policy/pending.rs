@@ -119,6 +119,8 @@ pub(crate) struct Pending {
     /// By slot, of those that have any.
     shares: BTreeMap<usize, Share>,
     bytes: usize,
+    /// Questions that were handed out and need no answer any more: as many as may be open, at most.
+    withdrawn: Vec<u64>,
     /// One that began without an answer, and whose packets are to go on.
     freed: Option<Box<Asked>>,
     pub refused: Refused,
@@ -197,7 +199,7 @@ impl Pending {
     #[cold]
     pub(super) fn free(&mut self, key: &Key) {
         let id = self.by_key.get(key).copied();
-        self.freed = id.and_then(|id| self.take(id)).map(Box::new);
+        self.freed = id.and_then(|id| self.withdraw(id)).map(Box::new);
     }
 
     /// The flow that the packet freed that was looked at last.
@@ -208,6 +210,7 @@ impl Pending {
 
     /// The questions that are still open and were not handed out yet, oldest first.
     pub fn take_questions(&mut self) -> impl Iterator<Item = (u64, &Asked)> {
+        self.withdrawn.clear();
         let told = std::mem::replace(&mut self.told, self.ids);
         self.by_id
             .range(told.saturating_add(1)..)
@@ -230,6 +233,20 @@ impl Pending {
         Some(asked)
     }
 
+    /// The same of a question that needs no answer any more.
+    fn withdraw(&mut self, id: u64) -> Option<Asked> {
+        let asked = self.take(id)?;
+        if id <= self.told {
+            self.withdrawn.push(id);
+        }
+        Some(asked)
+    }
+
+    /// Questions that were handed out by the last call of `take_questions` or before, and that have been withdrawn since.
+    pub fn take_withdrawn(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.withdrawn)
+    }
+
     /// When the next question is over, and whose it is.
     pub fn next(&self) -> Option<(Instant, usize)> {
         let (_, asked) = self.by_id.first_key_value()?;
@@ -246,7 +263,7 @@ impl Pending {
     /// Takes out the first question, whenever it is over.
     pub fn take_first(&mut self) -> Option<Asked> {
         let id = *self.by_id.first_key_value()?.0;
-        self.take(id)
+        self.withdraw(id)
     }
 
     /// Judges the pending flows of a peer anew: takes out those that need no answer any more, each with what becomes of it,
@@ -262,7 +279,7 @@ impl Pending {
         ids.sort_unstable();
         let settled = ids.into_iter().filter_map(|id| {
             let verdict = judge(self.by_id.get_mut(&id)?)?;
-            Some((self.take(id)?, verdict))
+            Some((self.withdraw(id)?, verdict))
         });
         settled.collect()
     }

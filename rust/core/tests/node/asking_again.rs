@@ -244,3 +244,61 @@ fn it_concerns_one_peer_and_one_that_is_not_known_is_an_error() {
         .collect();
     assert_eq!(asked, [(public_key(11), 3), (public_key(11), 2)]);
 }
+
+fn withdrawn(net: &mut Net) -> Vec<u64> {
+    net.call(2, |node| node.take_withdrawn())
+}
+
+#[test]
+fn whoever_looks_for_an_answer_hears_of_the_questions_that_need_none_any_more() {
+    let mut net = connected(simple(Action::Ask, Action::Allow));
+    for port in 443..450 {
+        arrives(&mut net, 1, &request(port, 0));
+    }
+    let ids: Vec<_> = questions(&mut net).iter().map(|asked| asked.id).collect();
+    assert_eq!(ids, [1, 2, 3, 4, 5, 6, 7]);
+    // Whoever has answered knows it.
+    assert!(decide(&mut net, 1, true));
+    assert!(decide(&mut net, 2, false));
+    assert_eq!(withdrawn(&mut net), []);
+    // What is let pass by itself.
+    arrives(&mut net, 2, &reply(445, 1));
+    assert_eq!(withdrawn(&mut net), [3]);
+    ask_again(&mut net);
+    assert_eq!(withdrawn(&mut net), [4, 5, 6, 7]);
+    assert_eq!(withdrawn(&mut net), []);
+    // Of those that nobody took yet, nobody looks for an answer.
+    ask_again(&mut net);
+    assert_eq!(withdrawn(&mut net), []);
+    assert_eq!(questions(&mut net).len(), 4);
+    apply(&mut net, gateway(Some(simple(Action::Deny, Action::Ask))));
+    assert_eq!(withdrawn(&mut net).len(), 4);
+    // Over in time.
+    arrives(&mut net, 2, &reply(460, 0));
+    one_question(&mut net);
+    net.run_for(5.0);
+    assert_eq!(withdrawn(&mut net), []);
+    for port in 461..463 {
+        arrives(&mut net, 2, &reply(port, 0));
+        let id = one_question(&mut net);
+        match port {
+            461 => ask(&mut net, false),
+            _ => apply(&mut net, config(2, vec![])),
+        }
+        assert_eq!(withdrawn(&mut net), [id]);
+        ask(&mut net, true);
+    }
+}
+
+#[test]
+fn withdrawn_questions_that_nobody_takes_do_not_pile_up() {
+    let mut net = connected(asking());
+    for port in 443..445 {
+        arrives(&mut net, 1, &request(port, 0));
+    }
+    for _ in 0..10 {
+        assert_eq!(questions(&mut net).len(), 2);
+        ask_again(&mut net);
+    }
+    assert_eq!(withdrawn(&mut net).len(), 2);
+}
