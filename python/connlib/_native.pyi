@@ -456,7 +456,8 @@ class Node:
 
     def ask_again(self, peer: PublicKey, now: float) -> None:
         """End a peer's flows that `decide` let begin, unless its policy lets them pass by itself now; forget refusals;
-        put open questions once more, by another `id`. Raises `KeyError` for an unknown peer."""
+        put open questions once more, by another `id`. What answers such a flow then is judged as that flow, and does
+        not begin it. Raises `KeyError` for an unknown peer."""
 
     def capture(
         self, capacity: int, *, outer: bool = True, inner: bool = False, snaplen: int | None = None

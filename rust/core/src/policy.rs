@@ -5,7 +5,8 @@
 //! behind this node: the first rule that matches decides, and else the policy's default. Rules look at the first packet of
 //! a flow only. Once it may pass, the flow is known (`flows.rs`), and its packets pass in both directions until nothing was
 //! seen of it for its time to live. So replies need no rule, and the peer gets nothing that it did not ask for: what
-//! *starts* on our side, towards the peer, is decided by the policy's `outbound` action alone.
+//! *starts* on our side, towards the peer, is decided by the policy's `outbound` action alone. A flow that was revoked is not
+//! started again by what answers it, from whichever side that comes.
 //!
 //! - `packet.rs` reads an IP packet as far as this needs, and refuses what could be read in two ways.
 //! - `compiled.rs` finds the first of many rules in a few steps.

@@ -22,10 +22,10 @@ use super::table::{Entry, KEPT, Life, Place, Table};
 use super::{Flow, Policy, Reason, Verdict};
 use crate::Instant;
 
-/// Flows of one peer that are known at once.
+/// Flows of one peer that are known at once, and of those that were revoked.
 pub const MAX_FLOWS_PER_PEER: usize = 8192;
 
-/// Flows of all peers of a node that are known at once.
+/// Flows of all peers of a node that are known at once, and of those that were revoked.
 pub const MAX_FLOWS: usize = 262_144;
 
 /// Flows that are over, of which so many are taken out when a new one begins.

@@ -199,3 +199,42 @@ fn of_each_peer_as_many_are_remembered_as_it_can_have_and_then_the_oldest_is_for
     assert_eq!(gate.flows.evicted(0), evicted, "no flow gave way");
     assert!(gate.gets(&numbered(1).1).is_allowed());
 }
+
+#[test]
+fn of_all_peers_as_many_are_remembered_as_a_node_can_have_and_then_the_oldest_is_forgotten() {
+    let mut flows = Flows::default();
+    let open = policy(&[], Action::Allow, Action::Allow);
+    let closed = policy(&[], Action::Deny, Action::Allow);
+    let mut revoke = |slot: usize, count: u32| {
+        let mut filter = Filter::new(open.clone());
+        for number in 0..count {
+            let (there, _) = numbered(number);
+            filter.check(&there, Direction::FromPeer, slot, &mut flows, START);
+        }
+        filter.change(closed.clone(), slot, &mut flows, START);
+        filter
+    };
+    let mut first = revoke(0, 2);
+    let mut full: Vec<_> = (1..=32)
+        .map(|slot| revoke(slot, 8192 - 2 * u32::from(slot == 1)))
+        .collect();
+    let passes = |filter: &mut Filter, slot: usize, number: u32, flows: &mut Flows| {
+        let (_, back) = numbered(number);
+        let verdict = filter.check(&back, Direction::ToPeer, slot, flows, START);
+        verdict.is_allowed()
+    };
+    let mut last = {
+        let mut filter = Filter::new(open.clone());
+        let (there, _) = numbered(0);
+        filter.check(&there, Direction::FromPeer, 33, &mut flows, START);
+        filter
+    };
+    assert!(!passes(&mut first, 0, 1, &mut flows));
+    last.change(closed, 33, &mut flows, START);
+    assert!(!passes(&mut last, 33, 0, &mut flows));
+    for (index, filter) in full.iter_mut().enumerate() {
+        assert!(!passes(filter, index + 1, 0, &mut flows));
+    }
+    assert!(!passes(&mut first, 0, 1, &mut flows));
+    assert!(passes(&mut first, 0, 0, &mut flows));
+}
