@@ -207,6 +207,36 @@ def test_a_policy_that_changes_ends_the_flows_that_it_forbids_at_once() -> None:
     assert pair.passes(name)
 
 
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("began_by", ["the peer", "this side"])
+def test_a_flow_that_was_revoked_is_not_taken_up_again_by_the_other_side_that_may_begin_any(
+    protocol: str, began_by: str
+) -> None:
+    if protocol == "tcp":
+        one, other = there(tcp(5000, 443, ACK), 6), back(tcp(443, 5000, ACK), 6)
+        begins = there(tcp(5000, 443, SYN), 6), back(tcp(443, 5000, SYN), 6)
+    else:
+        begins = one, other = there(udp(5000, 443)), back(udp(443, 5000))
+    pair = Gated(Policy(default=Action.ALLOW))
+    if began_by == "the peer":
+        assert pair.passes(begins[0])
+        after = Policy(default=Action.DENY, outbound=Action.ALLOW)
+    else:
+        assert pair.returns(begins[1])
+        after = Policy(default=Action.ALLOW, outbound=Action.DENY)
+    assert pair.passes(one) and pair.returns(other)
+    pair.gateway.apply(pair.config(after), pair.now)
+    for _ in range(2):
+        assert not pair.returns(other)
+        assert not pair.passes(one)
+    assert pair.stats.flows == 0
+    assert pair.denied == 4
+    if protocol == "tcp":
+        # A real new connection of the side that may have one.
+        assert pair.returns(begins[1]) if began_by == "the peer" else pair.passes(begins[0])
+        assert pair.passes(one) and pair.returns(other)
+
+
 def test_policies_that_are_equal_are_no_change_whatever_the_objects() -> None:
     pair = Gated(WEB)
     assert not pair.gateway.apply(pair.config(copy.deepcopy(WEB)), pair.now)

@@ -445,13 +445,19 @@ class Node:
     def take_questions(self) -> list[FlowQuestion]:
         """The questions since the last call that are open, oldest first; at most 64 of a peer and 1,024 in all."""
 
+    def take_withdrawn(self) -> list[int]:
+        """Of the questions that `take_questions` has handed out, those (by `id`) that were withdrawn since its last
+        call, because another policy or a packet that needs no answer has decided, or the peer is gone or asked about
+        again. Those that were over in time are not among them."""
+
     def decide(self, question: int, allow: bool, now: float) -> bool:
         """Answer a question by its `id`: what is held of the flow goes on, in order, or is refused. False, and nothing
         happens, if it is not open: the time is over, another policy has decided, or the peer is gone."""
 
     def ask_again(self, peer: PublicKey, now: float) -> None:
         """End a peer's flows that `decide` let begin, unless its policy lets them pass by itself now; forget refusals;
-        put open questions once more, by another `id`. Raises `KeyError` for an unknown peer."""
+        put open questions once more, by another `id`. What answers such a flow then is judged as that flow, and does
+        not begin it. Raises `KeyError` for an unknown peer."""
 
     def capture(
         self, capacity: int, *, outer: bool = True, inner: bool = False, snaplen: int | None = None

@@ -8,8 +8,9 @@
 
 A policy asks it (`Action.ASK`), and the node holds the flow's packets meanwhile. Each question is a task of its own, so
 that a slow answer keeps nobody waiting but its own flow; a hook that is no coroutine function runs in the event loop,
-and must return at once. What the hook gets wrong costs the flow, which is refused, and never the interface. A call that
-cannot be cancelled, such as one in a thread, is waited for when the interface ends, and decides nothing any more.
+and must return at once. What the hook gets wrong costs the flow, which is refused, and never the interface. A call
+about a question that needs no answer any more is cancelled. One that cannot be, such as one in a thread, is under way
+until it ends, is waited for when the interface ends, and decides nothing any more.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from ._flows import FlowQuestion
@@ -46,8 +48,28 @@ MOST_CALLS = 1024
 """Calls of the hook that are under way at once: as many as flows can be pending. A hook that does not end when it is
 cancelled would bring more; nobody is asked then."""
 
+_TURNS = 10
+"""Turns of the event loop in which a call that is cancelled may end, before it counts as under way again. On asyncio, a
+cancellation takes one or two for each task that waits for another."""
+
 _PAUSE = 60.0
 """Seconds between two lines of the log about a hook that fails, gives no answer or cannot be asked."""
+
+
+@dataclass(eq=False)
+class _Call:
+    """A call of the hook, which is made or about to be."""
+
+    question: FlowQuestion
+    due: float
+    """Until when it is to be answered."""
+    scope: anyio.CancelScope | None = None
+    """Around the hook, once it is called."""
+    withdrawn: bool = False
+    """The question needs no answer any more."""
+    counts: bool = True
+    """It is one of those that are under way."""
+    ended: bool = False
 
 
 class Hook:
@@ -59,8 +81,8 @@ class Hook:
         self._decide = decide
         self._names: dict[object, str | None] = {}
         self._calls = 0
-        self._due: dict[int, float] = {}
-        """Until when the questions under way are to be answered, the first one first, of those that are not overdue."""
+        self._open: dict[int, _Call] = {}
+        """The calls about open questions, by the question, the one that is due first first."""
         self._unlogged = 0
         self._log_again = -math.inf
         self.counts: Counter[str] = Counter(asked=0, failed=0, late=0, skipped=0)
@@ -84,47 +106,83 @@ class Hook:
 
     def notice(self) -> None:
         """Ask what the node has to ask, and say which calls are overdue."""
-        if self._due:
+        if self._open:
+            self._withdraw(self._node.take_withdrawn())
             self._notice_overdue(self._now())
         for question in self._node.take_questions():
             if self._calls < MOST_CALLS:
                 self._calls += 1
-                self.counts["asked"] += 1
-                self._due[question.id] = self._now() + ANSWER_TIME
-                self._tasks.start_soon(self._answer, replace(question, name=self._names.get(question.peer)))
+                named = replace(question, name=self._names.get(question.peer))
+                call = self._open[question.id] = _Call(named, self._now() + ANSWER_TIME)
+                self._tasks.start_soon(self._answer, call)
             else:
                 self.counts["skipped"] += 1
                 self._complain(f"is not asked, because {self._calls:,} calls of it are under way")
 
+    def _withdraw(self, questions: Iterable[int]) -> None:
+        """End the calls about questions that need no answer any more."""
+        cancelled = []
+        for question in questions:
+            if (call := self._open.pop(question, None)) is None:
+                continue
+            call.withdrawn = True
+            self._uncount(call)
+            if call.scope is not None:
+                call.scope.cancel()
+                cancelled.append(call)
+        if cancelled:
+            self._tasks.start_soon(self._count_again, cancelled)
+
+    async def _count_again(self, cancelled: list[_Call]) -> None:
+        """Count those that go on although they are cancelled: they are under way."""
+        for _ in range(_TURNS):
+            await anyio.lowlevel.checkpoint()
+        for call in cancelled:
+            if not call.ended:
+                call.counts = True
+                self._calls += 1
+
+    def _uncount(self, call: _Call) -> None:
+        if call.counts:
+            call.counts = False
+            self._calls -= 1
+
     def _notice_overdue(self, now: float) -> None:
         # Here, and not where a call is cancelled: one that cannot be would be silent.
-        while self._due:
-            question, due = next(iter(self._due.items()))
-            if now < due:
+        while self._open:
+            question, call = next(iter(self._open.items()))
+            if now < call.due:
                 break
-            del self._due[question]
+            del self._open[question]
             self._complain(f"gave no answer within {ANSWER_TIME:g} s")
 
-    async def _answer(self, question: FlowQuestion) -> None:
+    async def _answer(self, call: _Call) -> None:
+        question = call.question.id
         try:
-            with anyio.move_on_after(ANSWER_TIME):
-                allow = await self._ask(question)
+            if call.withdrawn:
+                return
+            self.counts["asked"] += 1
+            with anyio.move_on_after(ANSWER_TIME) as call.scope:
+                allow = await self._ask(call)
                 # A call that cannot be cancelled, in a thread say, may end after the interface: nothing begins then.
                 ends = self._tasks.cancel_scope.cancel_called
-                if not ends and self._node.decide(question.id, allow, self._now()):
+                if not ends and self._node.decide(question, allow, self._now()):
                     self._settle()
                     return
-            # The node has refused the flow by itself, or another policy has decided, or the interface ends.
+            if call.withdrawn:
+                return
+            # The node has refused the flow by itself, or the interface ends.
             self.counts["late"] += 1
             if not self._tasks.cancel_scope.cancel_called:
                 self._notice_overdue(self._now())
         finally:
-            self._calls -= 1
-            self._due.pop(question.id, None)
+            call.ended = True
+            self._uncount(call)
+            self._open.pop(question, None)
 
-    async def _ask(self, question: FlowQuestion) -> bool:
+    async def _ask(self, call: _Call) -> bool:
         try:
-            answer = self._decide(question)
+            answer = self._decide(call.question)
             if inspect.isawaitable(answer):
                 answer = await answer
         except (Exception, anyio.get_cancelled_exc_class()) as error:
@@ -132,16 +190,18 @@ class Hook:
                 raise
             # On asyncio, somebody else's cancellation can come out of what is awaited; passed on, it would be taken for
             # that of the whole interface.
-            self._failed(f"raised {type(error).__name__}{_place(error)}")
+            self._failed(call, f"raised {type(error).__name__}{_place(error)}")
             return False
         if not isinstance(answer, bool):
             # What is meant by it is unknown: None would be a forgotten return.
-            self._failed(f"returned {type(answer).__name__}, which is not a bool")
+            self._failed(call, f"returned {type(answer).__name__}, which is not a bool")
             return False
         return answer
 
-    def _failed(self, how: str) -> None:
+    def _failed(self, call: _Call, how: str) -> None:
         # Without the exception's own words, which may say anything.
+        if call.withdrawn:
+            return
         self.counts["failed"] += 1
         self._complain(how)
 

@@ -287,7 +287,7 @@ class Interface:
         """Have the hook (`decide`) asked anew about a peer, because what it looks at has changed.
 
         The flows that it let begin end, unless the peer's policy lets them pass by itself now, and what it refused is
-        forgotten: the next packet of each is a question. Open questions are put once more; former answers are late.
+        forgotten: the next packet of each is a question. Open questions are put once more; former calls are cancelled.
         Raises `KeyError` for an unknown peer, and `ClosedError` after the interface was closed.
         """
         self._check_open()

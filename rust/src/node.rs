@@ -323,6 +323,10 @@ impl Node {
         flow_output::questions_to_python(&questions, py)
     }
 
+    fn take_withdrawn(&self, py: Python<'_>) -> PyResult<Vec<u64>> {
+        self.engine.call(py, |node| node.take_withdrawn())
+    }
+
     fn decide(
         &self,
         py: Python<'_>,

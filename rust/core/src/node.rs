@@ -70,7 +70,8 @@ pub const MOST_WAITING: usize = 8192;
 ///   [`restore_timestamps`](Node::restore_timestamps), [`forget_timestamp`](Node::forget_timestamp).
 /// - *drain*: [`output`](Node::output), then [`drain_datagrams`](Node::drain_datagrams) and
 ///   [`drain_packets`](Node::drain_packets) for as many as were delivered, [`take_events`](Node::take_events), or
-///   [`clear_output`](Node::clear_output) for everything; [`take_questions`](Node::take_questions).
+///   [`clear_output`](Node::clear_output) for everything; [`take_questions`](Node::take_questions) and
+///   [`take_withdrawn`](Node::take_withdrawn).
 ///
 /// The order: call one `handle_*` or command, or a batch of them; drain; ask `next_timeout`; wait for a packet, a datagram
 /// or that instant; begin again. Calls append to the output, so that it is the caller's draining after each batch that

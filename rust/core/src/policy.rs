@@ -5,12 +5,13 @@
 //! behind this node: the first rule that matches decides, and else the policy's default. Rules look at the first packet of
 //! a flow only. Once it may pass, the flow is known (`flows.rs`), and its packets pass in both directions until nothing was
 //! seen of it for its time to live. So replies need no rule, and the peer gets nothing that it did not ask for: what
-//! *starts* on our side, towards the peer, is decided by the policy's `outbound` action alone.
+//! *starts* on our side, towards the peer, is decided by the policy's `outbound` action alone. A flow that was revoked is not
+//! started again by what answers it, from whichever side that comes.
 //!
 //! - `packet.rs` reads an IP packet as far as this needs, and refuses what could be read in two ways.
 //! - `compiled.rs` finds the first of many rules in a few steps.
-//! - `flows.rs` holds the flows of all peers, within bounds, by what `key.rs` takes from a packet, and `fragments.rs` what
-//!   fragments have in common.
+//! - `flows.rs` holds the flows of all peers, and those that were revoked, within bounds, each in a `table.rs`, by what `key.rs`
+//!   takes from a packet, and `fragments.rs` what fragments have in common.
 //! - `pending.rs` holds the first packets of flows that somebody else decides about ([`Action::Ask`]), until there is an answer,
 //!   and `refused.rs` has the answers that were no, for a while.
 //! - `filter.rs` puts them together for one peer and gives a [`Verdict`]. A dry run ([`Policy::decide`]) and the first packet
@@ -31,6 +32,7 @@ mod pending;
 mod refusal;
 mod refusals;
 mod refused;
+mod table;
 #[cfg(test)]
 mod tests;
 

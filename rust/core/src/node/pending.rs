@@ -69,6 +69,13 @@ impl Node {
         questions.collect()
     }
 
+    /// The questions that [`take_questions`](Node::take_questions) has handed out and that have been withdrawn since its last
+    /// call: another policy has decided, or a packet that needs no answer, the peer is gone or is asked about again, or nobody
+    /// is asked any more. Whoever looks for an answer can stop. Those that were over in time are not among them.
+    pub fn take_withdrawn(&mut self) -> Vec<u64> {
+        self.flows.pending.take_withdrawn()
+    }
+
     /// Answers a question: its flow may begin, and what was held of it goes on, in order; or it is refused.
     ///
     /// False, and nothing happens, if the question is not open: it was over, another policy has decided, the peer is gone, or

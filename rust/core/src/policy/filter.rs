@@ -8,7 +8,7 @@ use super::header::{Direction, Header};
 use super::key::Key;
 use super::log::FlowChange;
 use super::packet::{Content, Packet, parse, parse_quoted};
-use super::pending::Asked;
+use super::pending::{Asked, Held};
 use super::refusals::{Refusal, Refusals};
 use super::{Action, Policy, Reason, Verdict};
 use crate::Instant;
@@ -104,7 +104,8 @@ impl Filter {
             None => {}
         }
         if verdict.action == Action::Deny {
-            let header = Header::of(&packet, direction);
+            let judged = judged_as(&packet, direction, slot, flows, now);
+            let header = header_of(&packet, direction, judged, slot);
             self.refuse(header, verdict, 1, slot, flows, now);
         }
         verdict
@@ -139,7 +140,7 @@ impl Filter {
             direction: first.direction,
             now,
         };
-        flows.begin(asked.key, seen, verdict);
+        flows.begin(asked.key, asked.header.direction, seen, verdict);
         verdict
     }
 
@@ -228,11 +229,23 @@ impl Filter {
         {
             return Verdict::allow(Reason::Flow);
         }
-        let verdict = self.policy.decide_first(packet, direction);
+        let judged = judged_as(packet, direction, slot, flows, now);
+        let verdict = match key {
+            Some(key) if judged != direction => {
+                let verdict = self.policy.decide_from(judged, &key.flow());
+                verdict.asks_only_if(packet.starts())
+            }
+            _ => self.policy.decide_first(packet, direction),
+        };
         let waiting = key.as_ref().and_then(|key| flows.pending.verdict(key));
+        let hold = || Held {
+            direction,
+            judged,
+            packet: bytes.into(),
+        };
         match (verdict.action, key, waiting) {
             (Action::Allow, Some(key), waiting) if packet.starts() => {
-                flows.begin(key, seen, verdict);
+                flows.begin(key, judged, seen, verdict);
                 // Now both directions may pass, and what waits, too.
                 if waiting.is_some() {
                     flows.pending.free(&key);
@@ -240,14 +253,14 @@ impl Filter {
                 verdict
             }
             (Action::Deny | Action::Ask, Some(key), Some(waiting)) => {
-                match flows.pending.join(&key, direction, bytes) {
+                match flows.pending.join(&key, hold()) {
                     true => waiting,
                     false => waiting.crowded(),
                 }
             }
             (Action::Ask, Some(key), None) if flows.pending.is_on() => {
-                let header = Header::of(packet, direction);
-                self.ask(key, header, verdict, bytes, flows, now)
+                let header = header_of(packet, direction, judged, slot);
+                self.ask(key, header, verdict, hold(), flows, now)
             }
             (Action::Ask, ..) => verdict.unhooked(),
             _ => verdict,
@@ -260,17 +273,43 @@ impl Filter {
         key: Key,
         header: Header,
         verdict: Verdict,
-        bytes: &[u8],
+        held: Held,
         flows: &mut Flows,
         now: Instant,
     ) -> Verdict {
         if flows.pending.refused.holds(&key, header.direction, now) {
             return verdict.decided(false);
         }
-        if !flows.pending.ask(key, header, verdict, bytes, now) {
+        if !flows.pending.ask(key, header, verdict, held, now) {
             return verdict.crowded();
         }
         verdict
+    }
+}
+
+/// Which way the flow began that a packet of no known flow is judged as. It is the packet's own way, unless it answers one that
+/// was revoked: else it would begin that one again in the middle, as one of the side that may. A connection that really begins
+/// is a new one.
+fn judged_as(
+    packet: &Packet<'_>,
+    direction: Direction,
+    slot: usize,
+    flows: &mut Flows,
+    now: Instant,
+) -> Direction {
+    let key = Key::of(packet, slot, direction);
+    let began = key.and_then(|key| flows.touch_revoked(&key, now));
+    match began {
+        Some(began) if !packet.opens() => began,
+        _ => direction,
+    }
+}
+
+/// Who talks to whom, as the flow that a packet is judged as.
+fn header_of(packet: &Packet<'_>, direction: Direction, judged: Direction, slot: usize) -> Header {
+    match Key::of(packet, slot, direction) {
+        Some(key) if judged != direction => key.header(judged == Direction::FromPeer),
+        _ => Header::of(packet, direction),
     }
 }
 

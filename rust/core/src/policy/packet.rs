@@ -162,6 +162,11 @@ impl Packet<'_> {
         }
     }
 
+    /// Whether a TCP connection begins with it.
+    pub fn opens(&self) -> bool {
+        self.flags() & (SYN | ACK | RST) == SYN
+    }
+
     /// Whether it is a message that no ICMP error may answer (RFC 1122, section 3.2.2; RFC 4443, section 2.4).
     pub fn is_error_or_redirect(&self) -> bool {
         match (self.content, self.destination) {

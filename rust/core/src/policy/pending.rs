@@ -52,6 +52,8 @@ pub struct Question {
 #[derive(Debug)]
 pub(crate) struct Held {
     pub direction: Direction,
+    /// Which way the flow began that it is judged as: the other one, if it answers one that was revoked.
+    pub judged: Direction,
     pub packet: Box<[u8]>,
 }
 
@@ -80,7 +82,7 @@ impl Asked {
     pub fn take_others(&mut self) -> Vec<Held> {
         let direction = self.header.direction;
         let all = std::mem::take(&mut self.held).into_iter();
-        let (own, others) = all.partition(|held| held.direction == direction);
+        let (own, others) = all.partition(|held| held.judged == direction);
         self.held = own;
         others
     }
@@ -90,7 +92,7 @@ impl Asked {
         let (direction, flow) = (self.header.direction, self.key.flow());
         self.verdict = policy.decide_from(direction, &flow);
         // What may pass by itself does not wait.
-        let is_other = |held: &Held| held.direction != direction;
+        let is_other = |held: &Held| held.judged != direction;
         let may_begin = || policy.decide_from(direction.opposite(), &flow).is_allowed();
         let stays =
             self.verdict.action == Action::Ask && !(self.held.iter().any(is_other) && may_begin());
@@ -117,6 +119,8 @@ pub(crate) struct Pending {
     /// By slot, of those that have any.
     shares: BTreeMap<usize, Share>,
     bytes: usize,
+    /// Questions that were handed out and need no answer any more: as many as may be open, at most.
+    withdrawn: Vec<u64>,
     /// One that began without an answer, and whose packets are to go on.
     freed: Option<Box<Asked>>,
     pub refused: Refused,
@@ -138,19 +142,16 @@ impl Pending {
         key: Key,
         header: Header,
         verdict: Verdict,
-        packet: &[u8],
+        held: Held,
         now: Instant,
     ) -> bool {
+        let size = held.packet.len();
         let share = self.shares.get(&key.slot).copied().unwrap_or_default();
         let is_full = self.by_id.len() >= MAX_PENDING || share.flows >= MAX_PENDING_PER_PEER;
-        if is_full || !self.has_room(share, packet) {
+        if is_full || !self.has_room(share, size) {
             return false;
         }
         self.ids += 1;
-        let held = Held {
-            direction: header.direction,
-            packet: packet.into(),
-        };
         let asked = Asked {
             key,
             header,
@@ -162,32 +163,29 @@ impl Pending {
         self.by_key.insert(key, self.ids);
         let share = self.shares.entry(key.slot).or_default();
         share.flows += 1;
-        share.bytes += packet.len();
-        self.bytes += packet.len();
+        share.bytes += size;
+        self.bytes += size;
         true
     }
 
     /// Holds another packet of a pending flow. False, and nothing, for want of room.
-    pub(super) fn join(&mut self, key: &Key, direction: Direction, packet: &[u8]) -> bool {
+    pub(super) fn join(&mut self, key: &Key, held: Held) -> bool {
+        let size = held.packet.len();
         let share = self.shares.get(&key.slot).copied().unwrap_or_default();
-        let has_room = self.has_room(share, packet);
+        let has_room = self.has_room(share, size);
         let id = self.by_key.get(key).copied();
         let asked = id.and_then(|id| self.by_id.get_mut(&id));
         let Some(asked) = asked.filter(|asked| has_room && asked.held.len() < MAX_HELD) else {
             return false;
         };
-        asked.held.push(Held {
-            direction,
-            packet: packet.into(),
-        });
-        self.shares.entry(key.slot).or_default().bytes += packet.len();
-        self.bytes += packet.len();
+        asked.held.push(held);
+        self.shares.entry(key.slot).or_default().bytes += size;
+        self.bytes += size;
         true
     }
 
-    fn has_room(&self, share: Share, packet: &[u8]) -> bool {
-        self.bytes + packet.len() <= MAX_HELD_BYTES
-            && share.bytes + packet.len() <= MAX_HELD_BYTES_PER_PEER
+    fn has_room(&self, share: Share, size: usize) -> bool {
+        self.bytes + size <= MAX_HELD_BYTES && share.bytes + size <= MAX_HELD_BYTES_PER_PEER
     }
 
     /// What asks about a pending flow.
@@ -201,7 +199,7 @@ impl Pending {
     #[cold]
     pub(super) fn free(&mut self, key: &Key) {
         let id = self.by_key.get(key).copied();
-        self.freed = id.and_then(|id| self.take(id)).map(Box::new);
+        self.freed = id.and_then(|id| self.withdraw(id)).map(Box::new);
     }
 
     /// The flow that the packet freed that was looked at last.
@@ -212,6 +210,7 @@ impl Pending {
 
     /// The questions that are still open and were not handed out yet, oldest first.
     pub fn take_questions(&mut self) -> impl Iterator<Item = (u64, &Asked)> {
+        self.withdrawn.clear();
         let told = std::mem::replace(&mut self.told, self.ids);
         self.by_id
             .range(told.saturating_add(1)..)
@@ -234,6 +233,20 @@ impl Pending {
         Some(asked)
     }
 
+    /// The same of a question that needs no answer any more.
+    fn withdraw(&mut self, id: u64) -> Option<Asked> {
+        let asked = self.take(id)?;
+        if id <= self.told {
+            self.withdrawn.push(id);
+        }
+        Some(asked)
+    }
+
+    /// Questions that were handed out by the last call of `take_questions` or before, and that have been withdrawn since.
+    pub fn take_withdrawn(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.withdrawn)
+    }
+
     /// When the next question is over, and whose it is.
     pub fn next(&self) -> Option<(Instant, usize)> {
         let (_, asked) = self.by_id.first_key_value()?;
@@ -250,7 +263,7 @@ impl Pending {
     /// Takes out the first question, whenever it is over.
     pub fn take_first(&mut self) -> Option<Asked> {
         let id = *self.by_id.first_key_value()?.0;
-        self.take(id)
+        self.withdraw(id)
     }
 
     /// Judges the pending flows of a peer anew: takes out those that need no answer any more, each with what becomes of it,
@@ -266,7 +279,7 @@ impl Pending {
         ids.sort_unstable();
         let settled = ids.into_iter().filter_map(|id| {
             let verdict = judge(self.by_id.get_mut(&id)?)?;
-            Some((self.take(id)?, verdict))
+            Some((self.withdraw(id)?, verdict))
         });
         settled.collect()
     }

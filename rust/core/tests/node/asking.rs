@@ -26,6 +26,18 @@ pub fn reply(port: u16, number: u16) -> Vec<u8> {
     between(2, 1, &udp(port, 5000, number))
 }
 
+/// Between port 5000 of host 1 and port 443 of host 2.
+pub fn tcp(from: u8, to: u8, flags: u8) -> Vec<u8> {
+    let ports = match from {
+        1 => [0x13, 0x88, 1, 187],
+        _ => [1, 187, 0x13, 0x88],
+    };
+    let header = [0, 0, 0, 1, 0, 0, 0, 2, 0x50, flags, 0, 0, 0, 0, 0, 0];
+    let mut packet = between(from, to, &[&ports[..], &header].concat());
+    packet[9] = 6;
+    packet
+}
+
 /// Asks about UDP to port 443 and above, and denies the rest.
 pub fn asking() -> Arc<Policy> {
     let rule = Rule {

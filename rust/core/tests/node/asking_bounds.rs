@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use connlib_core::policy::Action;
-use connlib_core::{DropReason, Node, PeerConfig};
+use connlib_core::policy::{Action, Direction, EndReason, FlowChange};
+use connlib_core::{DropReason, Instant, Node, PeerConfig};
 use proptest::prelude::*;
 
 use crate::asking::*;
@@ -207,6 +207,7 @@ enum Step {
     Decide(usize, bool),
     Wait(u64),
     Ask(bool),
+    AskAgain,
     /// What the policy says about what comes from the peer, and what goes to it; or there is none.
     Change(Option<(Action, Action)>),
 }
@@ -219,8 +220,61 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (0..8usize, any::<bool>()).prop_map(|(nth, allow)| Step::Decide(nth, allow)),
         3 => prop::sample::select(vec![1, 1000, 4000, 5000, 10_000]).prop_map(Step::Wait),
         1 => prop::bool::weighted(0.9).prop_map(Step::Ask),
+        2 => Just(Step::AskAgain),
         2 => actions.prop_map(Step::Change),
     ]
+}
+
+type Actions = Option<(Action, Action)>;
+
+/// What the policy says about flows that the peer begins, or this side.
+fn own(actions: Actions, by_peer: bool) -> Action {
+    actions.map_or(Action::Allow, |(default, outbound)| match by_peer {
+        true => default,
+        false => outbound,
+    })
+}
+
+/// The flows that were revoked, by the flow log: who began each, and when a packet of it was seen last.
+#[derive(Default)]
+struct Revoked(BTreeMap<u16, (bool, Instant)>);
+
+impl Revoked {
+    fn read(&mut self, net: &mut Net, actions: Actions) {
+        let now = net.now;
+        let (records, missed) = net.call(2, |node| node.take_flows(now));
+        assert_eq!(missed, 0);
+        for record in records {
+            let by_peer = record.header.direction == Direction::FromPeer;
+            let ports = record.header.ports.unwrap();
+            let port = match by_peer {
+                true => ports.destination,
+                false => ports.source,
+            };
+            match record.change {
+                FlowChange::Began { .. } => self.0.remove(&(port - 443)),
+                FlowChange::Ended(end) if end.why == EndReason::Revoked => {
+                    self.0.insert(port - 443, (by_peer, now))
+                }
+                _ => None,
+            };
+        }
+        self.0
+            .retain(|_, (by_peer, _)| own(actions, *by_peer) != Action::Allow);
+    }
+
+    /// Whether a packet of the other side than the one that began it may not pass, whatever its side may begin.
+    fn holds(&mut self, flow: u16, by_peer: bool, now: Instant) -> bool {
+        let Some((began, seen)) = self.0.get_mut(&flow) else {
+            return false;
+        };
+        let (holds, is_other) = (now < *seen + Duration::from_secs(120), *began != by_peer);
+        *seen = now;
+        if !holds {
+            self.0.remove(&flow);
+        }
+        holds && is_other
+    }
 }
 
 proptest! {
@@ -236,6 +290,8 @@ proptest! {
         let mut sent: BTreeMap<(bool, u16), u16> = BTreeMap::new();
         let mut open = Vec::new();
         let mut questions_of: BTreeMap<u64, usize> = BTreeMap::new();
+        let mut revoked = Revoked::default();
+        net.call(2, |node| node.log_flows(1000));
         for step in steps {
             match step {
                 Step::Send(by_peer, flow) => {
@@ -246,15 +302,15 @@ proptest! {
                     };
                     *number += 1;
                     let (from, to) = if by_peer { (1, 2) } else { (2, 1) };
+                    let is_revoked = revoked.holds(flow, by_peer, net.now);
                     net.send(from, &packet);
                     net.run_for(0.05);
-                    let own = actions.map_or(Action::Allow, |(default, outbound)| match by_peer {
-                        true => default,
-                        false => outbound,
-                    });
-                    if own == Action::Allow {
+                    let passed = net.host(to).received.contains(&packet);
+                    if is_revoked {
+                        prop_assert!(!passed);
+                    } else if own(actions, by_peer) == Action::Allow {
                         // Nothing else is asked, and it waits for nobody.
-                        prop_assert!(net.host(to).received.contains(&packet));
+                        prop_assert!(passed);
                     }
                 }
                 Step::Decide(nth, allow) => {
@@ -264,12 +320,18 @@ proptest! {
                 }
                 Step::Wait(millis) => net.run_for(millis as f64 / 1000.0),
                 Step::Ask(on) => ask(&mut net, on),
+                Step::AskAgain => {
+                    let now = net.now;
+                    net.call(2, |node| node.ask_again(&public_key(1), now)).unwrap();
+                    net.run_for(0.05);
+                }
                 Step::Change(to) => {
                     actions = to;
                     apply(&mut net, gateway(to.map(|(default, outbound)| simple(default, outbound))));
                     net.run_for(0.05);
                 }
             }
+            revoked.read(&mut net, actions);
             for question in questions(&mut net) {
                 *questions_of.entry(question.id).or_default() += 1;
                 open.push(question.id);

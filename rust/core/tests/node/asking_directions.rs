@@ -5,21 +5,9 @@ use connlib_core::policy::{Action, Direction};
 use connlib_core::{DropReason, NodeConfig};
 
 use crate::asking::*;
-use crate::net::*;
 
 fn host2(default: Action, outbound: Action) -> NodeConfig {
     gateway(Some(simple(default, outbound)))
-}
-
-fn tcp(from: u8, to: u8, flags: u8) -> Vec<u8> {
-    let ports = match from {
-        1 => [0x13, 0x88, 1, 187],
-        _ => [1, 187, 0x13, 0x88],
-    };
-    let header = [0, 0, 0, 1, 0, 0, 0, 2, 0x50, flags, 0, 0, 0, 0, 0, 0];
-    let mut packet = between(from, to, &[&ports[..], &header].concat());
-    packet[9] = 6;
-    packet
 }
 
 #[test]

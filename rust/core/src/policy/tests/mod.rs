@@ -5,6 +5,7 @@ mod log;
 mod model;
 mod packets;
 mod refusals;
+mod revoked;
 mod verdicts;
 
 use std::net::IpAddr;

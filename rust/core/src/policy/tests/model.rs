@@ -116,11 +116,22 @@ struct Known {
     closed: bool,
 }
 
+impl Known {
+    fn time(&self) -> u64 {
+        match (self.kind, self.closed) {
+            (Kind::Tcp(_), false) => 7440,
+            (Kind::Tcp(_), true) => 240,
+            _ => 120,
+        }
+    }
+}
+
 #[derive(Default)]
 struct Model {
     which: usize,
     now: u64,
     known: Vec<Known>,
+    revoked: Vec<Known>,
 }
 
 impl Model {
@@ -141,6 +152,7 @@ impl Model {
         kind: Kind,
     ) -> bool {
         self.known.retain(|known| known.until > self.now);
+        self.revoked.retain(|flow| flow.until > self.now);
         let name = match kind {
             Kind::Tcp(_) => (peer, far, peer_port, far_port, 6, false),
             Kind::Udp => (peer, far, peer_port, far_port, 17, false),
@@ -155,7 +167,15 @@ impl Model {
             .retain(|known| !(known.name == name && known.closed && reopens));
         let position = self.known.iter().position(|known| known.name == name);
         if position.is_none() {
-            if !self.may_start(by_peer, kind, far, far_port) {
+            // What answers a flow that was revoked is judged as that flow.
+            let mut began = by_peer;
+            if let Some(flow) = self.revoked.iter_mut().find(|flow| flow.name == name) {
+                flow.until = self.now + flow.time();
+                if flags & (SYN | ACK | RST) != SYN {
+                    began = flow.by_peer;
+                }
+            }
+            if !self.may_start(began, kind, far, far_port) {
                 return false;
             }
             if matches!(kind, Kind::Echo(false))
@@ -164,9 +184,10 @@ impl Model {
             {
                 return true;
             }
+            self.revoked.retain(|flow| flow.name != name);
             self.known.push(Known {
                 name,
-                by_peer,
+                by_peer: began,
                 kind,
                 until: 0,
                 finished: (false, false),
@@ -182,23 +203,28 @@ impl Model {
             }
         }
         known.closed |= flags & RST != 0 || known.finished == (true, true);
-        known.until = self.now
-            + match (kind, known.closed) {
-                (Kind::Tcp(_), false) => 7440,
-                (Kind::Tcp(_), true) => 240,
-                _ => 120,
-            };
+        known.until = self.now + known.time();
         true
     }
 
     fn change(&mut self, which: usize) {
         self.which = which;
-        let mut known = std::mem::take(&mut self.known);
-        known.retain(|known| {
-            let (_, far, _, far_port, ..) = known.name;
-            self.may_start(known.by_peer, known.kind, far, far_port)
+        let known = std::mem::take(&mut self.known);
+        let revoked = std::mem::take(&mut self.revoked);
+        let may_start = |flow: &Known| {
+            let (_, far, _, far_port, ..) = flow.name;
+            self.may_start(flow.by_peer, flow.kind, far, far_port)
+        };
+        let revoked = revoked.into_iter().filter(|flow| !may_start(flow));
+        let (known, ended): (Vec<_>, Vec<_>) = known.into_iter().partition(may_start);
+        let now = self.now;
+        let ended = ended.into_iter().filter(|flow| flow.until > now);
+        let ended = ended.map(|flow| Known {
+            until: now + flow.time(),
+            ..flow
         });
-        self.known = known;
+        let revoked = revoked.chain(ended).collect();
+        (self.known, self.revoked) = (known, revoked);
     }
 }
 

@@ -414,9 +414,10 @@ fn a_policy_that_changes_ends_the_flows_that_it_forbids_and_no_others() {
     assert_eq!(gate.sends(&ping), allowed(Reason::Flow));
     assert_eq!(gate.sends(&name), denied(Reason::Default));
     assert_eq!(gate.gets(&from_outside), denied(Reason::Outbound));
+    // What answers it is judged as that flow.
     assert_eq!(
         gate.sends(&ip(PEER, FAR, 17, &udp(2, 1))),
-        denied(Reason::Default)
+        denied(Reason::Outbound)
     );
 }
 
