@@ -16,11 +16,13 @@ class Source:
         self._rate, self._refused_of_ten = per_millisecond, refused_of_ten
         self._taken = 0
         self.turns: list[int] = []
+        self.waits = 0
 
     def _waiting(self) -> int:
         return int(trio.current_time() * 1000 + 1e-6) * self._rate - self._taken
 
     async def wait(self) -> None:
+        self.waits += 1
         while self._waiting() == 0:
             await trio.sleep(0.0001)
         await trio.lowlevel.checkpoint()
@@ -46,6 +48,7 @@ async def test_while_most_of_what_comes_is_refused_turns_are_fewer_and_larger() 
     await serve_for(1, source)
     assert sum(source.turns) >= 9_950
     assert len(source.turns) <= 520, "after each, two milliseconds' worth is left to come together"
+    assert source.waits <= 2, "and is not waited for besides"
 
 
 @pytest.mark.parametrize("refused_of_ten", [0, 5])

@@ -30,8 +30,12 @@ async def serve(
     refused: how much was moved in vain so far. While that is most of it, turns are fewer and larger.
     """
     futile = moved = in_vain = 0
+    has_paused = False
     while True:
-        await wait()
+        # After a pause there is something, or else the next turn finds out; waiting for it would cost as much again.
+        if not has_paused:
+            await wait()
+        has_paused = False
         while True:
             before = refused()
             count = turn()
@@ -47,4 +51,5 @@ async def serve(
         if moved >= _WORTH_JUDGING:
             if 2 * in_vain > moved:
                 await anyio.sleep(_FLOOD_PAUSE)
+                has_paused = True
             moved = in_vain = 0
