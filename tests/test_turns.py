@@ -44,11 +44,20 @@ async def serve_for(seconds: float, source: Source) -> None:
 
 @in_virtual_time
 async def test_while_most_of_what_comes_is_refused_turns_are_fewer_and_larger() -> None:
-    source = Source(per_millisecond=10, refused_of_ten=6)
+    source = Source(per_millisecond=30, refused_of_ten=6)
     await serve_for(1, source)
-    assert sum(source.turns) >= 9_950
+    assert sum(source.turns) >= 29_900
     assert len(source.turns) <= 520, "after each, two milliseconds' worth is left to come together"
     assert source.waits <= 2, "and is not waited for besides"
+
+
+@in_virtual_time
+async def test_a_pause_that_gathers_little_is_not_made_again_for_a_while() -> None:
+    source = Source(per_millisecond=10, refused_of_ten=10)
+    await serve_for(1, source)
+    assert sum(source.turns) >= 9_950
+    paused = sum(count > 10 for count in source.turns)
+    assert 8 <= paused <= 11, "once in a thousand"
 
 
 @pytest.mark.parametrize("refused_of_ten", [0, 5])

@@ -19,6 +19,10 @@ _WORTH_JUDGING = 8
 _FLOOD_PAUSE = 0.002
 """Where more than half of so many datagrams were in vain, what comes next is left for so many seconds and then taken
 together: a wake of the event loop costs more than refusing a hundred of them, and would come every few datagrams."""
+_WORTH_A_PAUSE = 32
+_UNTIL_THE_NEXT = 1024
+"""A pause that gathers less than this costs more than it saves: waking up from a sleep takes longer than going on. The
+next one is tried after so many more."""
 
 
 async def serve(
@@ -29,13 +33,12 @@ async def serve(
     turn: moves something, and returns how much, at most about `BUDGET`.
     refused: how much was moved in vain so far. While that is most of it, turns are fewer and larger.
     """
-    futile = moved = in_vain = 0
+    futile = moved = in_vain = unpaused = 0
     has_paused = False
     while True:
         # After a pause there is something, or else the next turn finds out; waiting for it would cost as much again.
         if not has_paused:
             await wait()
-        has_paused = False
         while True:
             before = refused()
             count = turn()
@@ -48,8 +51,13 @@ async def serve(
         futile = 0 if count else futile + 1
         if futile >= _FUTILE_WAKES:
             await anyio.sleep(_FUTILE_PAUSE)
+        if has_paused and moved < _WORTH_A_PAUSE:
+            unpaused = _UNTIL_THE_NEXT
+        has_paused = False
         if moved >= _WORTH_JUDGING:
-            if 2 * in_vain > moved:
+            if unpaused > 0:
+                unpaused -= moved
+            elif 2 * in_vain > moved:
                 await anyio.sleep(_FLOOD_PAUSE)
                 has_paused = True
             moved = in_vain = 0
