@@ -46,7 +46,6 @@ use crate::{DropReason, Prefix};
 use compiled::Compiled;
 pub(crate) use filter::Filter;
 pub(crate) use flows::Flows;
-pub use flows::{MAX_FLOWS, MAX_FLOWS_PER_PEER};
 pub use header::{Direction, Header, Ports};
 pub use log::{EndReason, FlowChange, FlowEnd, FlowRecord, Traffic};
 use packet::{Packet, parse};
@@ -58,6 +57,7 @@ pub(crate) use pending::{Asked, Held};
 pub(crate) use refusal::write as write_refusal;
 pub use refusals::Refusal;
 pub use refused::{MAX_REFUSED, MAX_REFUSED_PER_PEER, REFUSAL_TIME};
+pub use table::{MAX_FLOWS, MAX_FLOWS_PER_PEER};
 
 /// Rules that one policy may have.
 pub const MAX_RULES: usize = 1024;

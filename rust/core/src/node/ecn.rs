@@ -11,10 +11,12 @@ const ECT_0: u8 = 2;
 const CE: u8 = 3;
 
 impl Node {
-    /// Whether the last packet can tell what its datagram met on the way. It is taken back if not.
+    /// Hands on what the outer header of the last packet's datagram said of congestion on the way. False: the packet is of
+    /// a sender that does not understand that, and is taken back (RFC 6040, section 4.2).
     #[inline]
     pub(super) fn check_mark(&mut self, slot: Slot, ecn: u8) -> bool {
-        let told = self.output.mark_last_packet(ecn);
+        let packet = self.output.last_packet_mut();
+        let told = packet.is_none_or(|packet| mark(packet, ecn));
         if !told {
             self.output.take_back_last_packet();
             self.drop_from(slot, DropReason::CongestionMark);
@@ -25,7 +27,7 @@ impl Node {
 
 /// Sets the field of an IP packet to what it and the `outer` one make together. False: the packet is to be dropped.
 #[inline]
-pub(super) fn mark(packet: &mut [u8], outer: u8) -> bool {
+fn mark(packet: &mut [u8], outer: u8) -> bool {
     if outer & CE == NOT_ECT {
         return true;
     }

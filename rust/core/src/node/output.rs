@@ -5,7 +5,6 @@ use std::ops::Deref;
 
 use connlib_boringtun::noise::{Event, Output, Packets};
 
-use super::ecn;
 use super::path::Path;
 use crate::policy::Refusal;
 
@@ -128,15 +127,10 @@ impl NodeOutput {
         self.tunnels.packets.truncate(rest);
     }
 
-    /// Hands on what the outer header of the last packet's datagram said of congestion on the way. False: the packet is of
-    /// a sender that does not understand that, and is to be dropped (RFC 6040, section 4.2).
-    pub(crate) fn mark_last_packet(&mut self, outer: u8) -> bool {
+    pub(crate) fn last_packet_mut(&mut self) -> Option<&mut [u8]> {
         let Packets { bytes, lengths } = &mut self.tunnels.packets;
-        let start = lengths
-            .last()
-            .and_then(|length| bytes.len().checked_sub(*length));
-        let packet = start.and_then(|start| bytes.get_mut(start..));
-        packet.is_none_or(|packet| ecn::mark(packet, outer))
+        let start = bytes.len().checked_sub(*lengths.last()?)?;
+        bytes.get_mut(start..)
     }
 
     pub(crate) fn last_packet(&self) -> Option<&[u8]> {

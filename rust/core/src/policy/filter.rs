@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::flows::{Flows, Seen};
+use super::flows::Flows;
 use super::fragments::Fragments;
 use super::header::{Direction, Header};
 use super::key::Key;
@@ -10,6 +10,7 @@ use super::log::FlowChange;
 use super::packet::{Content, Packet, parse, parse_quoted};
 use super::pending::{Asked, Held};
 use super::refusals::{Refusal, Refusals};
+use super::table::Seen;
 use super::{Action, Policy, Reason, Verdict};
 use crate::Instant;
 use crate::bucket::Bucket;

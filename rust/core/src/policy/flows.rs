@@ -1,7 +1,7 @@
 //! The flows of all peers that may pass, and those that were and may not pass any more, within bounds.
 //!
-//! What a [`Table`] is, there is twice. In the one are the flows that are known: a peer that has [`MAX_FLOWS_PER_PEER`] loses
-//! its own oldest for a new one, and at [`MAX_FLOWS`] the oldest of all goes. Nothing is refused for want of room, and no peer
+//! What a [`Table`] is, there is twice. In the one are the flows that are known: a peer that has `MAX_FLOWS_PER_PEER` loses
+//! its own oldest for a new one, and at `MAX_FLOWS` the oldest of all goes. Nothing is refused for want of room, and no peer
 //! can push out the flows of others before it has filled its own share. What was pushed out is counted, and comes back with
 //! the peer's next packet, if a rule still lets it.
 //!
@@ -18,29 +18,12 @@ use super::key::Key;
 use super::log::{EndReason, FlowLog, FlowRecord};
 use super::packet::{ACK, RST, SYN};
 use super::pending::Pending;
-use super::table::{Entry, KEPT, Life, Place, Table};
+use super::table::{Entry, KEPT, Life, Place, Seen, Table};
 use super::{Flow, Policy, Reason, Verdict};
 use crate::Instant;
 
-/// Flows of one peer that are known at once, and of those that were revoked.
-pub const MAX_FLOWS_PER_PEER: usize = 8192;
-
-/// Flows of all peers of a node that are known at once, and of those that were revoked.
-pub const MAX_FLOWS: usize = 262_144;
-
 /// Flows that are over, of which so many are taken out when a new one begins.
 const REAPED: usize = 64;
-
-/// What a packet tells the flow that it belongs to.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Seen {
-    /// TCP's.
-    pub flags: u8,
-    /// Bytes of the IP packet.
-    pub size: usize,
-    pub direction: Direction,
-    pub now: Instant,
-}
 
 #[derive(Debug, Default)]
 pub(crate) struct Flows {

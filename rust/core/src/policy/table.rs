@@ -14,15 +14,31 @@ use std::hash::{BuildHasher, SipHasher};
 use std::time::Duration;
 
 use super::TCP;
-use super::flows::{MAX_FLOWS, MAX_FLOWS_PER_PEER, Seen};
 use super::header::Direction;
 use super::key::Key;
 use super::log::EndReason;
 use super::packet::{FIN, RST};
 use crate::Instant;
 
+/// Flows of one peer that are known at once, and of those that were revoked.
+pub const MAX_FLOWS_PER_PEER: usize = 8192;
+
+/// Flows of all peers of a node that are known at once, and of those that were revoked.
+pub const MAX_FLOWS: usize = 262_144;
+
 /// Room for this many flows is kept when none is left; what a burst took beyond goes back.
 pub(super) const KEPT: usize = 256;
+
+/// What a packet tells the flow that it belongs to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    /// TCP's.
+    pub flags: u8,
+    /// Bytes of the IP packet.
+    pub size: usize,
+    pub direction: Direction,
+    pub now: Instant,
+}
 
 /// For how long a flow may be silent. Each has a list of its own, in which flows are in the order of their ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
