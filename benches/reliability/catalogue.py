@@ -260,7 +260,9 @@ FAULTS = (
         remark="The first request comes when the hundred do. A third of those ask for everything about 1,000 peers and "
         "do not read it: those that come together share one answer, and the first request is among them, or waits "
         "for it before its own is made. Each page was asked for once before memory is measured: that of a scrape "
-        "that took long is kept for those that follow it soon.",
+        "that took long is kept for those that follow it soon. The status of 1,000 peers is 0.5 MB, which stay "
+        "for as long as somebody who has asked for it does not read it: with what goes with it, 0.7 to 1.02 MB in "
+        "several runs.",
     ),
     Fault(
         "40",
