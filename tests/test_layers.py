@@ -58,6 +58,7 @@ LAYERS = {
         "_nftables",
         "_interfacestats",
         "_nodeconfig",
+        "_pump",
         "_turns",
         "asking",
         "_rtnetlink",

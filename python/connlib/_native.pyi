@@ -46,6 +46,7 @@ __all__ = [
     "PresharedKey",
     "PrivateKey",
     "PublicKey",
+    "Pump",
     "RateLimiter",
     "TunIo",
     "Tunn",
@@ -550,11 +551,25 @@ class TunIo:
         """What the device said last: it works, is down and may come up (EIO), or was deleted for good."""
 
     def stats(self) -> dict[str, int]:
-        """Counters: packets and bytes read and written, short_writes, backlog_dropped; superpackets read, written and
+        """Counters: packets and bytes read and written, short_writes, held_back, backlog_dropped; superpackets read, written and
         refused, packets_cut and packets_merged; bad_..., what was read and made no sense; errors, by errno name."""
 
     def close(self) -> None:
         """Give the descriptor back. Later calls raise `ClosedError`; the counters and `close` still work."""
+
+@final
+class Pump:
+    """Moves packets both ways, between a `TunIo`, a `UdpIo` and a `Node`. Raises `TypeError` for a `LabNode`."""
+
+    def __new__(cls, tun: TunIo, udp: UdpIo, node: Node) -> Self: ...
+    def turn(self, now: float, budget: int) -> tuple[int, int, float | None, bool]:
+        """Send what waits, then move what there is, until that is little or about `budget` packets and datagrams are.
+
+        Returns how many that were, how many of them no peer was found for, when the node's next timeout is, and whether
+        there is anything else to see to: `Node.drain` or `take_questions` have something, `timestamps_version` changed,
+        `blocked` is or was true, or the device's state is or was not "up". While a socket is full the device is not
+        read ("held_back" in its `stats()`). Errors are counted, not raised. `ClosedError` once an end is closed.
+        """
 
 @final
 class UdpIo:

@@ -26,12 +26,16 @@ next one is tried after so many more."""
 
 
 async def serve(
-    wait: Callable[[], Awaitable[None]], turn: Callable[[], int], refused: Callable[[], int] = lambda: 0
+    wait: Callable[[], Awaitable[None]],
+    turn: Callable[[], int],
+    refused: Callable[[], int] = lambda: 0,
+    pause: Callable[[float], Awaitable[None]] = anyio.sleep,
 ) -> None:
     """Take turns for as long as there is something.
 
-    turn: moves something, and returns how much, at most about `BUDGET`.
+    turn: moves something, and returns how much; less than `BUDGET`: there is no more for now.
     refused: how much was moved in vain so far. While that is most of it, turns are fewer and larger.
+    pause: sleeps for so many seconds between these, or until something comes that is worth a turn.
     """
     futile = moved = in_vain = unpaused = 0
     has_paused = False
@@ -58,6 +62,6 @@ async def serve(
             if unpaused > 0:
                 unpaused -= moved
             elif 2 * in_vain > moved:
-                await anyio.sleep(_FLOOD_PAUSE)
+                await pause(_FLOOD_PAUSE)
                 has_paused = True
             moved = in_vain = 0

@@ -30,6 +30,7 @@ from ._groups import WithoutGroup
 from ._interfacestats import InterfaceStats
 from ._native import Node, PublicKey, Tunnels
 from ._nodeconfig import config_errors, make_ahead, node_config, with_what_the_node_does_not_see
+from ._pump import DescriptorPump, pump_for
 from ._turns import BUDGET, serve
 from ._types import (
     ConfigApplied,
@@ -183,6 +184,7 @@ class Interface:
         self._keeper: Keeper
         # Those that wait for the descriptors of `_udp`, once there are any.
         self._udp_tasks: TaskGroup | None = None
+        self._pump: DescriptorPump | None = None
         self._resolver: Resolver
         self._hook: Hook | NoHook
 
@@ -406,7 +408,7 @@ class Interface:
         self._udp = udp
         if self._udp_tasks is not None:
             self._udp_tasks.cancel_scope.cancel()
-            self._udp_tasks = None
+            self._udp_tasks = self._pump = None
         self._tasks.start_soon(self._serve_udp, udp)
 
     def _apply_to_node(
@@ -460,7 +462,6 @@ class Interface:
         tasks.start_soon(self._keep_time)
         if keeper.keeps:
             tasks.start_soon(keeper.run)
-        tasks.start_soon(self._read_tun)
         tasks.start_soon(self._serve_udp, self._udp)
         self._settle()
 
@@ -498,19 +499,38 @@ class Interface:
         await serve(self._tun.wait_readable, turn)
 
     async def _serve_udp(self, udp: UdpEnd) -> None:
-        """Receive from one end until another one takes its place."""
+        """Move packets between the device and one end until another one takes its place."""
+        pump = None
         try:
             async with anyio.create_task_group() as tasks:
                 if udp is not self._udp:
                     return  # that happened before this began
                 self._udp_tasks = tasks
-                for family in udp.families:
-                    tasks.start_soon(self._receive, udp, family)
+                pump = self._pump = pump_for(self._tun, udp, self._node)
+                if pump is not None:
+                    tasks.start_soon(self._move, pump)
+                else:
+                    tasks.start_soon(self._read_tun)
+                    for family in udp.families:
+                        tasks.start_soon(self._receive, udp, family)
                 tasks.start_soon(udp.follow_routes, self._node)
                 self._settle()
         finally:
+            if pump is not None:
+                pump.close()
             if udp is not self._udp:
                 udp.close()
+
+    async def _move(self, pump: DescriptorPump) -> None:
+        def turn() -> int:
+            count, deadline, is_notable = pump.turn(self._now())
+            self._alarm.set(deadline)
+            if is_notable:
+                self._settle()
+                self._tun.check()
+            return count
+
+        await serve(pump.wait, turn, lambda: pump.refused, pump.pause)
 
     async def _receive(self, udp: UdpEnd, family: int) -> None:
         def turn() -> int:
@@ -539,6 +559,8 @@ class Interface:
         self._hook.notice()
         deadline = self._node.next_timeout()
         self._alarm.set(None if deadline is None else deadline.at)
+        if self._pump is not None:
+            return self._pump.watch()
         for end, tasks in ((self._udp, self._udp_tasks), (self._tun, self._tasks)):
             for descriptor in end.blocked():
                 if tasks is not None and (end, descriptor) not in self._draining:

@@ -203,6 +203,11 @@ def name_of(fd: int) -> str | None:
     return str(name.rstrip(b"\0").decode())
 
 
+def device_of(end: TunEnd) -> tuple[TunIo, int] | None:
+    """What moves the packets of a real device, and its descriptor; None if it is in memory."""
+    return (end._io, end._fd) if isinstance(end, _DeviceEnd) else None
+
+
 class _DeviceEnd:
     """A device behind a descriptor."""
 

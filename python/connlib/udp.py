@@ -223,6 +223,13 @@ def _mark_error(mark: int, error: OSError) -> DeviceError:
 _BUFFER_SIZES = ("receive_buffer_ipv4", "send_buffer_ipv4", "receive_buffer_ipv6", "send_buffer_ipv6")
 
 
+def sockets_of(end: UdpEnd) -> tuple[UdpIo, dict[int, int]] | None:
+    """What moves the datagrams of real sockets, and their descriptors by address family; None for one in memory."""
+    if not isinstance(end, _SocketEnd):
+        return None
+    return end._io, {family: made.fileno() for family, made in end._sockets.items()}
+
+
 class _SocketEnd:
     """Real sockets."""
 

@@ -24,6 +24,7 @@ mod policy;
 mod preshared_key;
 mod private_key;
 mod public_key;
+mod pump;
 mod rate_limiter;
 mod results;
 mod time;
@@ -56,6 +57,8 @@ mod _native {
     use crate::private_key::PrivateKey;
     #[pymodule_export]
     use crate::public_key::PublicKey;
+    #[pymodule_export]
+    use crate::pump::Pump;
     #[pymodule_export]
     use crate::rate_limiter::RateLimiter;
     #[pymodule_export]

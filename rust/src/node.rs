@@ -19,10 +19,12 @@ use crate::results;
 use crate::timestamps;
 use crate::tunnels::Tunnels;
 
+/// In one place from the start: it holds keys, and a move would leave a copy.
+pub type Engine = Guarded<Box<connlib_core::Node>>;
+
 #[pyclass(module = "connlib._native", subclass, frozen)]
 pub struct Node {
-    /// In one place from the start: it holds keys, and a move would leave a copy.
-    engine: Guarded<Box<connlib_core::Node>>,
+    engine: Engine,
     seeded: bool,
 }
 
@@ -55,7 +57,7 @@ impl Node {
     }
 
     /// For I/O on descriptors. Whoever knows the seed of a node of the laboratory knows its keys.
-    pub fn for_io(&self) -> PyResult<&Guarded<Box<connlib_core::Node>>> {
+    pub fn for_io(&self) -> PyResult<&Engine> {
         if self.seeded {
             return Err(type_error(
                 "a LabNode has predictable keys and is not for real traffic: use a Node",

@@ -10,16 +10,55 @@ use crate::call_error::CallError;
 use crate::descriptors::{self, Closable};
 use crate::errors::value_error;
 use crate::guard::Guarded;
-use crate::node::{Node, handle_packets};
+use crate::node::{Engine, Node, handle_packets};
 
 #[pyclass(module = "connlib._native", frozen)]
 pub struct TunIo {
-    io: Guarded<Io>,
+    pub io: Guarded<Io>,
 }
 
-struct Io {
+pub struct Io {
     tun: Closable<Tun, (TunCounts, u64)>,
     batch: ReadBatch,
+}
+
+impl Io {
+    pub fn read(&mut self, node: &Engine, now: Now, budget: usize) -> Result<usize, CallError> {
+        let count = self.tun.get()?.read(budget, &mut self.batch);
+        if count > 0 {
+            node.call_inside(|node| handle_packets(node, self.batch.iter(), now))?;
+        }
+        Ok(count)
+    }
+
+    pub fn write(&mut self, node: &Engine) -> Result<usize, CallError> {
+        let tun = self.tun.get()?;
+        let count = node.call_inside(|node| {
+            let packets = &node.output().packets;
+            let count = tun.write(Packets {
+                bytes: &packets.bytes,
+                lengths: &packets.lengths,
+            });
+            node.drain_packets(usize::MAX);
+            count
+        })?;
+        Ok(count)
+    }
+
+    /// Leaves in the device what is there, because what it would become has no room.
+    pub fn hold_back(&mut self) -> Result<(), CallError> {
+        self.tun.get()?.hold_back();
+        Ok(())
+    }
+
+    /// Whether packets wait for the device to be writable.
+    pub fn is_blocked(&mut self) -> Result<bool, CallError> {
+        Ok(self.tun.get()?.backlog() > 0)
+    }
+
+    pub fn state(&mut self) -> Result<DeviceState, CallError> {
+        Ok(self.tun.get()?.state())
+    }
 }
 
 fn counts(tun: &Tun) -> (TunCounts, u64) {
@@ -43,33 +82,13 @@ impl TunIo {
         let node = node.for_io()?;
         let count = self
             .io
-            .call_detached(py, |io| -> Result<usize, CallError> {
-                let count = io.tun.get()?.read(budget, &mut io.batch);
-                if count > 0 {
-                    node.call_inside(|node| handle_packets(node, io.batch.iter(), now))?;
-                }
-                Ok(count)
-            })??;
+            .call_detached(py, |io| io.read(node, now, budget))??;
         Ok(count)
     }
 
     fn write(&self, py: Python<'_>, node: &Node) -> PyResult<usize> {
         let node = node.for_io()?;
-        let count = self
-            .io
-            .call_detached(py, |io| -> Result<usize, CallError> {
-                let tun = io.tun.get()?;
-                let count = node.call_inside(|node| {
-                    let packets = &node.output().packets;
-                    let count = tun.write(Packets {
-                        bytes: &packets.bytes,
-                        lengths: &packets.lengths,
-                    });
-                    node.drain_packets(usize::MAX);
-                    count
-                })?;
-                Ok(count)
-            })??;
+        let count = self.io.call_detached(py, |io| io.write(node))??;
         Ok(count)
     }
 
@@ -87,18 +106,12 @@ impl TunIo {
 
     #[getter]
     fn blocked(&self, py: Python<'_>) -> PyResult<bool> {
-        let backlog = self.io.call(py, |io| -> Result<usize, CallError> {
-            Ok(io.tun.get()?.backlog())
-        })??;
-        Ok(backlog > 0)
+        Ok(self.io.call(py, Io::is_blocked)??)
     }
 
     #[getter]
     fn state(&self, py: Python<'_>) -> PyResult<&'static str> {
-        let state = self.io.call(py, |io| -> Result<DeviceState, CallError> {
-            Ok(io.tun.get()?.state())
-        })??;
-        Ok(match state {
+        Ok(match self.io.call(py, Io::state)?? {
             DeviceState::Up => "up",
             DeviceState::Down => "down",
             DeviceState::Gone => "gone",
@@ -113,6 +126,7 @@ impl TunIo {
         stats.set_item("packets_written", counts.packets_written)?;
         stats.set_item("bytes_written", counts.bytes_written)?;
         stats.set_item("short_writes", counts.short_writes)?;
+        stats.set_item("held_back", counts.held_back)?;
         stats.set_item("backlog_dropped", backlog_dropped)?;
         stats.set_item("superpackets_read", counts.superpackets_read)?;
         stats.set_item("packets_cut", counts.packets_cut)?;

@@ -10,17 +10,77 @@ use crate::call_error::CallError;
 use crate::descriptors::{self, Closable};
 use crate::errors::value_error;
 use crate::guard::Guarded;
-use crate::node::{Node, handle_datagrams};
+use crate::node::{Engine, Node, handle_datagrams};
 
 #[pyclass(module = "connlib._native", frozen)]
 pub struct UdpIo {
-    io: Guarded<Io>,
+    pub io: Guarded<Io>,
 }
 
-struct Io {
+pub struct Io {
     sockets: Closable<UdpPair, UdpCounts>,
     buffers: ReceiveBuffers,
 }
+
+impl Io {
+    pub fn receive(
+        &mut self,
+        node: &Engine,
+        now: Now,
+        budget: usize,
+        family: Family,
+    ) -> Result<usize, CallError> {
+        let mut result = Ok(());
+        let received = self
+            .sockets
+            .get()?
+            .receive(family, budget, &mut self.buffers, |buffers| {
+                let datagrams = buffers.iter().map(|one| {
+                    let (remote, source) = (one.source, one.local);
+                    (Path { remote, source }, one.ecn, one.bytes)
+                });
+                let handled = node.call_inside(|node| handle_datagrams(node, datagrams, now));
+                if handled.is_err() {
+                    result = handled;
+                }
+            });
+        result?;
+        Ok(received)
+    }
+
+    pub fn send(&mut self, node: &Engine) -> Result<usize, CallError> {
+        let sockets = self.sockets.get()?;
+        let sent = node.call_inside(|node| {
+            let output = node.output();
+            let sent = sockets.send(Datagrams {
+                bytes: &output.datagrams.bytes,
+                lengths: &output.datagrams.lengths,
+                destinations: &output.destinations,
+                sources: &output.sources,
+                ecn: &output.ecn,
+            });
+            for (remote, source) in sockets.take_refused_sources() {
+                node.source_refused(remote, source);
+            }
+            node.drain_datagrams(usize::MAX);
+            sent
+        })?;
+        Ok(sent)
+    }
+
+    /// Whether datagrams wait for a socket, of any family.
+    pub fn is_full(&mut self) -> Result<bool, CallError> {
+        let sockets = self.sockets.get()?;
+        Ok(FAMILIES.iter().any(|&family| sockets.backlog(family) > 0))
+    }
+
+    /// Whether datagrams wait for the socket of this family to be writable.
+    pub fn is_blocked(&mut self, family: Family) -> Result<bool, CallError> {
+        Ok(self.sockets.get()?.backlog(family) > 0)
+    }
+}
+
+pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// As Python's sockets name it.
 fn family(number: i32) -> PyResult<Family> {
@@ -65,29 +125,16 @@ impl UdpIo {
     ) -> PyResult<usize> {
         let node = node.for_io()?;
         let families = match family {
-            None => vec![Family::V4, Family::V6],
+            None => FAMILIES.to_vec(),
             Some(number) => vec![self::family(number)?],
         };
         let received = self
             .io
             .call_detached(py, |io| -> Result<usize, CallError> {
-                let sockets = io.sockets.get()?;
                 let mut received = 0;
-                let mut result = Ok(());
                 for family in families {
-                    received += sockets.receive(family, budget, &mut io.buffers, |buffers| {
-                        let datagrams = buffers.iter().map(|one| {
-                            let (remote, source) = (one.source, one.local);
-                            (Path { remote, source }, one.ecn, one.bytes)
-                        });
-                        let handled =
-                            node.call_inside(|node| handle_datagrams(node, datagrams, now));
-                        if handled.is_err() {
-                            result = handled;
-                        }
-                    });
+                    received += io.receive(node, now, budget, family)?;
                 }
-                result?;
                 Ok(received)
             })??;
         Ok(received)
@@ -95,36 +142,13 @@ impl UdpIo {
 
     fn send(&self, py: Python<'_>, node: &Node) -> PyResult<usize> {
         let node = node.for_io()?;
-        let sent = self
-            .io
-            .call_detached(py, |io| -> Result<usize, CallError> {
-                let sockets = io.sockets.get()?;
-                let sent = node.call_inside(|node| {
-                    let output = node.output();
-                    let sent = sockets.send(Datagrams {
-                        bytes: &output.datagrams.bytes,
-                        lengths: &output.datagrams.lengths,
-                        destinations: &output.destinations,
-                        sources: &output.sources,
-                        ecn: &output.ecn,
-                    });
-                    for (remote, source) in sockets.take_refused_sources() {
-                        node.source_refused(remote, source);
-                    }
-                    node.drain_datagrams(usize::MAX);
-                    sent
-                })?;
-                Ok(sent)
-            })??;
+        let sent = self.io.call_detached(py, |io| io.send(node))??;
         Ok(sent)
     }
 
     fn blocked(&self, py: Python<'_>, family: i32) -> PyResult<bool> {
         let family = self::family(family)?;
-        let backlog = self.io.call(py, |io| -> Result<usize, CallError> {
-            Ok(io.sockets.get()?.backlog(family))
-        })??;
-        Ok(backlog > 0)
+        Ok(self.io.call(py, |io| io.is_blocked(family))??)
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

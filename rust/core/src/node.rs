@@ -58,7 +58,7 @@ pub const MOST_WAITING: usize = 8192;
 /// It has four kinds of methods:
 /// - *getters*: [`next_timeout`](Node::next_timeout), [`next_timeout_peer`](Node::next_timeout_peer),
 ///   [`stats`](Node::stats), [`peer_stats`](Node::peer_stats), [`endpoints`](Node::endpoints),
-///   [`unclaimed`](Node::unclaimed), [`public_key`](Node::public_key), [`output`](Node::output),
+///   [`unclaimed`](Node::unclaimed), [`has_news`](Node::has_news), [`public_key`](Node::public_key), [`output`](Node::output),
 ///   [`received_timestamps`](Node::received_timestamps), [`sent_timestamps`](Node::sent_timestamps). They change nothing.
 /// - *`handle_*`*: what happened outside. [`handle_packet`](Node::handle_packet) from the TUN device,
 ///   [`handle_datagram`](Node::handle_datagram) from UDP, [`handle_timeout`](Node::handle_timeout) when the time has come.

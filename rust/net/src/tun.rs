@@ -40,6 +40,8 @@ pub struct TunCounts {
     pub bytes_written: u64,
     /// Packets of which the device took a part only.
     pub short_writes: u64,
+    /// How often what was in the device was left there, because the network took no more.
+    pub held_back: u64,
     pub superpackets_read: u64,
     /// Those of the packets read that superpackets were cut into.
     pub packets_cut: u64,
@@ -132,6 +134,11 @@ impl Tun {
             }
         }
         self.active
+    }
+
+    /// Counts that the device was not read, although it could have been.
+    pub fn hold_back(&mut self) {
+        self.status.counts.held_back += 1;
     }
 
     /// Packets that wait until the device is writable.

@@ -44,6 +44,12 @@ impl Node {
         }
     }
 
+    /// Whether [`take_events`](Node::take_events), [`take_questions`](Node::take_questions) or
+    /// [`take_withdrawn`](Node::take_withdrawn) may have something to tell.
+    pub fn has_news(&self) -> bool {
+        !self.output.events.is_empty() || self.flows.pending.has_news()
+    }
+
     /// The questions that policies have since the last call and that are still open, oldest first. Each waits for
     /// [`ANSWER_TIME`](crate::policy::ANSWER_TIME), from the first packet on.
     pub fn take_questions(&mut self) -> Vec<Question> {

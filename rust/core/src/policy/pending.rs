@@ -208,6 +208,12 @@ impl Pending {
         self.freed.take()
     }
 
+    /// Whether there are questions that were not handed out yet, or withdrawals.
+    #[inline]
+    pub fn has_news(&self) -> bool {
+        self.told < self.ids || !self.withdrawn.is_empty()
+    }
+
     /// The questions that are still open and were not handed out yet, oldest first.
     pub fn take_questions(&mut self) -> impl Iterator<Item = (u64, &Asked)> {
         self.withdrawn.clear();
