@@ -551,8 +551,9 @@ class TunIo:
         """What the device said last: it works, is down and may come up (EIO), or was deleted for good."""
 
     def stats(self) -> dict[str, int]:
-        """Counters: packets and bytes read and written, short_writes, held_back, backlog_dropped; superpackets read, written and
-        refused, packets_cut and packets_merged; bad_..., what was read and made no sense; errors, by errno name."""
+        """Counters: packets and bytes read and written, short_writes, backlog_dropped, held_back (for a full network);
+        superpackets read, written and refused, packets_cut and packets_merged; bad_..., what was read and made no
+        sense; errors, by errno name."""
 
     def close(self) -> None:
         """Give the descriptor back. Later calls raise `ClosedError`; the counters and `close` still work."""
