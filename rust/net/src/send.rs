@@ -9,17 +9,19 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use quinn_udp::{EcnCodepoint, Transmit};
-
 use crate::{ErrorCounts, Queue};
 
+#[cfg(target_os = "linux")]
+pub(crate) mod linux;
+mod plan;
+#[cfg(not(target_os = "linux"))]
+pub(crate) mod portable;
 #[cfg(test)]
 mod tests;
 
-/// Kernels before 6.9 cut a buffer into at most so many datagrams (UDP_MAX_SEGMENTS).
-const MAX_SEGMENTS: usize = 64;
-/// The largest IPv4 payload of a UDP datagram bounds the whole buffer, on IPv6 as well.
-const MAX_BYTES: usize = 65_507;
+use plan::Plan;
+pub(crate) use plan::{Message, Way};
+
 /// After so many datagrams sent one by one it is worth trying again: routes and interfaces change.
 const RETRY_AFTER: u32 = 10_000;
 /// What a socket does not take at once is kept up to these bounds.
@@ -41,99 +43,71 @@ pub struct Datagrams<'a> {
     pub ecn: &'a [u8],
 }
 
-/// Where datagrams go, and from where.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Way {
-    pub destination: SocketAddr,
-    pub source: Option<IpAddr>,
-    pub ecn: u8,
+impl<'a> Datagrams<'a> {
+    /// The way of each, and its length.
+    fn ways(self) -> impl Iterator<Item = (Way, usize)> {
+        let to = self.destinations.iter().zip(self.sources).zip(self.ecn);
+        to.zip(self.lengths)
+            .map(|(((&destination, &source), &ecn), &length)| {
+                let way = Way {
+                    destination,
+                    source,
+                    ecn,
+                };
+                (way, length)
+            })
+    }
 }
 
-impl<'a> Datagrams<'a> {
-    /// The datagrams cut where the way changes.
-    pub(crate) fn by_way(self) -> impl Iterator<Item = (Way, Run<'a>)> {
-        let Self {
-            mut bytes,
-            mut lengths,
-            mut destinations,
-            mut sources,
-            mut ecn,
-        } = self;
+/// Some of the messages of a batch, for one call.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Messages<'a> {
+    One(Message<'a>),
+    Planned {
+        plan: &'a Plan,
+        from: usize,
+        datagrams: Datagrams<'a>,
+        /// Those that are not to be named as sources.
+        refused: &'a [(SocketAddr, IpAddr)],
+    },
+}
+
+impl<'a> Messages<'a> {
+    pub(crate) fn iter(self) -> impl Iterator<Item = Message<'a>> {
+        let mut next = 0;
         std::iter::from_fn(move || {
-            let way = Way {
-                destination: *destinations.first()?,
-                source: *sources.first()?,
-                ecn: *ecn.first()?,
-            };
-            let same = destinations
-                .iter()
-                .zip(sources)
-                .zip(ecn)
-                .take_while(|((destination, source), ecn)| {
-                    (*destination, *source, *ecn) == (&way.destination, &way.source, &way.ecn)
-                })
-                .count();
-            let (run_lengths, other_lengths) = lengths.split_at_checked(same)?;
-            let (run_bytes, other_bytes) = bytes.split_at_checked(run_lengths.iter().sum())?;
-            bytes = other_bytes;
-            lengths = other_lengths;
-            destinations = destinations.get(same..)?;
-            sources = sources.get(same..)?;
-            ecn = ecn.get(same..)?;
-            Some((
-                way,
-                Run {
-                    bytes: run_bytes,
-                    lengths: run_lengths,
-                },
-            ))
+            let index = next;
+            next += 1;
+            match self {
+                Messages::One(message) => (index == 0).then_some(message),
+                Messages::Planned {
+                    plan,
+                    from,
+                    datagrams,
+                    refused,
+                } => {
+                    let message = plan.message(from + index, datagrams)?;
+                    Some(without_refused(message, refused))
+                }
+            }
         })
     }
 }
 
-/// Datagrams to one destination.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Run<'a> {
-    bytes: &'a [u8],
-    lengths: &'a [usize],
-}
-
-impl<'a> Run<'a> {
-    pub(crate) fn len(self) -> usize {
-        self.lengths.len()
-    }
-
-    /// Cuts off the first `count` datagrams.
-    fn split(self, count: usize) -> Option<(Self, Self)> {
-        let (lengths, other_lengths) = self.lengths.split_at_checked(count)?;
-        let (bytes, other_bytes) = self.bytes.split_at_checked(lengths.iter().sum())?;
-        Some((
-            Self { bytes, lengths },
-            Self {
-                bytes: other_bytes,
-                lengths: other_lengths,
-            },
-        ))
-    }
-
-    /// How many datagrams from the first on may go in one buffer: all of one size, of which the last may be shorter.
-    fn segments(self) -> usize {
-        let size = self.lengths.first().copied().unwrap_or_default();
-        let mut total = 0;
-        let mut count = 0;
-        for &length in self.lengths.iter().take(MAX_SEGMENTS) {
-            if length > size || length == 0 || total + length > MAX_BYTES {
-                break;
-            }
-            total += length;
-            count += 1;
-            if length < size {
-                break;
-            }
-        }
-        count.max(1)
+fn without_refused<'a>(message: Message<'a>, refused: &[(SocketAddr, IpAddr)]) -> Message<'a> {
+    let Way {
+        destination,
+        source,
+        ..
+    } = message.way;
+    match source {
+        Some(source) if refused.contains(&(destination, source)) => message.without_source(),
+        _ => message,
     }
 }
+
+/// The system call: sends the first of these and returns how many it took, at least one; an error is of the first.
+pub(crate) type Call<'a> = dyn FnMut(Messages<'_>) -> io::Result<usize> + 'a;
 
 #[derive(Debug, Clone, Default)]
 pub struct SendCounts {
@@ -190,6 +164,7 @@ pub(crate) struct Sender {
     backlog: Queue<Way>,
     /// Ways whose source address the kernel refused.
     refused: Vec<(SocketAddr, IpAddr)>,
+    plan: Plan,
     counts: SendCounts,
 }
 
@@ -203,6 +178,7 @@ impl Sender {
             },
             backlog: Queue::new(BACKLOG_DATAGRAMS, BACKLOG_BYTES),
             refused: Vec::new(),
+            plan: Plan::default(),
             counts: SendCounts::default(),
         }
     }
@@ -221,162 +197,168 @@ impl Sender {
     }
 
     /// Sends what waits, as far as the socket takes it.
-    pub(crate) fn flush(&mut self, transmit: &mut dyn FnMut(&Transmit<'_>) -> io::Result<()>) {
+    pub(crate) fn flush(&mut self, call: &mut Call<'_>) {
         while let Some((way, datagram)) = self.backlog.pop() {
-            if !self.send_one(way, &datagram, transmit) {
+            if !self.send_one(way, &datagram, call) {
                 self.backlog.unpop(way, datagram);
                 return;
             }
         }
     }
 
-    /// Sends a run; what the socket does not take for now joins what waits already.
+    /// Sends those whose destination is of this socket; what it does not take for now joins what waits already.
     pub(crate) fn send(
         &mut self,
-        way: Way,
-        mut run: Run<'_>,
-        transmit: &mut dyn FnMut(&Transmit<'_>) -> io::Result<()>,
+        datagrams: Datagrams<'_>,
+        is_ours: impl Fn(&SocketAddr) -> bool,
+        call: &mut Call<'_>,
     ) {
-        while !run.lengths.is_empty() {
+        let mut plan = std::mem::take(&mut self.plan);
+        plan.make(datagrams, is_ours, &self.segmentation);
+        let mut next = 0;
+        while next < plan.len() {
             if !self.backlog.is_empty() {
-                return self.postpone(way, run);
+                (next..plan.len())
+                    .filter_map(|index| plan.message(index, datagrams))
+                    .for_each(|message| self.postpone(message));
+                break;
             }
-            let count = run.segments();
-            let Some((head, tail)) = run.split(count) else {
-                return;
-            };
-            self.send_alike(way, head, transmit);
-            run = tail;
+            next += self.send_from(&plan, next, datagrams, call);
+        }
+        self.plan = plan;
+    }
+
+    /// Sends the first of the messages and those after it that go with the same call. Returns how many are settled.
+    fn send_from(
+        &mut self,
+        plan: &Plan,
+        from: usize,
+        datagrams: Datagrams<'_>,
+        call: &mut Call<'_>,
+    ) -> usize {
+        let messages = Messages::Planned {
+            plan,
+            from,
+            datagrams,
+            refused: &self.refused,
+        };
+        match call(messages) {
+            Ok(taken) => {
+                let taken = taken.max(1);
+                (from..from + taken)
+                    .filter_map(|index| plan.message(index, datagrams))
+                    .for_each(|message| self.sent(&message));
+                self.counts.calls += 1;
+                taken
+            }
+            Err(error) => {
+                if let Some(message) = plan.message(from, datagrams) {
+                    let message = without_refused(message, &self.refused);
+                    self.refused_at_first(message, error, call);
+                }
+                1
+            }
         }
     }
 
-    /// Sends datagrams that the kernel may cut from one buffer.
-    fn send_alike(
-        &mut self,
-        way: Way,
-        run: Run<'_>,
-        transmit: &mut dyn FnMut(&Transmit<'_>) -> io::Result<()>,
-    ) {
-        let size = run.lengths.first().copied().unwrap_or_default();
-        if run.lengths.len() == 1 || !self.segmentation.allows(size) {
-            return self.send_each(way, run, transmit);
-        }
-        let Err(refusal) = self.send_segments(way, run, size, transmit) else {
+    /// After the kernel refused a message as it was.
+    fn refused_at_first(&mut self, message: Message<'_>, error: io::Error, call: &mut Call<'_>) {
+        let Err(error) = self.without_source(message, error, call) else {
             return;
         };
-        // Where one datagram gets through, it was the segmentation. Where none does, it is the destination.
-        let before = self.counts.datagrams;
-        self.send_each(way, run, transmit);
-        if self.counts.datagrams > before {
-            self.counts.segmentation_refused += 1;
-            self.segmentation.refused(&refusal, size);
-        }
-    }
-
-    fn postpone(&mut self, way: Way, mut run: Run<'_>) {
-        while let Some((one, rest)) = run.split(1) {
-            self.backlog.push(way, one.bytes);
-            run = rest;
-        }
-    }
-
-    fn send_each(
-        &mut self,
-        way: Way,
-        mut run: Run<'_>,
-        transmit: &mut dyn FnMut(&Transmit<'_>) -> io::Result<()>,
-    ) {
-        while let Some((one, rest)) = run.split(1) {
-            if !self.send_one(way, one.bytes, transmit) {
-                return self.postpone(way, run);
+        if error.kind() == io::ErrorKind::WouldBlock {
+            self.postpone(message);
+        } else if message.count() > 1 && may_mean_segmentation(&error) {
+            // Where one datagram gets through, it was the segmentation. Where none does, it is the destination.
+            let before = self.counts.datagrams;
+            self.send_each(message, call);
+            if self.counts.datagrams > before {
+                self.counts.segmentation_refused += 1;
+                let size = message.segment_size().unwrap_or_default();
+                self.segmentation.refused(&error, size);
             }
-            run = rest;
+        } else {
+            self.lost(&message, &error);
         }
     }
 
-    /// False: the socket is full. Else the datagram is sent, or lost and counted.
-    fn send_one(
+    /// Tries once more, from any address, if the error may mean the one that was named.
+    fn without_source(
         &mut self,
-        way: Way,
-        datagram: &[u8],
-        transmit: &mut dyn FnMut(&Transmit<'_>) -> io::Result<()>,
-    ) -> bool {
-        match self.hand_over(way, datagram, None, transmit) {
-            Ok(()) => self.sent(1, datagram.len()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-            Err(error) => self.counts.errors.add(&error, 1),
-        }
-        self.segmentation.sent_one();
-        true
-    }
-
-    /// An error: the kernel may not like the segmentation, so the datagrams are to go one by one.
-    fn send_segments(
-        &mut self,
-        way: Way,
-        run: Run<'_>,
-        size: usize,
-        transmit: &mut dyn FnMut(&Transmit<'_>) -> io::Result<()>,
+        message: Message<'_>,
+        error: io::Error,
+        call: &mut Call<'_>,
     ) -> io::Result<()> {
-        match self.hand_over(way, run.bytes, Some(size), transmit) {
-            Ok(()) => self.sent(run.lengths.len(), run.bytes.len()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.postpone(way, run),
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::EMSGSIZE | libc::EIO | libc::EINVAL)
-                ) =>
-            {
-                return Err(error);
-            }
-            Err(error) => self.counts.errors.add(&error, run.lengths.len() as u64),
+        let Some(source) = message.way.source.filter(|_| may_mean_the_source(&error)) else {
+            return Err(error);
+        };
+        // Where it does not go from any address either, it is not the address that is wrong.
+        call(Messages::One(message.without_source()))?;
+        self.counts.calls += 1;
+        self.sent(&message);
+        self.counts.source_refused += 1;
+        if self.refused.len() < REFUSED_SOURCES {
+            self.refused.push((message.way.destination, source));
         }
         Ok(())
     }
 
-    /// Tries to send from the address that is wanted, and then from any.
-    fn hand_over(
-        &mut self,
-        way: Way,
-        contents: &[u8],
-        segment_size: Option<usize>,
-        transmit: &mut dyn FnMut(&Transmit<'_>) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let Way {
-            destination,
-            source,
-            ecn,
-        } = way;
-        let from = |src_ip| Transmit {
-            destination,
-            ecn: EcnCodepoint::from_bits(ecn),
-            contents,
-            segment_size,
-            src_ip,
-        };
-        let known = |source| self.refused.contains(&(destination, source));
-        let Some(source) = source.filter(|source| !known(*source)) else {
-            return transmit(&from(None));
-        };
-        match transmit(&from(Some(source))) {
-            Err(error) if may_mean_the_source(&error) => {
-                // Where it does not go from any address either, it is not the address that is wrong.
-                transmit(&from(None))?;
-                self.counts.source_refused += 1;
-                if self.refused.len() < REFUSED_SOURCES {
-                    self.refused.push((destination, source));
-                }
-                Ok(())
-            }
-            result => result,
+    fn postpone(&mut self, message: Message<'_>) {
+        for datagram in message.datagrams() {
+            self.backlog.push(message.way, datagram);
         }
     }
 
-    fn sent(&mut self, datagrams: usize, bytes: usize) {
-        self.counts.calls += 1;
-        self.counts.datagrams += datagrams as u64;
-        self.counts.bytes += bytes as u64;
+    fn send_each(&mut self, message: Message<'_>, call: &mut Call<'_>) {
+        for datagram in message.datagrams() {
+            if !self.backlog.is_empty() || !self.send_one(message.way, datagram, call) {
+                self.backlog.push(message.way, datagram);
+            }
+        }
     }
+
+    /// False: the socket is full. Else the datagram is sent, or lost and counted.
+    fn send_one(&mut self, way: Way, datagram: &[u8], call: &mut Call<'_>) -> bool {
+        let message = without_refused(Message::of_one(way, datagram), &self.refused);
+        let result = match call(Messages::One(message)) {
+            Ok(_) => {
+                self.counts.calls += 1;
+                self.sent(&message);
+                Ok(())
+            }
+            Err(error) => self.without_source(message, error, call),
+        };
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            Err(error) => self.lost(&message, &error),
+            Ok(()) => {}
+        }
+        true
+    }
+
+    fn sent(&mut self, message: &Message<'_>) {
+        self.counts.datagrams += message.count() as u64;
+        self.counts.bytes += message.bytes() as u64;
+        self.passed(message);
+    }
+
+    fn lost(&mut self, message: &Message<'_>, error: &io::Error) {
+        self.counts.errors.add(error, message.count() as u64);
+        self.passed(message);
+    }
+
+    fn passed(&mut self, message: &Message<'_>) {
+        if message.count() == 1 {
+            self.segmentation.sent_one();
+        }
+    }
+}
+
+fn may_mean_segmentation(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMSGSIZE | libc::EIO | libc::EINVAL)
+    )
 }
 
 /// Whether it is what the kernel says of an address that is not ours, or that has no way to the destination. A firewall that

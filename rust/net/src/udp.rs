@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 
-use crate::send::{SendCounts, Sender};
+use crate::send::{self, Call, SendCounts, Sender};
 use crate::socket::{self, BufferSizes};
 use crate::{Datagrams, ErrorCounts};
 
@@ -159,13 +159,21 @@ impl Udp {
         datagrams
     }
 
-    fn with_sender(
-        &mut self,
-        act: impl FnOnce(&mut Sender, &mut dyn FnMut(&quinn_udp::Transmit<'_>) -> io::Result<()>),
-    ) {
-        let (socket, state) = (&self.socket, &self.state);
-        act(&mut self.sender, &mut |transmit| {
-            state.try_send(UdpSockRef::from(socket), transmit)
+    fn with_sender(&mut self, act: impl FnOnce(&mut Sender, &mut Call<'_>)) {
+        let Self {
+            socket,
+            sender,
+            #[cfg(not(target_os = "linux"))]
+            state,
+            ..
+        } = self;
+        #[cfg(target_os = "linux")]
+        act(sender, &mut |messages| {
+            send::linux::send(socket.as_fd(), messages.iter())
+        });
+        #[cfg(not(target_os = "linux"))]
+        act(sender, &mut |messages| {
+            send::portable::send(state, UdpSockRef::from(&*socket), messages)
         });
     }
 }
@@ -229,24 +237,26 @@ impl UdpPair {
     /// ([`Self::backlog`]); what the kernel refuses is lost and counted.
     pub fn send(&mut self, datagrams: Datagrams<'_>) -> usize {
         let before = self.datagrams_sent();
-        for socket in [&mut self.v4, &mut self.v6].into_iter().flatten() {
-            socket.with_sender(|sender, transmit| sender.flush(transmit));
-        }
-        for (way, run) in datagrams.by_way() {
-            let socket = if way.destination.is_ipv4() {
-                &mut self.v4
-            } else {
-                &mut self.v6
-            };
-            match socket {
-                Some(socket) => {
-                    socket.with_sender(|sender, transmit| sender.send(way, run, transmit))
+        for (socket, is_ours) in [
+            (&mut self.v4, SocketAddr::is_ipv4 as fn(&SocketAddr) -> bool),
+            (&mut self.v6, SocketAddr::is_ipv6),
+        ] {
+            let Some(socket) = socket else {
+                let count = datagrams
+                    .destinations
+                    .iter()
+                    .filter(|to| is_ours(to))
+                    .count();
+                if count > 0 {
+                    let error = io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
+                    self.unroutable.add(&error, count as u64);
                 }
-                None => self.unroutable.add(
-                    &io::Error::from_raw_os_error(libc::EAFNOSUPPORT),
-                    run.len() as u64,
-                ),
-            }
+                continue;
+            };
+            socket.with_sender(|sender, call| {
+                sender.flush(call);
+                sender.send(datagrams, is_ours, call);
+            });
         }
         usize::try_from(self.datagrams_sent() - before).unwrap_or(usize::MAX)
     }

@@ -3,9 +3,11 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::net::UdpSocket;
+use std::os::fd::AsFd;
 
-use connlib_net::ReadBatch;
 use connlib_net::offload::{Coalescer, GsoKinds, VnetHeader, Write, cut};
+use connlib_net::{Datagrams, ReadBatch, UdpPair};
 
 struct Counting;
 
@@ -64,6 +66,30 @@ fn allocated_by(call: impl FnOnce()) -> (usize, usize) {
     call();
     let after = ALLOCATED.get();
     (after.0 - before.0, after.1 - before.1)
+}
+
+#[test]
+fn nothing_is_allocated_for_a_datagram_that_is_sent() {
+    let ours = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let theirs: Vec<_> = (0..3)
+        .map(|_| UdpSocket::bind("127.0.0.1:0").unwrap())
+        .collect();
+    let mut pair = UdpPair::new(Some(ours.as_fd()), None).unwrap();
+    let destinations: Vec<_> = (0..60)
+        .map(|n| theirs[n % 3].local_addr().unwrap())
+        .collect();
+    let mut send = || {
+        let sent = pair.send(Datagrams {
+            bytes: &[7; 6000],
+            lengths: &[100; 60],
+            destinations: &destinations,
+            sources: &[None; 60],
+            ecn: &[0; 60],
+        });
+        assert_eq!(sent, 60);
+    };
+    send();
+    assert_eq!(allocated_by(send), (0, 0));
 }
 
 #[test]

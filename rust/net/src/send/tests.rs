@@ -11,6 +11,11 @@ struct Fake {
     answers: Vec<io::Result<()>>,
     calls: Vec<(usize, Option<usize>)>,
     sources: Vec<Option<IpAddr>>,
+    /// Each message, with its content.
+    sent: Vec<(Way, Vec<u8>)>,
+    system_calls: usize,
+    /// Messages that a call takes at most.
+    at_once: usize,
 }
 
 impl Fake {
@@ -24,15 +29,31 @@ impl Fake {
             answers,
             calls: Vec::new(),
             sources: Vec::new(),
+            sent: Vec::new(),
+            system_calls: 0,
+            at_once: 32,
         }
     }
 
-    fn call(&mut self) -> impl FnMut(&Transmit<'_>) -> io::Result<()> + '_ {
-        |transmit| {
-            self.calls
-                .push((transmit.contents.len(), transmit.segment_size));
-            self.sources.push(transmit.src_ip);
-            self.answers.pop().unwrap_or(Ok(()))
+    /// As the kernel does: what is wrong with a message that is not the first is for the next call to say.
+    fn call(&mut self) -> impl FnMut(Messages<'_>) -> io::Result<usize> + '_ {
+        |messages| {
+            self.system_calls += 1;
+            let mut taken = 0;
+            for message in messages.iter().take(self.at_once) {
+                if taken > 0 && matches!(self.answers.last(), Some(Err(_))) {
+                    break;
+                }
+                self.calls.push((message.bytes(), message.segment_size()));
+                self.sources.push(message.way.source);
+                self.sent.push((
+                    message.way,
+                    message.datagrams().collect::<Vec<_>>().concat(),
+                ));
+                self.answers.pop().unwrap_or(Ok(()))?;
+                taken += 1;
+            }
+            Ok(taken)
         }
     }
 }
@@ -51,9 +72,7 @@ fn send_from(sender: &mut Sender, fake: &mut Fake, lengths: &[usize], source: Op
         sources: &vec![source; lengths.len()],
         ecn: &vec![0; lengths.len()],
     };
-    for (way, run) in batch.by_way() {
-        sender.send(way, run, &mut fake.call());
-    }
+    sender.send(batch, |_| true, &mut fake.call());
 }
 
 fn calls_for(lengths: &[usize]) -> Vec<(usize, Option<usize>)> {
@@ -96,8 +115,101 @@ fn a_call_stays_within_the_kernels_bounds() {
     );
 }
 
+/// Batches of five destinations in any order, with what says where each belongs.
+fn send_mixed(sender: &mut Sender, fake: &mut Fake, to: &[(u16, usize)]) {
+    let lengths: Vec<usize> = to.iter().map(|(_, length)| *length).collect();
+    let bytes: Vec<u8> = (0..)
+        .zip(to)
+        .flat_map(|(n, (_, length))| vec![n; *length])
+        .collect();
+    let destinations: Vec<SocketAddr> = to
+        .iter()
+        .map(|(port, _)| SocketAddr::from(([192, 0, 2, 1], *port)))
+        .collect();
+    let batch = Datagrams {
+        bytes: &bytes,
+        lengths: &lengths,
+        destinations: &destinations,
+        sources: &vec![None; to.len()],
+        ecn: &vec![0; to.len()],
+    };
+    sender.send(batch, |_| true, &mut fake.call());
+}
+
 #[test]
-fn destinations_and_sources_are_not_mixed() {
+fn those_of_one_destination_go_together_wherever_they_are_and_in_order() {
+    let mut fake = Fake::answering(&[]);
+    let to = [(1, 9), (2, 9), (1, 9), (3, 4), (2, 5), (1, 9), (2, 9)];
+    send_mixed(&mut Sender::new(true), &mut fake, &to);
+    let sent: Vec<_> = fake
+        .sent
+        .iter()
+        .map(|(way, bytes)| (way.destination.port(), bytes.clone()))
+        .collect();
+    assert_eq!(
+        sent,
+        [
+            (1, [[0; 9], [2; 9], [5; 9]].concat()),
+            (2, [&[1; 9][..], &[4; 5]].concat()),
+            (3, vec![3; 4]),
+            (2, vec![6; 9]),
+        ]
+    );
+    assert_eq!(fake.system_calls, 1);
+}
+
+#[test]
+fn to_one_destination_the_order_is_kept_also_between_marks_of_congestion() {
+    let mut fake = Fake::answering(&[]);
+    let batch = Datagrams {
+        bytes: &[1, 2, 3, 4],
+        lengths: &[1; 4],
+        destinations: &[A.parse().unwrap(); 4],
+        sources: &[None; 4],
+        ecn: &[0, 2, 0, 0],
+    };
+    Sender::new(true).send(batch, |_| true, &mut fake.call());
+    let sent: Vec<_> = fake
+        .sent
+        .iter()
+        .map(|(way, bytes)| (way.ecn, bytes.clone()))
+        .collect();
+    assert_eq!(sent, [(0, vec![1]), (2, vec![2]), (0, vec![3, 4])]);
+}
+
+#[test]
+fn what_a_call_does_not_take_any_more_goes_with_the_next_one() {
+    let mut sender = Sender::new(true);
+    let mut fake = Fake::answering(&[]);
+    fake.at_once = 2;
+    send_mixed(
+        &mut sender,
+        &mut fake,
+        &[(1, 9), (2, 9), (3, 9), (4, 9), (5, 9)],
+    );
+    assert_eq!(fake.system_calls, 3);
+    assert_eq!(
+        (
+            sender.counts().calls,
+            sender.counts().datagrams,
+            sender.counts().bytes
+        ),
+        (3, 5, 45)
+    );
+}
+
+#[test]
+fn what_one_destination_refuses_is_lost_and_the_others_are_sent() {
+    let mut sender = Sender::new(true);
+    let mut fake = Fake::answering(&[libc::EPERM]);
+    send_mixed(&mut sender, &mut fake, &[(1, 9), (2, 9), (1, 9), (3, 9)]);
+    assert_eq!(sender.counts().errors.of(libc::EPERM), 2);
+    assert_eq!(sender.counts().datagrams, 2);
+    assert_eq!(fake.system_calls, 2);
+}
+
+#[test]
+fn what_is_not_of_this_socket_is_left_to_the_other() {
     let (a, b): (SocketAddr, SocketAddr) = (A.parse().unwrap(), B.parse().unwrap());
     let batch = Datagrams {
         bytes: &[1, 2, 3, 4, 5, 6, 7],
@@ -106,19 +218,69 @@ fn destinations_and_sources_are_not_mixed() {
         sources: &[None, None, None, None, Some(HERE)],
         ecn: &[0; 5],
     };
-    let runs: Vec<_> = batch
-        .by_way()
-        .map(|(way, run)| (way.destination, run.bytes.to_vec(), run.lengths.len()))
+    let mut fake = Fake::answering(&[]);
+    let mut sender = Sender::new(true);
+    sender.send(batch, SocketAddr::is_ipv4, &mut fake.call());
+    let sent: Vec<_> = fake
+        .sent
+        .iter()
+        .map(|(way, bytes)| (way.source, bytes.clone()))
         .collect();
     assert_eq!(
-        runs,
+        sent,
         [
-            (a, vec![1, 2], 2),
-            (b, vec![3, 4], 1),
-            (a, vec![5, 6], 1),
-            (a, vec![7], 1)
+            (None, vec![1, 2]),
+            (None, vec![5, 6]),
+            (Some(HERE), vec![7])
         ]
     );
+    let mut fake = Fake::answering(&[]);
+    sender.send(batch, SocketAddr::is_ipv6, &mut fake.call());
+    assert_eq!(
+        fake.sent
+            .iter()
+            .map(|(_, bytes)| bytes.clone())
+            .collect::<Vec<_>>(),
+        [[3, 4]]
+    );
+}
+
+#[test]
+fn of_more_destinations_than_are_looked_through_the_order_is_kept() {
+    let to: Vec<_> = (0..200).map(|n| (1 + n % 100, 9)).collect();
+    let mut fake = Fake::answering(&[]);
+    send_mixed(&mut Sender::new(true), &mut fake, &to);
+    let mut last = [None; 101];
+    for (way, bytes) in &fake.sent {
+        for number in bytes.chunks(9).map(|datagram| datagram.first()) {
+            let last = last.get_mut(usize::from(way.destination.port())).unwrap();
+            assert!(*last < number);
+            *last = number;
+        }
+    }
+    assert_eq!(
+        fake.sent
+            .iter()
+            .map(|(_, bytes)| bytes.len())
+            .sum::<usize>(),
+        1800
+    );
+}
+
+#[test]
+fn what_waits_of_many_destinations_keeps_the_order_of_each() {
+    let mut sender = Sender::new(true);
+    let mut fake = Fake::answering(&[libc::EAGAIN]);
+    send_mixed(&mut sender, &mut fake, &[(1, 9), (2, 9), (1, 9)]);
+    assert_eq!(sender.backlog().len(), 3);
+    let mut fake = Fake::answering(&[]);
+    sender.flush(&mut fake.call());
+    let sent: Vec<_> = fake
+        .sent
+        .iter()
+        .map(|(way, bytes)| (way.destination.port(), bytes.first().copied()))
+        .collect();
+    assert_eq!(sent, [(1, Some(0)), (1, Some(2)), (2, Some(1))]);
 }
 
 #[test]
