@@ -4,9 +4,11 @@ Nothing is said about speed here."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +20,8 @@ import pytest
 
 import connlib
 import sections
-from datapath import NAMES, document, ends, needs, picture, profiles, traffic
+from connlib._native import UdpIo
+from datapath import NAMES, document, ends, needs, picture, profiles, traffic, without
 from datapath.cells import CELLS, Cell
 from datapath.ends import Bench
 from datapath.series import (
@@ -287,23 +290,23 @@ def kept_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_cell_replaces_its_own_runs_and_no_others(kept_here: Path) -> None:
     kept: document.Kept = {}
     document.keep(kept, "tcp", Bench(), FOUND)
-    document.keep(kept, "tcp", Bench(offload="off"), Found(FOUND.series[:1]))
+    document.keep(kept, "tcp", Bench(offload="false"), Found(FOUND.series[:1]))
     document.keep(kept, "share", Bench(), Found((Series("encryption", "%", (30.0,)),)))
     document.save(kept, TITLES, kept_here)
     again = document.load(kept_here)
-    assert list(again) == ["tcp", "tcp, offload = off", "share"]
+    assert list(again) == ["tcp", "tcp, offload = false", "share"]
     document.keep(again, "tcp", Bench(pairs=7), Found(FOUND.series[1:2]))
     document.save(again, TITLES, kept_here)
     last = document.load(kept_here)
     assert from_json(last["tcp"]).series == FOUND.series[1:2] and last["tcp"]["runs"] == "7 pairs of 5 s"
-    assert from_json(last["tcp, offload = off"]).series == FOUND.series[:1]
+    assert from_json(last["tcp, offload = false"]).series == FOUND.series[:1]
     text = sections.DOCUMENT.read_text()
     headings = re.findall(r"^#+ .+$", text, re.MULTILINE)
     assert headings == [
         "# Benchmarks",
         "## The data path",
         "### TCP",
-        "### TCP (offload = off)",
+        "### TCP (offload = false)",
         "### The limit",
     ]
     assert "\nMeasured so.\n" in text and "\nMeasured otherwise.\n" in text
@@ -385,7 +388,7 @@ def _config_of(bench: Bench, folder: Path, idle_peers: int) -> str:
 
 def test_the_offload_setting_is_named_only_when_it_is_given(tmp_path: Path) -> None:
     assert "offload" not in _config_of(Bench(), tmp_path, 0)
-    assert "\n# connlib: offload = off\n" in _config_of(Bench(offload="off"), tmp_path, 0)
+    assert "\n# connlib: offload = false\n" in _config_of(Bench(offload="false"), tmp_path, 0)
 
 
 def test_idle_peers_are_configured_and_get_no_routes(tmp_path: Path) -> None:
@@ -402,7 +405,7 @@ def test_without_iperf3_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["flood"], "there is no cell flood; there are tcp, gateway, udp, ping, cost, peers, share"),
+        (["flood"], "there is no cell flood; there are tcp, gateway, udp, ping, cost, peers, parts, share"),
         (["--pairs", "4"], "fewer than 5 pairs are written nowhere: add --no-write"),
         (["--quick", "--seconds", "0"], "there must be one pair, and a second, at least"),
     ],
@@ -437,3 +440,28 @@ def test_a_moment_of_each_cell(cell: Cell) -> None:
         assert bool(series.theirs) is bool(series.against)
         # A time, a rate or a size that is nothing was not measured; nothing may be lost, and no Python seen.
         assert series.ours[0] > 0 or series.unit == "%"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="options of Linux")
+def test_what_there_is_no_switch_for_is_really_taken_away() -> None:
+    other = connlib.PrivateKey.from_bytes(bytes([7] * 32))
+    with contextlib.ExitStack() as stack:
+        ours, theirs = (
+            stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(2)
+        )
+        for each in (ours, theirs):
+            each.bind(("127.0.0.1", 0))
+        ends = [UdpIo(each.fileno(), None) for each in (ours, theirs)]
+        gro = ours.getsockopt(socket.IPPROTO_UDP, without.UDP_GRO)
+        for take_away in without.OF_THE_SOCKETS.values():
+            take_away((ours, theirs))
+        assert (gro, ours.getsockopt(socket.IPPROTO_UDP, without.UDP_GRO)) == (1, 0)
+        peer = connlib.PeerConfig(public_key=other.public_key(), endpoint=theirs.getsockname())
+        config = connlib.NodeConfig(private_key=connlib.PrivateKey.generate(), peers=(peer,))
+        node = connlib.Node(config, now=0.0, unix_time=1.0)
+        # Two initiations, which have the same size and go the same way.
+        for now in (0.0, 6.0):
+            node.initiate_handshake(other.public_key(), now)
+            node.handle_timeout(now)
+        assert ends[0].send(node) == 2
+        assert ends[0].stats()["segmentation_refused"] == 1

@@ -4,5 +4,5 @@
 `profiles` asks where the processor's time goes, `document` and `picture` write what was found.
 """
 
-NAMES = ("tcp", "gateway", "udp", "ping", "cost", "peers", "share")
+NAMES = ("tcp", "gateway", "udp", "ping", "cost", "peers", "parts", "share")
 """Of the cells. Here, because they are asked for before there is a package to import."""

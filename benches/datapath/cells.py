@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from datapath import profiles, traffic
-from datapath.ends import CONNLIB, Bench, Tunnel, tunnel
+from datapath.ends import CONNLIB, Bench, Tunnel, Without, tunnel
 from datapath.series import Found, Goal, Measured, Series, compared, in_turns
 from datapath.traffic import DOWN, UP, WAYS
 
@@ -183,6 +183,34 @@ def peers(bench: Bench) -> Found:
     return Found(tuple(series))
 
 
+EVERYTHING = Without("everything")
+WITHOUT = (
+    Without("no offloads of the device", offload="false"),
+    Without("no cutting (TSO, USO)", offload="checksum, coalesce_tcp, coalesce_udp"),
+    Without("no merging", offload="tso4, tso6, tso_ecn, uso"),
+    Without("no UDP_SEGMENT", sockets="gso"),
+    Without("no UDP_GRO", sockets="gro"),
+    Without("none of these", offload="false", sockets="gso,gro"),
+    Without("asyncio in place of trio", backend="asyncio"),
+)
+
+
+def parts(bench: Bench) -> Found:
+    series: list[Series] = []
+    # The last two are of every kind.
+    without_what = WITHOUT[-2:] if bench.quick else WITHOUT
+    with ExitStack() as stack:
+        ends = {each: stack.enter_context(tunnel(bench, each, each)) for each in (EVERYTHING, *without_what)}
+        for streams in (1,) if bench.quick else (1, 4):
+            for without in without_what:
+                what = f"{without.what}, {_streams(streams)}"
+                bench.say(what)
+                run = partial(traffic.tcp, streams=streams, way=UP, seconds=bench.seconds)
+                runs = in_turns(bench.pairs, partial(run, ends[without]), partial(run, ends[EVERYTHING]))
+                series.append(compared(runs, "rate", what, "Gbit/s", EVERYTHING.what))
+    return Found(tuple(series))
+
+
 CELLS = (
     Cell(
         "tcp",
@@ -231,6 +259,13 @@ CELLS = (
         "no session. The ratio is to a tunnel whose far end has one. The processor time of a ping is that of the far "
         "end, which wakes twice for one.",
         peers,
+    ),
+    Cell(
+        "parts",
+        "What each technique brings",
+        "connlib at both ends without one of what makes it fast, beside connlib with everything, from the near to the "
+        "far end. Calls for many messages (sendmmsg, recvmmsg) and turns that move packets both ways are in all rows.",
+        parts,
     ),
     Cell(
         "share",

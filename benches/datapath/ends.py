@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -75,6 +77,34 @@ def _idle_peer(number: int) -> str:
     return f"\n[Peer]\nPublicKey = {key}\nAllowedIPs = {parties.address(party)}/32\n"
 
 
+@dataclass(frozen=True)
+class Without:
+    """What an end of connlib's does without."""
+
+    what: str = ""
+    """In words."""
+    offload: str | None = None
+    """What is left of the device's offloads, as the configuration says it; None for all."""
+    sockets: str = ""
+    """Of `datapath.without`, separated by commas."""
+    backend: str = "trio"
+
+
+class WithoutEnd(Connlib):
+    """An end of connlib's that does without something."""
+
+    def __init__(self, host: Namespace, end: End, folder: Path, without: Without) -> None:
+        super().__init__(host, end, folder)
+        self._without = without
+
+    def command(self) -> Sequence[str]:
+        *_, path = super().command()
+        return (sys.executable, "-m", "datapath.without", path, self._without.sockets, self._without.backend)
+
+    def environment(self) -> dict[str, str]:
+        return {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+
 class Tunnel:
     """A tunnel that is up."""
 
@@ -126,7 +156,12 @@ def _pid(peer: Peer) -> int:
     return peer.process.pid
 
 
-def _make(name: str, bench: Bench, host: Namespace, end: End, folder: Path, idle_peers: int) -> Peer:
+def _make(
+    name: str | Without, bench: Bench, host: Namespace, end: End, folder: Path, idle_peers: int
+) -> Peer:
+    if isinstance(name, Without):
+        lines = () if name.offload is None else (f"offload = {name.offload}",)
+        return WithoutEnd(host, replace(end, extensions=lines), folder, name)
     if name != CONNLIB:
         return FOREIGN[name](host, end, folder)
     lines = () if bench.offload is None else (f"offload = {bench.offload}",)
@@ -134,7 +169,7 @@ def _make(name: str, bench: Bench, host: Namespace, end: End, folder: Path, idle
 
 
 @contextmanager
-def tunnel(bench: Bench, near: str, far: str, *, idle_peers: int = 0) -> Iterator[Tunnel]:
+def tunnel(bench: Bench, near: str | Without, far: str | Without, *, idle_peers: int = 0) -> Iterator[Tunnel]:
     """Bring a tunnel up, and take it down whatever happens. idle_peers: how many more the far end, connlib, has."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
