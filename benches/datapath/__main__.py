@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument(
         "--against", action="append", choices=PEERS.sections(), help="whom to compare with; may be repeated"
     )
-    parser.add_argument("--offload", help="what connlib's configuration says of offloads, `off` say")
+    parser.add_argument("--offload", help="what connlib's configuration says of offloads, `false` say")
     parser.add_argument("--no-write", action="store_true", help="write nothing")
     parser.add_argument("--built", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--program", type=Path, help=argparse.SUPPRESS)

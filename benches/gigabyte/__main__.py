@@ -81,19 +81,17 @@ def run(options: argparse.Namespace) -> int:
 
 def _table(found: dict[Setting, list[Found]]) -> Table:
     """A row for each transfer."""
-    table = Table("tunnel", "kind", "GB", "s", "MB/s", "dropped", "lost", "of", "superpackets", "")
-    for column in table.columns[2:9]:
-        column.justify = "right"
+    table = Table(box=None)
+    for title in ("tunnel", "kind", "GB", "MB/s", "dropped", "lost", "read as one", "written", ""):
+        is_number = title not in ("tunnel", "kind", "")
+        table.add_column(title, no_wrap=True, justify="right" if is_number else "left")
     for setting, several in found.items():
         for each in several:
-            datagrams = ("", "")
-            if each.sent_datagrams:
-                datagrams = (f"{each.lost_datagrams:,}", f"{each.sent_datagrams:,}")
-            rate = each.size / each.seconds / 1e6
-            figures = (f"{each.size / 1e9:.2f}", f"{each.seconds:.0f}", f"{rate:.0f}", f"{each.dropped:,}")
-            superpackets = f"{each.read:,} / {each.written:,}"
+            rate = f"{each.size / each.seconds / 1e6:.0f}"
+            counts = (each.dropped, each.lost_datagrams, each.read, each.written)
             verdict = Text("wrong", style="red") if each.wrong else Text("intact", style="green")
-            table.add_row(str(setting), each.kind, *figures, *datagrams, superpackets, verdict)
+            figures = (f"{each.size / 1e9:.2f}", rate, *(f"{count:,}" for count in counts))
+            table.add_row(str(setting), each.kind, *figures, verdict)
     return table
 
 

@@ -34,9 +34,9 @@ def render(found: Mapping[Setting, Sequence[Found]]) -> str:
     lines = [
         f"Measured by `{COMMAND}`: connlib at both ends, and a host between them that forwards, and drops at random",
         f'what the column says, each way. "Changing" is an MTU that changes {COUNT} times between those above while',
-        "something goes through, at either end, from outside (`ip link set mtu`) and by `apply`. What the host has dropped on the way there is",
-        "said of TCP; of UDP, how many of its datagrams were lost, and each of these the host has dropped. Everything",
-        "else arrived, once, and as it was sent.",
+        "something goes through, at either end, from outside (`ip link set mtu`) and by `apply`. Of TCP, the table",
+        "says how many datagrams the host has dropped on the way there; of UDP, how many of its own were lost, each of",
+        "which the host has dropped. Everything else arrived, once, and as it was sent.",
         "",
         f"- date: {datetime.date.today().isoformat()}",
         *(f"- {what}: {value}" for what, value in machine.items()),
