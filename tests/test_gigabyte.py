@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from _pytest.mark import ParameterSet
 
 import sections
 from gigabyte import cells, datagrams, document, streams
@@ -20,7 +21,11 @@ from interop.machine import missing_rights
 MEGABYTE = 1_000_000
 
 
-@pytest.mark.parametrize("setting", cells.SETTINGS, ids=str)
+def _tested(setting: Setting) -> ParameterSet:
+    return pytest.param(setting, marks=[pytest.mark.offloads] if setting.offload else [], id=str(setting))
+
+
+@pytest.mark.parametrize("setting", [_tested(setting) for setting in cells.SETTINGS])
 def test_what_goes_through_arrives_as_it_was(setting: Setting) -> None:
     if reason := missing_rights():
         pytest.skip(reason)

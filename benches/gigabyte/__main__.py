@@ -59,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
         return 2
     size = options.megabytes * 1_000_000
     found: dict[Setting, list[Found]] = {}
+    broken = False
     for name, setting in known.items():
         if options.tunnels and name not in options.tunnels:
             continue
@@ -73,10 +74,13 @@ def run(options: argparse.Namespace) -> int:
         except Missing as missing:
             console.print(f"not done: {missing}")
             return 2
+        except Exception:
+            broken = True
+            console.print_exception()
     console.print(_table(found))
-    if not (options.tunnels or options.no_write) and options.megabytes >= GIGABYTE:
+    if not (broken or options.tunnels or options.no_write) and options.megabytes >= GIGABYTE:
         document.write(found)
-    return 1 if any(each.wrong for several in found.values() for each in several) else 0
+    return 1 if broken or any(each.wrong for several in found.values() for each in several) else 0
 
 
 def _table(found: dict[Setting, list[Found]]) -> Table:
