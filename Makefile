@@ -10,7 +10,7 @@ PROFILE ?= dev
 EXTENSION_SOURCES := $(shell find rust patches -type f -not -path '*/tests/*') Cargo.toml Cargo.lock pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all soak lint mutants format bench bench-datapath reliability audit docs rebase-patches venv extension lock wheel clean
+.PHONY: help demo test test-portable test-all soak lint mutants format bench bench-datapath reliability gigabyte audit docs rebase-patches venv extension lock wheel clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -22,6 +22,10 @@ demo: extension
 ## make test            all checks: rustfmt, clippy, cargo test, ruff, mypy, stubtest, pytest with real peers
 test: extension
 	@$(BIN)/python tools/check.py --profile $(PROFILE)
+
+## make test-portable   the Python tests once more, with TUN devices that have no offloads
+test-portable: extension
+	@$(BIN)/python -m pytest --offload off $(ARGS)
 
 ## make test-all        the Python tests on every CPython >= 3.10 of this machine, with one wheel
 test-all: extension
@@ -57,6 +61,10 @@ bench-datapath: venv
 ## make reliability     cause the faults and attacks in network namespaces, and write docs/reliability.md (as root)
 reliability: venv
 	@PYTHONPATH=benches:tests $(BIN)/python -m reliability $(ARGS)
+
+## make gigabyte        a gigabyte with a checksum through each kind of tunnel, and write docs/datapath.md (as root)
+gigabyte: venv
+	@PYTHONPATH=benches:tests $(BIN)/python -m gigabyte $(ARGS)
 
 ## make audit           licences and advisories: needs cargo-deny and pip-audit
 audit: venv

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
+import sys
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +15,40 @@ import pytest
 _IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 
-def pytest_configure() -> None:
+_WITHOUT_OFFLOADS = Path(__file__).parent / "tests" / "without_offloads"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--offload",
+        choices=("on", "off"),
+        default="on",
+        help="off: TUN devices have no offloads in these tests, unless a configuration names some",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Processes that tests start inherit what is ignored here: SIGHUP, for one, where the tests run under nohup."""
+    if config.getoption("offload") == "off":
+        # Here, and in each process that is started: some are given the path that this one has.
+        sys.path.insert(0, str(_WITHOUT_OFFLOADS))
+        inherited = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_WITHOUT_OFFLOADS), inherited]))
+        runpy.run_path(str(_WITHOUT_OFFLOADS / "sitecustomize.py"))
     # Nor do they keep anything outside of their test.
     os.environ["STATE_DIRECTORY"] = ""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is signal.SIG_IGN:
             default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, default)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is about offloads has nothing to show without any."""
+    if config.getoption("offload") == "off":
+        about = [item for item in items if item.get_closest_marker("offloads")]
+        items[:] = [item for item in items if item not in about]
+        config.hook.pytest_deselected(items=about)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,4 +1,7 @@
-"""docs/benchmarks.md: what each command measures is a section of it, which that command alone writes anew."""
+"""Documents with sections that a command writes anew, and nobody else.
+
+All of docs/benchmarks.md is such; in others, a section has its place between two marks.
+"""
 
 from __future__ import annotations
 
@@ -29,3 +32,16 @@ def write(command: str, text: str) -> None:
     """Write the section of a command into the document."""
     old = DOCUMENT.read_text() if DOCUMENT.exists() else ""
     DOCUMENT.write_text(replaced(old, command, text))
+
+
+def filled(document: str, command: str, text: str) -> str:
+    """A document of which a command writes only what is between its marks, with that anew.
+
+    Raises `ValueError` if it has no such place.
+    """
+    marks = [f"<!-- {command}: {which} -->" for which in ("begin", "end")]
+    before, begin, rest = document.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
+    if not (begin and end):
+        raise ValueError(f"there is no place for it: put the lines {marks[0]} and {marks[1]} there")
+    return f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}"

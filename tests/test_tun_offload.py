@@ -144,6 +144,7 @@ def bulk(offload: bool) -> None:
     trio.run(main)
 
 
+@pytest.mark.offloads
 @in_namespace
 def test_bulk_arrives_with_offloads_and_superpackets_move() -> None:
     bulk(True)
@@ -154,6 +155,7 @@ def test_bulk_arrives_without_offloads_and_no_superpacket_moves() -> None:
     bulk(False)
 
 
+@pytest.mark.offloads
 @in_namespace
 def test_offloads_are_switched_by_name_while_a_connection_goes_on() -> None:
     async def main() -> None:
@@ -201,6 +203,7 @@ def test_offloads_are_switched_by_name_while_a_connection_goes_on() -> None:
     trio.run(main)
 
 
+@pytest.mark.offloads
 @in_namespace
 def test_datagrams_arrive_whole_whether_the_kernel_leaves_cutting_them_to_us_or_not() -> None:
     async def main() -> None:
@@ -261,6 +264,7 @@ def test_offloads_that_a_device_lacks_are_named_if_they_were_asked_for_by_name()
     os.close(fd)
 
 
+@pytest.mark.offloads
 @in_namespace
 def test_a_device_of_the_callers_is_given_back_without_offloads() -> None:
     fd = device("near0", 1420, "10.0.0.2/24")

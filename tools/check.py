@@ -17,6 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# What moves most through real devices: by `connlib up`, by `connlib-wg` and by the library. `make test-portable` runs
+# all the others without offloads, too.
+TELLING = (
+    "tests/interop/test_namespace_traffic.py",
+    "tests/interop/test_peers.py::test_carries_traffic",
+    "tests/test_faults_system.py",
+    "tests/test_tun_device.py",
+    "tests/test_without_offloads.py",
+)
 IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 
@@ -86,6 +95,10 @@ def tests(profile: list[str]) -> list[Check]:
             "peers", [sys.executable, "-m", "interop.build"], environment={"PYTHONPATH": str(ROOT / "tests")}
         ),
         Check("mutants", [sys.executable, "tools/mutants.py"], in_git),
+        Check(
+            "no offloads",
+            [sys.executable, "-m", "pytest", "-q", "--offload", "off", "-k", "not outer-v6", *TELLING],
+        ),
     ]
 
 

@@ -47,7 +47,7 @@ async def main(options: dict[str, Any]) -> None:
         # As `connlib up` does.
         freeze_what_stays()
         say("ready")
-        async for line in _lines():
+        async for line in lines():
             asked = json.loads(line)
             match asked.pop("command"):
                 case "stats":
@@ -141,7 +141,7 @@ def _as_configured(peer: PeerConfig, config: InterfaceConfig) -> PeerConfig:
     return dataclasses.replace(peer, role=config.role)
 
 
-async def _lines() -> AsyncIterator[str]:
+async def lines() -> AsyncIterator[str]:
     """The lines of standard input."""
     held = b""
     stream = trio.lowlevel.FdStream(0)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyroute2.nftables.expressions import genex
+from pyroute2.nftables.expressions import genex, verdict
 from pyroute2.nftables.main import NFTables
 
 from interop.netns import Namespace
 
-__all__ = ["masquerade", "restore_marks"]
+__all__ = ["lose", "masquerade", "restore_marks"]
 
 # linux/netfilter.h, linux/netfilter/nf_tables.h
 _NFPROTO_IPV4 = 2
@@ -17,7 +17,8 @@ _META_MARK = 3
 _CT_MARK = 3
 _REGISTER = 1
 # linux/netfilter_ipv4.h: where these chains are among others.
-_MANGLE, _SOURCE_NAT = -150, 100
+_MANGLE, _FILTER, _SOURCE_NAT = -150, 0, 100
+_RANDOM, _EQUAL, _DROP = 1, 0, 0
 
 
 def masquerade(host: Namespace) -> None:
@@ -37,6 +38,16 @@ def restore_marks(host: Namespace) -> None:
     ]
     _add_chain(host, "filter", "postrouting", _MANGLE, save)
     _add_chain(host, "filter", "prerouting", _MANGLE, restore)
+
+
+def lose(host: Namespace, one_in: int) -> None:
+    """Drop one of so many packets that the host forwards, both ways, at random."""
+    # Its attributes are called otherwise than `genex` takes them to be.
+    data = [("NFTA_NG_DREG", _REGISTER), ("NFTA_NG_MODULUS", one_in), ("NFTA_NG_TYPE", _RANDOM)]
+    number = {"attrs": [("NFTA_EXPR_NAME", "numgen"), ("NFTA_EXPR_DATA", {"attrs": data})]}
+    zero = {"attrs": [("NFTA_DATA_VALUE", bytes(4))]}
+    is_zero = genex("cmp", {"sreg": _REGISTER, "op": _EQUAL, "data": zero})
+    _add_chain(host, "filter", "forward", _FILTER, [number, is_zero, *verdict(_DROP)])
 
 
 def _add_chain(host: Namespace, kind: str, hook: str, priority: int, rule: list[Any]) -> None:
