@@ -74,10 +74,8 @@ pub fn handle_datagrams<'a>(
 ) {
     tracelessly(node, |node| {
         let mut handshakes = false;
-        for (from, ecn, datagram) in datagrams {
-            node.handle_marked_datagram(from, ecn, datagram, now.0);
-            handshakes |= is_handshake(datagram);
-        }
+        let datagrams = datagrams.inspect(|(_, _, datagram)| handshakes |= is_handshake(datagram));
+        node.handle_datagrams(datagrams, now.0);
         handshakes
     });
 }
@@ -89,9 +87,7 @@ pub fn handle_packets<'a>(
     now: Now,
 ) {
     tracelessly(node, |node| {
-        for packet in packets {
-            node.handle_packet(packet, now.0);
-        }
+        node.handle_packets(packets, now.0);
         false
     });
 }
