@@ -21,7 +21,7 @@ use crate::Instant;
 pub(super) struct Opening {
     batch: Batch,
     /// Their ciphertexts, and then what was in them.
-    bytes: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
     /// Even where the engine gains nothing by it: for tests.
     always: bool,
 }
@@ -125,7 +125,7 @@ impl Node {
     }
 
     /// From now on packets are laid out only. What is captured has to be sealed at once.
-    fn seal_later(&mut self) {
+    pub(super) fn seal_later(&mut self) {
         if self.works_together() && !self.is_captured() {
             self.output.tunnels.seal_later();
         }
