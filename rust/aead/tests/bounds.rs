@@ -28,10 +28,8 @@ impl Fenced {
         let start = unsafe { mapped.cast::<u8>().add(PAGE) };
         let both = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: these pages are ours.
-        assert_eq!(
-            unsafe { libc::mprotect(start.cast(), pages * PAGE, both) },
-            0
-        );
+        let opened = unsafe { libc::mprotect(start.cast(), pages * PAGE, both) };
+        assert_eq!(opened, 0);
         Fenced { start, pages }
     }
 
