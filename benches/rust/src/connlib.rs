@@ -188,7 +188,7 @@ impl Nodes {
             packet: packet(size),
         };
         for node in &mut pair.nodes {
-            node.set_engine(aead::choose(engine.unwrap_or(Choice::Ring))?.engine);
+            node.set_encryption(aead::choose(engine.unwrap_or(Choice::Ring))?);
         }
         pair.nodes[0].handle_packet(&pair.packet, NOW);
         for receiver in [1, 0, 1] {

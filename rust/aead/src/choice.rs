@@ -43,6 +43,8 @@ pub enum Why {
     NoAvx512,
     /// intel-ipsec-mb would be faster, and is not used because of this.
     Refused(Refusal),
+    /// intel-ipsec-mb was used until it failed.
+    Failed,
 }
 
 impl fmt::Display for Why {
@@ -52,15 +54,42 @@ impl fmt::Display for Why {
             Why::Avx512 => f.write_str("this processor has AVX-512, and the library is there"),
             Why::NoAvx512 => f.write_str("this processor has no AVX-512"),
             Why::Refused(refusal) => refusal.fmt(f),
+            Why::Failed => f.write_str("intel-ipsec-mb has failed at work"),
         }
     }
 }
 
-/// A backend, and why it is that one.
+/// A backend at work, and why it is that one.
 #[derive(Debug)]
 pub struct Chosen {
+    pub choice: Choice,
     pub engine: Engine,
-    pub why: Why,
+    why: Why,
+}
+
+impl Default for Chosen {
+    /// ring, which is there always.
+    fn default() -> Self {
+        Chosen {
+            choice: Choice::Ring,
+            engine: Engine::Ring,
+            why: Why::Wanted,
+        }
+    }
+}
+
+impl Chosen {
+    /// Why it is this one now.
+    pub fn why(&self) -> Why {
+        let was_library = match &self.why {
+            Why::Wanted => self.choice == Choice::IpsecMb,
+            why => *why == Why::Avx512,
+        };
+        match self.engine {
+            Engine::Ring if was_library => Why::Failed,
+            _ => self.why.clone(),
+        }
+    }
 }
 
 /// An engine as it is wanted.
@@ -68,7 +97,13 @@ pub struct Chosen {
 /// # Errors
 /// intel-ipsec-mb was asked for, and cannot be used.
 pub fn choose(choice: Choice) -> Result<Chosen, Refusal> {
-    let chosen = |engine, why| Ok(Chosen { engine, why });
+    let chosen = |engine, why| {
+        Ok(Chosen {
+            choice,
+            engine,
+            why,
+        })
+    };
     match choice {
         Choice::Ring => chosen(Engine::Ring, Why::Wanted),
         Choice::IpsecMb => {

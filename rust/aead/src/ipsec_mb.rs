@@ -42,30 +42,31 @@ pub enum Refusal {
     Wrong,
 }
 
+impl Refusal {
+    /// What is to be done about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Refusal::NotThere | Refusal::NoFunction(_) | Refusal::Version(..) => {
+                "install intel-ipsec-mb 1.3 (on Debian: libipsec-mb1), or use ring"
+            }
+            Refusal::Careless => "build it with SAFE_DATA=y, or use ring",
+            Refusal::NoMemory | Refusal::Wrong => "use ring",
+        }
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{SONAME} ")?;
         match self {
-            Refusal::NotThere => write!(
-                f,
-                "{SONAME} cannot be loaded: install intel-ipsec-mb 1.3 (on Debian: libipsec-mb1)"
-            ),
-            Refusal::NoFunction(name) => write!(
-                f,
-                "{SONAME} has no function {name}: install intel-ipsec-mb 1.3"
-            ),
-            Refusal::Version(major, minor, patch) => write!(
-                f,
-                "{SONAME} is of version {major}.{minor}.{patch}: install intel-ipsec-mb 1.3"
-            ),
-            Refusal::NoMemory => write!(f, "{SONAME} got no memory"),
-            Refusal::Careless => write!(
-                f,
-                "{SONAME} was built so that it leaves secrets in memory: build it with SAFE_DATA=y"
-            ),
-            Refusal::Wrong => write!(
-                f,
-                "{SONAME} has failed its self-test on this processor: use ring"
-            ),
+            Refusal::NotThere => f.write_str("cannot be loaded"),
+            Refusal::NoFunction(name) => write!(f, "has no function {name}"),
+            Refusal::Version(major, minor, patch) => {
+                write!(f, "is of version {major}.{minor}.{patch}")
+            }
+            Refusal::NoMemory => f.write_str("got no memory"),
+            Refusal::Careless => f.write_str("was built to leave secrets in memory"),
+            Refusal::Wrong => f.write_str("has failed its self-test on this processor"),
         }
     }
 }

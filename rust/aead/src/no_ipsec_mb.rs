@@ -12,6 +12,13 @@ use crate::key::{Failed, Key};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal;
 
+impl Refusal {
+    /// What is to be done about it.
+    pub fn hint(&self) -> &'static str {
+        "use ring"
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("intel-ipsec-mb is for x86-64 only")

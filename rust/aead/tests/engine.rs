@@ -136,7 +136,7 @@ fn a_message_that_lies_where_none_can_fails_alone() {
 #[test]
 fn ring_is_chosen_where_it_is_wanted_and_where_there_is_no_avx512() {
     let chosen = choose(Choice::Ring).unwrap();
-    assert_eq!((chosen.engine.name(), chosen.why), ("ring", Why::Wanted));
+    assert_eq!((chosen.engine.name(), chosen.why()), ("ring", Why::Wanted));
     let chosen = choose(Choice::Auto).unwrap();
     let has_avx512 = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| {
         ["avx512f", "avx512vl", "avx512bw"]
@@ -144,13 +144,13 @@ fn ring_is_chosen_where_it_is_wanted_and_where_there_is_no_avx512() {
             .all(|flag| info.contains(flag))
     });
     if has_avx512 {
-        assert_ne!(chosen.why, Why::Wanted);
+        assert_ne!(chosen.why(), Why::Wanted);
     } else {
         assert_eq!(
-            (chosen.engine.name(), &chosen.why),
-            ("ring", &Why::NoAvx512)
+            (chosen.engine.name(), chosen.why()),
+            ("ring", Why::NoAvx512)
         );
-        assert_eq!(chosen.why.to_string(), "this processor has no AVX-512");
+        assert_eq!(chosen.why().to_string(), "this processor has no AVX-512");
     }
 }
 
@@ -158,7 +158,7 @@ fn ring_is_chosen_where_it_is_wanted_and_where_there_is_no_avx512() {
 fn ipsec_mb_is_chosen_where_it_is_wanted() {
     match choose(Choice::IpsecMb) {
         Ok(chosen) => assert_eq!(
-            (chosen.engine.name(), chosen.why),
+            (chosen.engine.name(), chosen.why()),
             ("ipsec-mb", Why::Wanted)
         ),
         Err(refusal) => assert!(refusal.to_string().contains("libIPSec_MB.so.1")),

@@ -36,7 +36,7 @@ use std::mem;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use connlib_aead::Engine;
+use connlib_aead::Chosen;
 use connlib_boringtun::noise;
 use connlib_boringtun::noise::rate_limiter::RateLimiter;
 
@@ -72,7 +72,7 @@ pub const MOST_WAITING: usize = 8192;
 ///   [`source_refused`](Node::source_refused), [`set_unix_time`](Node::set_unix_time), [`record`](Node::record),
 ///   [`log_flows`](Node::log_flows), [`ask`](Node::ask), [`decide`](Node::decide), [`capture`](Node::capture), [`log_keys`](Node::log_keys),
 ///   [`restore_timestamps`](Node::restore_timestamps), [`forget_timestamp`](Node::forget_timestamp),
-///   [`set_engine`](Node::set_engine).
+///   [`set_encryption`](Node::set_encryption).
 /// - *drain*: [`output`](Node::output), then [`drain_datagrams`](Node::drain_datagrams) and
 ///   [`drain_packets`](Node::drain_packets) for as many as were delivered, [`take_events`](Node::take_events), or
 ///   [`clear_output`](Node::clear_output) for everything; [`take_questions`](Node::take_questions) and
@@ -133,7 +133,7 @@ pub struct Node {
     /// Memory for the answer to a packet that a policy refused.
     refusal: Vec<u8>,
     /// What seals and opens packets that come in batches.
-    engine: Engine,
+    encryption: Chosen,
     opening: Opening,
     /// Memory for `handle_timeout`.
     due: Vec<Slot>,
@@ -176,7 +176,7 @@ impl Node {
             key_log: None,
             flows: Flows::default(),
             refusal: Vec::new(),
-            engine: Engine::Ring,
+            encryption: Chosen::default(),
             opening: Opening::default(),
             due: Vec::new(),
             waiting: 0,

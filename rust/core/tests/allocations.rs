@@ -129,7 +129,7 @@ fn run(policy: Option<Arc<Policy>>, logged: usize, way: Way) {
         match way {
             One => {}
             Together => node.always_together(),
-            TogetherByIpsecMb => node.set_engine(choose(Choice::IpsecMb).unwrap().engine),
+            TogetherByIpsecMb => node.set_encryption(choose(Choice::IpsecMb).unwrap()),
         }
     }
     let (there, back) = (packet(1, 2), packet(2, 1));

@@ -8,7 +8,7 @@
 
 use std::mem;
 
-use connlib_aead::{Batch, Engine, MOST};
+use connlib_aead::{Batch, Chosen, MOST};
 use connlib_boringtun::noise::{self, Opened, Packet};
 
 use super::Node;
@@ -48,12 +48,13 @@ struct Waiting<'a> {
 
 impl Node {
     /// Lets another engine seal and open what comes in batches. Nothing else changes.
-    pub fn set_engine(&mut self, engine: Engine) {
-        self.engine = engine;
+    pub fn set_encryption(&mut self, chosen: Chosen) {
+        self.encryption = chosen;
     }
 
-    pub fn engine(&self) -> &Engine {
-        &self.engine
+    /// What seals and opens what comes in batches, and why it is that.
+    pub fn encryption(&self) -> &Chosen {
+        &self.encryption
     }
 
     /// Seals and opens together whatever the engine is, for tests of what follows.
@@ -64,7 +65,7 @@ impl Node {
 
     /// Whether it is worth while: ring gains nothing by it, and loses a copy.
     fn works_together(&self) -> bool {
-        self.opening.always || self.engine.gains_by_batches()
+        self.opening.always || self.encryption.engine.gains_by_batches()
     }
 
     /// IP packets from the TUN device, as [`handle_packet`](Node::handle_packet) takes them one by one.
@@ -78,7 +79,7 @@ impl Node {
             self.handle_packet(packet, now);
             self.seal_much();
         }
-        self.output.tunnels.seal_now(&mut self.engine);
+        self.output.tunnels.seal_now(&mut self.encryption.engine);
     }
 
     /// Datagrams from UDP, each with the ECN field of its IP header, as
@@ -121,7 +122,7 @@ impl Node {
         }
         self.handle_waiting(&mut waiting, &mut opening, now);
         self.opening = opening;
-        self.output.tunnels.seal_now(&mut self.engine);
+        self.output.tunnels.seal_now(&mut self.encryption.engine);
     }
 
     /// From now on packets are laid out only. What is captured has to be sealed at once.
@@ -134,7 +135,9 @@ impl Node {
     #[inline]
     fn seal_much(&mut self) {
         if self.output.tunnels.has_much_to_seal() {
-            self.output.tunnels.seal_laid_out(&mut self.engine);
+            self.output
+                .tunnels
+                .seal_laid_out(&mut self.encryption.engine);
         }
     }
 
@@ -152,7 +155,9 @@ impl Node {
         if waiting.count == 0 {
             return;
         }
-        self.engine.open(&mut opening.batch, &mut opening.bytes);
+        self.encryption
+            .engine
+            .open(&mut opening.batch, &mut opening.bytes);
         for place in waiting.places.iter_mut().take(waiting.count) {
             if let Some((arrived, number)) = place.take() {
                 let opened = number.and_then(|number| opening.opened(number));

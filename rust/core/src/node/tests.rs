@@ -268,7 +268,7 @@ fn batch_with(hub: &mut Node, now: Instant, call: impl FnOnce(&mut Node)) {
         hub.output.datagrams.bytes.starts_with(&sealed),
         "they are not sealed yet"
     );
-    hub.output.tunnels.seal_now(&mut hub.engine);
+    hub.output.tunnels.seal_now(&mut hub.encryption.engine);
     assert!(!hub.output.datagrams.bytes.starts_with(&sealed));
 }
 

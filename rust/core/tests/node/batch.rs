@@ -78,7 +78,7 @@ impl World {
         hubs[1].always_together();
         if let Ok(library) = choose(Choice::IpsecMb) {
             let mut hub = node(hub_config());
-            hub.set_engine(library.engine);
+            hub.set_encryption(library);
             hubs.push(hub);
         }
         for hub in &mut hubs {
