@@ -26,6 +26,14 @@ pub fn chosen(choice: Choice, py: Python<'_>) -> PyResult<Chosen> {
     })
 }
 
+/// Raises `ConfigError` if it cannot be had.
+pub fn check(choice: Choice, py: Python<'_>) -> PyResult<()> {
+    match choice {
+        Choice::Auto | Choice::Ring => Ok(()),
+        Choice::IpsecMb => chosen(choice, py).map(drop),
+    }
+}
+
 fn named(name: &str, py: Python<'_>) -> PyResult<Choice> {
     Choice::named(name).ok_or_else(|| {
         let names = Choice::ALL.map(Choice::name).join(", ");
