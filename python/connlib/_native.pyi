@@ -632,6 +632,6 @@ class Encryption:
         """Why it is this one, for people to read."""
 
     def measure(self, size: int, seconds: float) -> tuple[float, float]:
-        """Nanoseconds that sealing and opening a message of `size` bytes takes: medians of batches of 64 messages, of which
-        there are as many as fit into `seconds`, one at least. Other threads run meanwhile. Raises `ValueError` for a
+        """Nanoseconds that sealing and opening a message of `size` bytes takes: medians of batches of 64 messages, as
+        many as fit into `seconds`, one at least. Other threads run meanwhile. Raises `ValueError` for a
         size beyond 0 to 65,535 bytes, and for more than a minute."""
