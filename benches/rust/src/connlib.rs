@@ -164,8 +164,18 @@ impl Engine for InPlace {
     }
 }
 
-/// `Node::handle_packet` and `Node::handle_datagram`, or those for many: routing, the index table and the counters come on
-/// top.
+/// How a node is given packets.
+#[derive(Clone, Copy)]
+pub enum Way {
+    /// By `handle_packet` and `handle_datagram`.
+    OneByOne,
+    /// By `handle_packets` and `handle_datagrams`, with this encryption.
+    Batch(Choice),
+    /// The same with ring, that nevertheless seals and opens together.
+    Together,
+}
+
+/// `Node`: routing, the index table and the counters come on top.
 pub struct Nodes {
     in_batches: bool,
     nodes: [Node; 2],
@@ -174,21 +184,24 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// With the calls for many packets, if there is an engine for them.
-    pub fn new(size: usize, engine: Option<Choice>) -> Result<Self, Failure> {
+    pub fn new(size: usize, way: Way) -> Result<Self, Failure> {
         let addresses = [
             SocketAddr::from(([127, 0, 0, 1], 1)),
             SocketAddr::from(([127, 0, 0, 1], 2)),
         ];
         let nodes = [node(0, addresses[1], size)?, node(1, addresses[0], size)?];
         let mut pair = Nodes {
-            in_batches: engine.is_some(),
+            in_batches: !matches!(way, Way::OneByOne),
             nodes,
             addresses,
             packet: packet(size),
         };
         for node in &mut pair.nodes {
-            node.set_encryption(aead::choose(engine.unwrap_or(Choice::Ring))?);
+            match way {
+                Way::OneByOne => {}
+                Way::Batch(choice) => node.set_encryption(aead::choose(choice)?),
+                Way::Together => node.always_together(),
+            }
         }
         pair.nodes[0].handle_packet(&pair.packet, NOW);
         for receiver in [1, 0, 1] {
