@@ -17,6 +17,10 @@ pub struct Failed;
 /// A key. Its bytes are wiped when it is dropped; ring's form of it is wiped by whoever wipes the heap, as for every key of
 /// ring's.
 pub struct Key {
+    #[cfg_attr(
+        not(all(target_arch = "x86_64", unix)),
+        allow(dead_code, reason = "for what is not there")
+    )]
     bytes: Zeroizing<[u8; KEY_LEN]>,
     ring: LessSafeKey,
 }
@@ -45,6 +49,10 @@ impl Key {
         })
     }
 
+    #[cfg_attr(
+        not(all(target_arch = "x86_64", unix)),
+        allow(dead_code, reason = "for what is not there")
+    )]
     pub(crate) fn bytes(&self) -> &[u8; KEY_LEN] {
         &self.bytes
     }

@@ -166,6 +166,28 @@ fn ipsec_mb_is_chosen_where_it_is_wanted() {
 }
 
 #[test]
+fn an_engine_works_on_in_another_thread() {
+    for mut engine in engines() {
+        let seal = |engine: &mut Engine| {
+            let (mut batch, mut buffer) = (Batch::default(), vec![3; 300]);
+            batch.push(&key(4), 5, 0..300);
+            engine.seal(&mut batch, &mut buffer);
+            assert!(batch.succeeded(0));
+            buffer
+        };
+        let here = seal(&mut engine);
+        let (mut engine, there) = std::thread::spawn(move || {
+            let sealed = seal(&mut engine);
+            (engine, sealed)
+        })
+        .join()
+        .unwrap();
+        assert_eq!(here, there);
+        assert_eq!(here, seal(&mut engine));
+    }
+}
+
+#[test]
 fn choices_have_the_names_that_users_write() {
     for (name, choice) in [
         ("auto", Choice::Auto),
