@@ -17,6 +17,7 @@ FULL = f"""\
 # connlib: masquerade = 10.7.0.0/24, fd07::/64
 # connlib: protect-addresses = false
 # connlib: offload = coalesce_tcp, tso4
+# connlib: encryption = ring
 PrivateKey = {OWN.to_base64()}
 ListenPort = 51820
 Address = 10.7.0.1/24, fd07::1/64

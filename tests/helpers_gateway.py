@@ -22,6 +22,7 @@ role = "responder"
 masquerade = true
 protect_addresses = false
 offload = ["tso4", "coalesce_tcp"]
+encryption = "ring"
 dns = ["10.7.0.53", "example.org", "fd07::53"]
 
 [interface.timers]
@@ -66,6 +67,7 @@ GATEWAY = Gateway(
         masquerade=True,
         protect_addresses=False,
         offload=("tso4", "coalesce_tcp"),
+        encryption="ring",
         dns=("10.7.0.53", "example.org", "fd07::53"),
     ),
     peers=(

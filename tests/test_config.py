@@ -44,6 +44,7 @@ def test_every_key_of_a_file_arrives() -> None:
         masquerade=(ip_network("10.7.0.0/24"), ip_network("fd07::/64")),
         protect_addresses=False,
         offload=("tso4", "coalesce_tcp"),
+        encryption="ring",
         dns=("10.7.0.53", "example.org", "fd07::53"),
         peers=(
             PeerConfig(
@@ -121,6 +122,12 @@ BAD_LINES = [
     (MINIMAL + "DNS = fe80::1%eth0\n", 3, "DNS: 'fe80::1%eth0' is neither", "example.org"),
     (MINIMAL + "DNS = 10.7.0.1,,example.org\n", 3, "nothing between two commas", "comma"),
     (MINIMAL + "DNS = -x\n", 3, "DNS: '-x' is neither", "example.org"),
+    (
+        MINIMAL + "# connlib: encryption = aes\n",
+        3,
+        "encryption: 'aes' is no encryption",
+        "use one of auto, ring, ipsec-mb",
+    ),
     (
         MINIMAL + "# connlib: offload = tso4, tcp\n",
         3,

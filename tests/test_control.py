@@ -277,6 +277,7 @@ EVERYTHING = InterfaceConfig(
     masquerade=(ip_network("10.0.0.0/24"), ip_network("fd00::/64")),
     protect_addresses=False,
     offload=("tso4", "coalesce_tcp"),
+    encryption="ring",
     dns=("10.0.0.53", "example.org"),
     peers=(
         PeerConfig(

@@ -80,6 +80,8 @@ def test_equal_configurations_have_no_difference() -> None:
         ),
         (dataclasses.replace(OLD, protect_addresses=True), "~ protect addresses: off -> on"),
         (dataclasses.replace(OLD, offload=False), "~ offload: tso4, coalesce_tcp -> false"),
+        (dataclasses.replace(OLD, encryption="auto"), "~ encryption: ring -> auto"),
+        (dataclasses.replace(OLD, encryption="ipsec-mb"), "~ encryption: ring -> ipsec-mb"),
         (dataclasses.replace(OLD, offload=True), "~ offload: tso4, coalesce_tcp -> true"),
         (
             dataclasses.replace(OLD, dns=("10.7.0.54", "example.org")),

@@ -70,10 +70,11 @@ def test_every_public_class_of_a_private_module_is_exported(module: object) -> N
 def test_the_extension_exports_what_its_stub_lists() -> None:
     classes = {name for name, value in vars(connlib._native).items() if isinstance(value, type)}
     assert classes == set(connlib._native.__all__)
-    # Seeds, descriptors, compiled policies, tunnels made ahead and the pristine engine are not public.
+    # Seeds, descriptors, compiled policies, backends, tunnels made ahead and the pristine engine are not public.
     internal = {
         "BootTimer",
         "CompiledPolicy",
+        "Encryption",
         "LabNode",
         "LabTunn",
         "TunIo",

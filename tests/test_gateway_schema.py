@@ -52,6 +52,7 @@ PLACES = {
     ("GatewayInterface", "endpoint"): INTERFACE + "endpoint = {}\n",
     ("GatewayInterface", "role"): INTERFACE + "role = {}\n",
     ("GatewayInterface", "offload"): INTERFACE + "offload = {}\n",
+    ("GatewayInterface", "encryption"): INTERFACE + "encryption = {}\n",
     ("GatewayInterface", "masquerade"): INTERFACE + "masquerade = [{}]\n",
     ("GatewayInterface", "protect_addresses"): INTERFACE + "protect_addresses = {}\n",
     ("GatewayInterface", "dns"): INTERFACE + "dns = [{}]\n",

@@ -102,6 +102,13 @@ BAD = [
         "offload: 'tcp' is no offload",
         "use some of checksum, tso4",
     ),
+    (
+        MINIMAL + 'encryption = "aes"\n',
+        3,
+        14,
+        "encryption: 'aes' is no encryption",
+        "use one of auto, ring, ipsec-mb",
+    ),
     (MINIMAL + "protect_addresses = 1\n", 3, 21, "protect_addresses must be true or false", "true"),
     (MINIMAL + 'dns = "10.0.0.1"\n', 3, 7, "dns must be an array, not text", '["'),
     (
@@ -218,9 +225,9 @@ def test_every_error_is_said_in_the_order_of_the_lines() -> None:
         "wg0.toml:5:15: listen_port: 131071 is out of range",
         "wg0.toml:7:1: mut is not a key of [interface]",
         "wg0.toml:12:14: masquerade must be an array, not a whole number",
-        "wg0.toml:18:17: rekey_timeout must be a number of seconds, not text",
-        "wg0.toml:27:16: allowed_ips: '10.7.0.2/33' is not an IP address with a prefix length",
-        "wg0.toml:29:24: persistent_keepalive: -5 is out of range",
+        "wg0.toml:19:17: rekey_timeout must be a number of seconds, not text",
+        "wg0.toml:28:16: allowed_ips: '10.7.0.2/33' is not an IP address with a prefix length",
+        "wg0.toml:30:24: persistent_keepalive: -5 is out of range",
     ]
 
 

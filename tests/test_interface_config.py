@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from connlib._errors import ConfigError
 from connlib._native import PrivateKey
 from connlib._types import Limits, PeerConfig, Role, Timers
-from connlib.config import OFFLOADS, InterfaceConfig
+from connlib.config import ENCRYPTIONS, OFFLOADS, InterfaceConfig
 from connlib.wgquick import format_config, parse_config
 from helpers_config import ALICE, BOB, FULL, OWN, SHARED
 
@@ -67,6 +67,7 @@ def configs(draw: st.DrawFn) -> InterfaceConfig:
         timers=dataclasses.replace(Timers(), rekey_timeout=draw(SECONDS), keepalive_timeout=draw(SECONDS)),
         masquerade=tuple(draw(st.lists(PREFIX.map(lambda item: ip_network(item, strict=False)), max_size=3))),
         protect_addresses=draw(st.booleans()),
+        encryption=draw(st.sampled_from(ENCRYPTIONS)),
         offload=draw(st.booleans() | st.lists(st.sampled_from(OFFLOADS)).map(tuple)),
         dns=tuple(
             draw(st.lists(st.ip_addresses().map(str) | st.sampled_from(["a.example", "b"]), max_size=3))

@@ -212,8 +212,9 @@ def workspace_crates() -> set[str]:
 
 
 OURS = {
-    "connlib-boringtun": set[str](),
-    "connlib-core": {"connlib-boringtun"},
+    "connlib-aead": set[str](),
+    "connlib-boringtun": {"connlib-aead"},
+    "connlib-core": {"connlib-aead", "connlib-boringtun"},
     "connlib-net": set[str](),
     "connlib-patched": set[str](),
     "connlib": {"connlib-core", "connlib-net"},
@@ -230,13 +231,15 @@ def test_rust_crates_depend_in_one_direction() -> None:
 
 
 @needs_cargo
-@pytest.mark.parametrize("crate", ["connlib-boringtun", "connlib-core", "connlib-net", "connlib-patched"])
+@pytest.mark.parametrize(
+    "crate", ["connlib-aead", "connlib-boringtun", "connlib-core", "connlib-net", "connlib-patched"]
+)
 def test_rust_crates_below_the_bindings_know_no_python(crate: str) -> None:
     assert not {name for name in linked_with(crate) if name.startswith("pyo3")}
 
 
 @needs_cargo
-@pytest.mark.parametrize("crate", ["connlib-boringtun", "connlib-core"])
+@pytest.mark.parametrize("crate", ["connlib-aead", "connlib-boringtun", "connlib-core"])
 def test_the_engine_and_the_core_do_no_io(crate: str) -> None:
     assert not linked_with(crate) & IO
 
@@ -300,8 +303,9 @@ def test_the_patched_engine_reads_no_clock_and_no_global_randomness(patched_sour
     }
 
 
-def test_the_core_reads_no_clock_and_no_global_randomness() -> None:
-    for path in (ROOT / "rust" / "core" / "src").rglob("*.rs"):
+@pytest.mark.parametrize("crate", ["aead", "core"])
+def test_the_core_reads_no_clock_and_no_global_randomness(crate: str) -> None:
+    for path in (ROOT / "rust" / crate / "src").rglob("*.rs"):
         assert not FORBIDDEN.search(shipped(path.read_text())), path.name
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers_encryption import need
 from helpers_memory import chacha20, keys_in, memory_of
 from two_tunnels import ipv4
 
@@ -251,6 +252,77 @@ def test_no_key_of_a_session_is_left_when_it_has_expired() -> None:
     made, expired = memories
     keys = [key for datagram in datagrams for key in keys_in(made, datagram, ipv4())]
     # One for each direction; each end had both.
+    assert len(keys) == 2
+    assert all(made.count(key) >= 2 for key in keys)
+    assert [expired.count(key) for key in keys] == [0, 0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/PID/mem")
+@pytest.mark.parametrize("encryption", ["ring", "ipsec-mb"])
+def test_no_key_of_a_session_is_left_with_the_backend_that_seals_and_opens_batches(encryption: str) -> None:
+    """Neither in its memory nor on its stack, which the library wipes by itself (SAFE_DATA)."""
+    need(encryption)
+    script = f"""
+        import sys
+        from connlib import Node, NodeConfig, PeerConfig
+        from two_tunnels import *
+        from ipaddress import ip_network
+
+        def say(word):
+            print(word, flush=True)
+            sys.stdin.readline()
+
+        def node(own, other, inner, at):
+            network = ip_network(inner)
+            peer = PeerConfig(public_key=other.public_key(), allowed_ips=(network,), endpoint=(at, 51820))
+            config = NodeConfig(private_key=own, peers=(peer,), encryption="{encryption}")
+            return Node(config, now=START, unix_time=UNIX_TIME)
+
+        alice = node(ALICE, BOB, "10.0.0.2/32", "192.0.2.2")
+        bob = node(BOB, ALICE, "10.0.0.1/32", "192.0.2.1")
+
+        def carry(sender, receiver, source):
+            datagrams = [transmit.datagram for transmit in sender.drain().transmits]
+            lengths = list(map(len, datagrams))
+            receiver.handle_datagrams(b"".join(datagrams), lengths, [(source, 51820)] * len(lengths), START)
+            return datagrams
+
+        alice.handle_packets(ipv4(), [20], START)
+        for _ in range(2):
+            carry(alice, bob, "192.0.2.1")
+            carry(bob, alice, "192.0.2.2")
+        bob.drain()
+        back = ipv4(source="10.0.0.2", destination="10.0.0.1")
+        for sender, receiver, source, packet in (
+            (alice, bob, "192.0.2.1", ipv4()), (bob, alice, "192.0.2.2", back),
+        ):
+            sender.handle_packets(packet * 100, [20] * 100, START)
+            print(carry(sender, receiver, source)[-1].hex())
+            assert receiver.drain().packets == [packet] * 100
+        say("made")
+        for each in (alice, bob):
+            each.handle_timeout(START + 180)
+        say("expired")
+        """
+    starts = [ipv4(), ipv4(source="10.0.0.2", destination="10.0.0.1")]
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
+    ) as child:
+        assert child.stdin is not None and child.stdout is not None
+        datagrams = [bytes.fromhex(child.stdout.readline()) for _ in range(2)]
+        memories = []
+        for state in ("made\n", "expired\n"):
+            assert child.stdout.readline() == state
+            memories.append(memory_of(child.pid))
+            child.stdin.write("\n")
+            child.stdin.flush()
+    made, expired = memories
+    found = [keys_in(made, datagram, start) for datagram, start in zip(datagrams, starts, strict=True)]
+    keys = [key for each in found for key in each]
     assert len(keys) == 2
     assert all(made.count(key) >= 2 for key in keys)
     assert [expired.count(key) for key in keys] == [0, 0]

@@ -30,6 +30,7 @@ from connlib.config import OFFLOADS
 from connlib.driver import Interface, open_interface
 from connlib.tun import make_device, open_tun
 from helpers_driver import client_config, gateway_config, loopback_socket
+from helpers_encryption import need
 from helpers_netns import in_namespace, ip, run_body
 
 T = TypeVar("T")
@@ -61,11 +62,11 @@ def device(name: str, mtu: int, *addresses: str, headers: bool = True) -> int:
 
 @asynccontextmanager
 async def two_interfaces(
-    near: int, far: int, offload: bool | tuple[str, ...] = True
+    near: int, far: int, offload: bool | tuple[str, ...] = True, encryption: str = "auto"
 ) -> AsyncIterator[tuple[Interface, Interface]]:
     with loopback_socket() as udp, loopback_socket() as client_udp:
         gateway = replace(gateway_config(), mtu=8920, offload=offload)
-        client = replace(client_config(udp.getsockname()), mtu=8920, offload=offload)
+        client = replace(client_config(udp.getsockname()), mtu=8920, offload=offload, encryption=encryption)
         allowed = (ip_network("10.0.0.0/24"), ip_network("fd00::/64"))
         gateway = replace(gateway, peers=(replace(gateway.peers[0], allowed_ips=allowed),))
         client = replace(client, peers=(replace(client.peers[0], allowed_ips=allowed),))
@@ -117,14 +118,14 @@ async def transfer(server: socket.socket, family: socket.AddressFamily, size: in
     assert digests == [hashlib.sha256(data).digest()]
 
 
-def bulk(offload: bool) -> None:
+def bulk(offload: bool, encryption: str = "auto") -> None:
     async def main() -> None:
         with far_away() as there:
             near = device("near0", 1420, "10.0.0.2/24", "fd00::2/64")
             far = there(lambda: device("far0", 1420, "10.0.0.1/24", "fd00::1/64"))
             # Whoever made the device may have given it the longer header that newer virtio has.
             fcntl.ioctl(far, 0x4004_54D8, struct.pack("i", 12))  # TUNSETVNETHDRSZ
-            async with two_interfaces(near, far, offload) as (client, gateway):
+            async with two_interfaces(near, far, offload, encryption) as (client, gateway):
                 for mtu in (1280, 1420, 8920):
                     ip("link", "set", "near0", "mtu", str(mtu))
                     there(lambda mtu=mtu: ip("link", "set", "far0", "mtu", str(mtu)))  # type: ignore[misc]
@@ -156,6 +157,12 @@ def test_bulk_arrives_without_offloads_and_no_superpacket_moves() -> None:
 
 
 @pytest.mark.offloads
+@in_namespace
+def test_bulk_arrives_where_one_end_seals_and_opens_with_ipsec_mb() -> None:
+    need("ipsec-mb")
+    bulk(True, "ipsec-mb")
+
+
 @in_namespace
 def test_offloads_are_switched_by_name_while_a_connection_goes_on() -> None:
     async def main() -> None:

@@ -31,6 +31,7 @@ def node_config(config: InterfaceConfig) -> NodeConfig:
         mtu=config.mtu or DEFAULT_MTU,
         timers=config.timers,
         limits=config.limits,
+        encryption=config.encryption,
     )
 
 
@@ -75,6 +76,7 @@ _DEVICE_FIELDS = (
     "protect_addresses",
     "dns",
     "offload",
+    "encryption",
 )
 
 
@@ -95,5 +97,9 @@ def with_what_the_node_does_not_see(
         for peer in come
         if peer.public_key in fields
     )
-    device = tuple(field for field in _DEVICE_FIELDS if getattr(old, field) != getattr(new, field))
+    device = tuple(
+        field
+        for field in _DEVICE_FIELDS
+        if getattr(old, field) != getattr(new, field) and field not in diff.node
+    )
     return dataclasses.replace(diff, changed=changed, node=diff.node + device)

@@ -397,6 +397,8 @@ class NodeConfig:
     limits: Limits = Limits()
     handshake_limit: int = 100
     """Handshake messages per second, all peers together, above which cookies are demanded (paper section 5.3)."""
+    encryption: str = "auto"
+    """What seals and opens packets that come in batches: one of `connlib.config.ENCRYPTIONS`."""
 
 
 class PeerChange(NamedTuple):

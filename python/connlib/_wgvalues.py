@@ -16,7 +16,15 @@ from typing import TypeVar
 from ._errors import ConfigError, KeyFormatError
 from ._native import PresharedKey, PrivateKey, PublicKey
 from ._types import LONGEST_TIMER, SHORTEST_TIMER, Limits, Role
-from .config import MAX_FWMARK, ZONE_HINT, ZONE_PROBLEM, check_dns_entry, check_offload, shown
+from .config import (
+    MAX_FWMARK,
+    ZONE_HINT,
+    ZONE_PROBLEM,
+    check_dns_entry,
+    check_encryption,
+    check_offload,
+    shown,
+)
 
 Interface = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
@@ -161,6 +169,14 @@ def offload(name: str, value: str) -> str:
     """The name of an offload."""
     try:
         return check_offload(value)
+    except ConfigError as error:
+        raise BadValue(f"{name}: {error.problem}", error.hint or "correct it") from None
+
+
+def encryption(name: str, value: str) -> str:
+    """The name of an encryption."""
+    try:
+        return check_encryption(value)
     except ConfigError as error:
         raise BadValue(f"{name}: {error.problem}", error.hint or "correct it") from None
 

@@ -34,6 +34,13 @@ TCP are read also where they say that congestion was noticed; it is of use besid
 `coalesce_udp`: packets of a flow that follow each other are written as one superpacket.
 """
 
+ENCRYPTIONS = ("auto", "ring", "ipsec-mb")
+"""What seals and opens packets that come in batches, by name.
+
+`ring`: the library that connlib is built with. `ipsec-mb`: intel-ipsec-mb, if the system has it: many packets at once.
+`auto`: that one if it is there and the processor has AVX-512, with which it is faster; else ring.
+"""
+
 # Linux: at most 15 bytes. Slashes, "." and ".." would leave the directory of a control socket, "%" is the kernel's
 # own pattern, ":" is the syntax of alias addresses: none of them reach the kernel or the file system from here.
 INTERFACE_NAME = "[A-Za-z0-9_=+.-]{1,15}"
@@ -85,6 +92,13 @@ def check_offload(name: str) -> str:
     return name
 
 
+def check_encryption(name: str) -> str:
+    """Return `name` if it is one of `ENCRYPTIONS`. Raises `ConfigError` otherwise."""
+    if name not in ENCRYPTIONS:
+        raise ConfigError(f"{shown(name)} is no encryption", hint=f"use one of {', '.join(ENCRYPTIONS)}")
+    return name
+
+
 def offload_names(offload: bool | tuple[str, ...]) -> tuple[str, ...]:
     """The names that `InterfaceConfig.offload` stands for."""
     if isinstance(offload, bool):
@@ -121,8 +135,9 @@ class InterfaceConfig:
 
     Raises `ConfigError` (without file and line) if a number is out of range, a name cannot name a device, an
     address is there twice or does not go with the MTU, `dns` has what is neither an address nor a domain, `offload`
-    what is no offload, two peers have the same public key, a peer has the interface's own public key, or two peers
-    claim the same prefix. A prefix within another peer's prefix is fine: the longest match owns the packet.
+    what is no offload, `encryption` is unknown, two peers have the same public key, a peer has the interface's own
+    public key, or two peers claim the same prefix. A prefix within another peer's prefix is fine: the longest match
+    owns the packet.
     """
 
     private_key: PrivateKey
@@ -150,6 +165,8 @@ class InterfaceConfig:
     """Name servers, as addresses, and domains to search: what this machine resolves names with meanwhile."""
     offload: bool | tuple[str, ...] = True
     """What the TUN device does many packets at once: those of `OFFLOADS`, or all that the kernel can, or nothing."""
+    encryption: str = "auto"
+    """What seals and opens packets that come in batches: one of `ENCRYPTIONS`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.listen_port <= 65535:
@@ -165,6 +182,7 @@ class InterfaceConfig:
             wanted = set(map(check_offload, self.offload))
             # One way to say each: none of them is False.
             object.__setattr__(self, "offload", tuple(filter(wanted.__contains__, OFFLOADS)) or False)
+        check_encryption(self.encryption)
         for peer in self.peers:
             _check_peer(peer)
         if self.role is not Role.EITHER:

@@ -32,6 +32,7 @@ from ._policy import ICMP, ICMPV6, MOST_RANGES, MOST_RULES, TCP, UDP, Action, Po
 from ._types import Limits, PeerConfig, Role, Timers
 from ._wgvalues import BadValue
 from .config import (
+    ENCRYPTIONS,
     IPV6_MTU_HINT,
     MAX_FWMARK,
     MAX_MTU,
@@ -331,6 +332,13 @@ class GatewayInterface(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             "kernel can."
         ),
     ] = True
+    encryption: Annotated[
+        str,
+        Meta(
+            description="What seals and opens packets; auto takes the faster one of those that there are.",
+            extra_json_schema={"enum": list(ENCRYPTIONS)},
+        ),
+    ] = "auto"
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -338,6 +346,7 @@ class GatewayInterface(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             check_private_key(self.private_key is not None, self.private_key_file is not None)
             for entry in self.dns:
                 values.dns_entry("dns", entry)
+            values.encryption("encryption", self.encryption)
             values.whole("listen_port", str(self.listen_port), 0, 65535)
             values.whole("fwmark", str(self.fwmark), 0, MAX_FWMARK)
             if self.endpoint is not None:
@@ -418,6 +427,7 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             protect_addresses=interface.protect_addresses,
             dns=interface.dns,
             offload=interface.offload,
+            encryption=interface.encryption,
         )
 
 

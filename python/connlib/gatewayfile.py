@@ -523,6 +523,7 @@ _INTERFACE: dict[str, Read] = {
     "protect_addresses": _boolean,
     "dns": _each(_text(values.dns_entry)),
     "offload": _either(bool, _boolean, _each(_text(values.offload))),
+    "encryption": _text(values.encryption),
 }
 _RULE: dict[str, Read] = {
     "allow": _allow,

@@ -36,6 +36,7 @@ Settings that wg-quick has no word for are comments to it, `# connlib: key = val
     masquerade           prefixes: sources that get this machine's address where they leave it elsewhere
     protect-addresses    true or false: whether Address answers only what comes through the tunnel; default true
     offload              true, false or names of `connlib.config.OFFLOADS`: what the device does many packets at once
+    encryption           one of `connlib.config.ENCRYPTIONS`: what seals and opens packets
     [Peer]
     role                 initiator or responder (either only if the interface does not say otherwise)
     name                 what logs call the peer
@@ -94,7 +95,16 @@ _TIMERS = {field.name.replace("_", "-"): field.name for field in dataclasses.fie
 _LIMITS = {field.name.replace("_", "-"): field.name for field in dataclasses.fields(Limits)}
 _INTERFACE_EXTENSIONS = {
     key: key
-    for key in ("role", "interface", "masquerade", "protect-addresses", "offload", *_TIMERS, *_LIMITS)
+    for key in (
+        "role",
+        "interface",
+        "masquerade",
+        "protect-addresses",
+        "offload",
+        "encryption",
+        *_TIMERS,
+        *_LIMITS,
+    )
 }
 _PEER_EXTENSIONS = {key: key for key in ("role", "name")}
 _EXTENSION = re.compile(r"\s*connlib\s*:(.*)", re.IGNORECASE | re.DOTALL)
@@ -140,6 +150,7 @@ def format_config(config: InterfaceConfig) -> str:
     lines += _extension("masquerade", ", ".join(map(str, config.masquerade)) or None)
     lines += _extension("protect-addresses", None if config.protect_addresses else "false")
     lines += _extension("offload", None if config.offload is True else describe_offload(config.offload))
+    lines += _extension("encryption", None if config.encryption == "auto" else config.encryption)
     lines.append(f"PrivateKey = {config.private_key.to_base64()}")
     if config.listen_port:
         lines.append(f"ListenPort = {config.listen_port}")
@@ -224,6 +235,7 @@ class _InterfaceDraft:
     masquerade: tuple[IPv4Network | IPv6Network, ...] = ()
     protect_addresses: bool = True
     offload: bool | tuple[str, ...] = True
+    encryption: str = "auto"
     dns: list[str] = dataclasses.field(default_factory=list)
 
     keys = _INTERFACE_KEYS
@@ -276,6 +288,8 @@ class _InterfaceDraft:
             self.protect_addresses = values.flag(key, value)
         elif key == "offload":
             self.offload = _offload(value)
+        elif key == "encryption":
+            self.encryption = values.encryption(key, value)
         elif key in _TIMERS:
             self.timers[_TIMERS[key]] = values.seconds(key, value)
         else:
@@ -521,6 +535,7 @@ class _Parser:
                 protect_addresses=interface.protect_addresses,
                 dns=tuple(interface.dns),
                 offload=interface.offload,
+                encryption=interface.encryption,
             )
         except ConfigError as error:
             hint = error.hint

@@ -7,6 +7,7 @@ mod boot_timer;
 mod call_error;
 mod classes;
 mod descriptors;
+mod encryption;
 mod errors;
 mod flow_output;
 mod fork;
@@ -41,6 +42,8 @@ mod upstream_tunn;
 mod _native {
     #[pymodule_export]
     use crate::boot_timer::BootTimer;
+    #[pymodule_export]
+    use crate::encryption::Encryption;
     #[pymodule_export]
     use crate::index_table::IndexTable;
     #[pymodule_export]

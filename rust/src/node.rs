@@ -7,6 +7,7 @@ use pyo3::types::{PyDict, PyList};
 use rand_core::OsRng;
 
 use crate::arguments::{self, Address, Data, Lengths, MAX_PACKET, Now, UnixTime};
+use crate::encryption;
 use crate::errors::{engine_error, type_error, value_error};
 use crate::flow_output::{self, dated};
 use crate::guard::Guarded;
@@ -37,11 +38,16 @@ impl Node {
         seeded: bool,
     ) -> PyResult<Self> {
         let py = config.py();
-        let node = without_a_trace(|| {
+        let mut node = without_a_trace(|| {
             let config = node_config(config)?;
             let node = connlib_core::Node::new(config, now.0, unix_time.0, rng);
             node.map(Box::new).map_err(|error| config_error(error, py))
         })?;
+        let encryption = encryption::wanted(config)?;
+        // A world has thousands of nodes, and no traffic to speak of.
+        if !seeded {
+            node.set_encryption(encryption::chosen(encryption, py)?);
+        }
         Ok(Node {
             engine: Guarded::new(node),
             seeded,
@@ -76,10 +82,8 @@ pub fn handle_datagrams<'a>(
 ) {
     tracelessly(node, |node| {
         let mut handshakes = false;
-        for (from, ecn, datagram) in datagrams {
-            node.handle_marked_datagram(from, ecn, datagram, now.0);
-            handshakes |= is_handshake(datagram);
-        }
+        let datagrams = datagrams.inspect(|(_, _, datagram)| handshakes |= is_handshake(datagram));
+        node.handle_datagrams(datagrams, now.0);
         handshakes
     });
 }
@@ -91,9 +95,7 @@ pub fn handle_packets<'a>(
     now: Now,
 ) {
     tracelessly(node, |node| {
-        for packet in packets {
-            node.handle_packet(packet, now.0);
-        }
+        node.handle_packets(packets, now.0);
         false
     });
 }
@@ -137,7 +139,13 @@ impl Node {
         now: Now,
         tunnels: Option<&Tunnels>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let config = without_a_trace(|| node_config(config).map(Box::new))?;
+        let new = without_a_trace(|| node_config(config).map(Box::new))?;
+        let wanted = encryption::wanted(config)?;
+        let current = self.engine.call(py, |node| node.encryption().choice)?;
+        let encryption = match self.seeded || wanted == current {
+            true => None,
+            false => Some(encryption::chosen(wanted, py)?),
+        };
         let tunnels = match tunnels {
             Some(tunnels) => tunnels.take(py)?,
             None => None,
@@ -145,10 +153,15 @@ impl Node {
         let diff = self
             .engine
             .call_detached(py, |node| {
-                without_a_trace(|| match tunnels {
-                    Some(tunnels) => node.apply_with(*config, *tunnels, now.0),
-                    None => node.apply(*config, now.0),
-                })
+                let mut diff = without_a_trace(|| match tunnels {
+                    Some(tunnels) => node.apply_with(*new, *tunnels, now.0),
+                    None => node.apply(*new, now.0),
+                })?;
+                if let Some(encryption) = encryption {
+                    node.set_encryption(encryption);
+                    diff.node.push("encryption");
+                }
+                Ok(diff)
             })?
             .map_err(|error| config_error(error, py))?;
         diff_to_python(&diff, py)
@@ -254,6 +267,14 @@ impl Node {
     fn next_timeout<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let timeout = self.engine.call(py, |node| node.next_timeout())?;
         results::timeout_to_python(timeout, py)
+    }
+
+    #[getter]
+    fn encryption(&self, py: Python<'_>) -> PyResult<(&'static str, String)> {
+        self.engine.call(py, |node| {
+            let encryption = node.encryption();
+            (encryption.engine.name(), encryption.why().to_string())
+        })
     }
 
     #[getter]

@@ -4,6 +4,7 @@ use pyo3::prelude::*;
 use rand_core::OsRng;
 
 use crate::arguments::{Now, UnixTime};
+use crate::encryption;
 use crate::guard::Guarded;
 use crate::key_material::without_a_trace;
 use crate::node_config::{config_error, node_config};
@@ -26,11 +27,12 @@ impl Tunnels {
     #[pyo3(signature = (config, *, now, unix_time))]
     fn new(config: &Bound<'_, PyAny>, now: Now, unix_time: UnixTime) -> PyResult<Self> {
         let py = config.py();
-        let config = without_a_trace(|| node_config(config).map(Box::new))?;
+        let checked = without_a_trace(|| node_config(config).map(Box::new))?;
+        encryption::check(encryption::wanted(config)?, py)?;
         let made = py.detach(|| {
             without_a_trace(|| {
                 let rng = Box::new(OsRng);
-                connlib_core::Tunnels::make(*config, now.0, unix_time.0, rng).map(Box::new)
+                connlib_core::Tunnels::make(*checked, now.0, unix_time.0, rng).map(Box::new)
             })
         });
         Ok(Tunnels {

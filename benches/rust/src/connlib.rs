@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use connlib_core::aead::{self, Choice};
 use connlib_core::{
     Instant, Limits, Node, NodeConfig, Output, PeerConfig, Prefix, PublicKey, Rng, Role, Settings,
     StaticSecret, TimerConfig, Tunn, TunnConfig,
@@ -163,25 +164,45 @@ impl Engine for InPlace {
     }
 }
 
-/// `Node::handle_packet` and `Node::handle_datagram`: routing, the index table and the counters come on top.
+/// How a node is given packets.
+#[derive(Clone, Copy)]
+pub enum Way {
+    /// By `handle_packet` and `handle_datagram`.
+    OneByOne,
+    /// By `handle_packets` and `handle_datagrams`, with this encryption.
+    Batch(Choice),
+    /// The same with ring, that nevertheless seals and opens together.
+    Together,
+}
+
+/// `Node`: routing, the index table and the counters come on top.
 pub struct Nodes {
+    in_batches: bool,
     nodes: [Node; 2],
     addresses: [SocketAddr; 2],
     packet: Vec<u8>,
 }
 
 impl Nodes {
-    pub fn new(size: usize) -> Result<Self, Failure> {
+    pub fn new(size: usize, way: Way) -> Result<Self, Failure> {
         let addresses = [
             SocketAddr::from(([127, 0, 0, 1], 1)),
             SocketAddr::from(([127, 0, 0, 1], 2)),
         ];
         let nodes = [node(0, addresses[1], size)?, node(1, addresses[0], size)?];
         let mut pair = Nodes {
+            in_batches: !matches!(way, Way::OneByOne),
             nodes,
             addresses,
             packet: packet(size),
         };
+        for node in &mut pair.nodes {
+            match way {
+                Way::OneByOne => {}
+                Way::Batch(choice) => node.set_encryption(aead::choose(choice)?),
+                Way::Together => node.always_together(),
+            }
+        }
         pair.nodes[0].handle_packet(&pair.packet, NOW);
         for receiver in [1, 0, 1] {
             pair.deliver(receiver);
@@ -198,8 +219,13 @@ impl Nodes {
         } else {
             (other, one)
         };
-        for (_, datagram) in from.output().transmits() {
-            to.handle_datagram(self.addresses[1 - receiver], datagram, NOW);
+        let address = self.addresses[1 - receiver];
+        let datagrams = from.output().transmits().map(|(_, datagram)| datagram);
+        if self.in_batches {
+            let datagrams = datagrams.map(|datagram| (address.into(), 0, datagram));
+            to.handle_datagrams(datagrams, NOW);
+        } else {
+            datagrams.for_each(|datagram| to.handle_datagram(address, datagram, NOW));
         }
         from.clear_output();
     }
@@ -222,8 +248,12 @@ fn node(own: usize, endpoint: SocketAddr, size: usize) -> Result<Node, Failure> 
 
 impl Engine for Nodes {
     fn seal(&mut self) -> Result<(), Failure> {
-        for _ in 0..BATCH {
-            self.nodes[0].handle_packet(&self.packet, NOW);
+        let node = &mut self.nodes[0];
+        let packets = std::iter::repeat_n(self.packet.as_slice(), BATCH);
+        if self.in_batches {
+            node.handle_packets(packets, NOW);
+        } else {
+            packets.for_each(|packet| node.handle_packet(packet, NOW));
         }
         complete(self.nodes[0].output().datagrams.len())
     }

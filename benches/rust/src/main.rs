@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 use std::time::{Duration, Instant};
 
+use connlib::Way;
+use connlib_core::aead::Choice;
 use workload::{BATCH, Engine};
 
 type Failure = Box<dyn std::error::Error>;
@@ -47,7 +49,10 @@ fn make(name: &str, size: usize) -> Result<Box<dyn Engine>, Failure> {
         "boringtun" => Box::new(pristine::Pristine::new(size)?),
         "in-place" => Box::new(connlib::InPlace::new(size)?),
         "tunn" => Box::new(connlib::Tunnels::new(size)?),
-        "node" => Box::new(connlib::Nodes::new(size)?),
+        "node" => Box::new(connlib::Nodes::new(size, Way::OneByOne)?),
+        "node-batch" => Box::new(connlib::Nodes::new(size, Way::Batch(Choice::Ring))?),
+        "node-together" => Box::new(connlib::Nodes::new(size, Way::Together)?),
+        "node-ipsec-mb" => Box::new(connlib::Nodes::new(size, Way::Batch(Choice::IpsecMb))?),
         _ => return Err(format!("no engine is called {name}").into()),
     })
 }

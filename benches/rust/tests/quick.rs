@@ -1,12 +1,25 @@
 //! Every engine runs at every size, so that the benchmarks cannot rot. Nothing is said about speed here.
 
+use connlib_core::aead::{Choice, choose};
 use std::io::Write;
 use std::process::{Command, Stdio};
 
 #[test]
 fn every_engine_answers_for_every_size() {
     let mut requests = String::new();
-    for engine in ["ring", "boringtun", "in-place", "tunn", "node"] {
+    let mut engines = vec![
+        "ring",
+        "boringtun",
+        "in-place",
+        "tunn",
+        "node",
+        "node-batch",
+        "node-together",
+    ];
+    if choose(Choice::IpsecMb).is_ok() {
+        engines.push("node-ipsec-mb");
+    }
+    for engine in engines {
         for size in [64, 576, 1420, 8920] {
             requests += &format!("{engine} {size} 0\n");
         }

@@ -51,6 +51,7 @@ def as_gateway(config: InterfaceConfig) -> Gateway:
             protect_addresses=config.protect_addresses,
             dns=config.dns,
             offload=config.offload,
+            encryption=config.encryption,
         ),
         peers=tuple(_peer(peer) for peer in config.peers),
     )

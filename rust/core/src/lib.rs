@@ -26,6 +26,7 @@ pub mod policy;
 mod tunn;
 
 pub use allowed_ips::AllowedIps;
+pub use connlib_aead as aead;
 pub use connlib_boringtun::Instant;
 pub use connlib_boringtun::noise::rate_limiter::RateLimiter;
 pub use connlib_boringtun::noise::{

@@ -1,6 +1,7 @@
 //! `Node`: an interface with many peers.
 
 mod apply;
+mod batch;
 mod capture;
 mod config;
 mod deadlines;
@@ -12,6 +13,7 @@ mod own;
 mod path;
 mod peers;
 mod pending;
+mod receive;
 mod record;
 mod stats;
 #[cfg(test)]
@@ -34,15 +36,16 @@ use std::mem;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use connlib_boringtun::noise::handshake::parse_handshake_anon;
-use connlib_boringtun::noise::rate_limiter::{RateLimiter, Verdict};
-use connlib_boringtun::noise::{self, Packet, Received};
+use connlib_aead::Chosen;
+use connlib_boringtun::noise;
+use connlib_boringtun::noise::rate_limiter::RateLimiter;
 
 use crate::allowed_ips::AllowedIps;
 use crate::indices::IndexTable;
 use crate::policy::{Flows, MAX_FLOWS_PER_PEER};
 use crate::{DropReason, Instant, LARGEST_PACKET, Rng};
 use apply::Common;
+use batch::Opening;
 use capture::{Captor, NodeKeyLog};
 use deadlines::Deadlines;
 use peers::{Peers, Slot};
@@ -61,13 +64,15 @@ pub const MOST_WAITING: usize = 8192;
 ///   [`unclaimed`](Node::unclaimed), [`has_news`](Node::has_news), [`public_key`](Node::public_key), [`output`](Node::output),
 ///   [`received_timestamps`](Node::received_timestamps), [`sent_timestamps`](Node::sent_timestamps). They change nothing.
 /// - *`handle_*`*: what happened outside. [`handle_packet`](Node::handle_packet) from the TUN device,
-///   [`handle_datagram`](Node::handle_datagram) from UDP, [`handle_timeout`](Node::handle_timeout) when the time has come.
+///   [`handle_datagram`](Node::handle_datagram) from UDP, [`handle_timeout`](Node::handle_timeout) when the time has come;
+///   [`handle_packets`](Node::handle_packets) and [`handle_datagrams`](Node::handle_datagrams) for many, with the same result.
 ///   Whatever is wrong with a packet is counted; nothing that comes from outside is an error.
 /// - *commands* of whoever owns the node: [`apply`](Node::apply), [`initiate_handshake`](Node::initiate_handshake),
 ///   [`set_endpoint`](Node::set_endpoint), [`forget_sources`](Node::forget_sources),
 ///   [`source_refused`](Node::source_refused), [`set_unix_time`](Node::set_unix_time), [`record`](Node::record),
 ///   [`log_flows`](Node::log_flows), [`ask`](Node::ask), [`decide`](Node::decide), [`capture`](Node::capture), [`log_keys`](Node::log_keys),
-///   [`restore_timestamps`](Node::restore_timestamps), [`forget_timestamp`](Node::forget_timestamp).
+///   [`restore_timestamps`](Node::restore_timestamps), [`forget_timestamp`](Node::forget_timestamp),
+///   [`set_encryption`](Node::set_encryption).
 /// - *drain*: [`output`](Node::output), then [`drain_datagrams`](Node::drain_datagrams) and
 ///   [`drain_packets`](Node::drain_packets) for as many as were delivered, [`take_events`](Node::take_events), or
 ///   [`clear_output`](Node::clear_output) for everything; [`take_questions`](Node::take_questions) and
@@ -127,6 +132,9 @@ pub struct Node {
     flows: Flows,
     /// Memory for the answer to a packet that a policy refused.
     refusal: Vec<u8>,
+    /// What seals and opens packets that come in batches.
+    encryption: Chosen,
+    opening: Opening,
     /// Memory for `handle_timeout`.
     due: Vec<Slot>,
     /// Packets that wait for sessions, of all peers.
@@ -168,6 +176,8 @@ impl Node {
             key_log: None,
             flows: Flows::default(),
             refusal: Vec::new(),
+            encryption: Chosen::default(),
+            opening: Opening::default(),
             due: Vec::new(),
             waiting: 0,
             #[cfg(test)]
@@ -265,38 +275,6 @@ impl Node {
         if self.may_send(slot, packet, now) {
             self.encapsulate(slot, packet, now);
             self.settle(slot, None);
-        }
-    }
-
-    /// A datagram from UDP: from a peer, or from anybody.
-    pub fn handle_datagram(&mut self, from: impl Into<Path>, datagram: &[u8], now: Instant) {
-        self.handle_marked_datagram(from.into(), 0, datagram, now);
-    }
-
-    /// The same, with the ECN field of its IP header. What that says of congestion on the way reaches the receiver of the
-    /// packet in it (RFC 6040).
-    pub fn handle_marked_datagram(&mut self, from: Path, ecn: u8, datagram: &[u8], now: Instant) {
-        let now = self.advance(now);
-        self.refuse_overdue(now);
-        let verdict = self
-            .limiter
-            .verify_packet(Some(from.remote), datagram, now, &mut *self.rng);
-        let found = match verdict {
-            Ok(packet) => self.recipient(&packet).map(|slot| (slot, packet)),
-            Err(Verdict::CookieReply(reply)) => {
-                self.capture_received(None, from.remote, datagram);
-                let before = self.output.destinations.len();
-                self.output.push_datagram(from, &reply);
-                self.capture_sent(None, before);
-                return self.drops.add(DropReason::CookieReplySent);
-            }
-            Err(Verdict::Error(error)) => Err(error.into()),
-        };
-        let slot = found.as_ref().ok().map(|(slot, _)| *slot);
-        self.capture_received(slot, from.remote, datagram);
-        match found {
-            Ok((slot, packet)) => self.receive(slot, from, ecn, packet, datagram.len(), now),
-            Err(reason) => self.drops.add(reason),
         }
     }
 
@@ -476,106 +454,6 @@ impl Node {
             }
             None => self.drops.add(reason),
         }
-    }
-
-    /// Which peer a datagram is for.
-    fn recipient(&self, packet: &Packet<'_>) -> Result<Slot, DropReason> {
-        let index = match packet {
-            Packet::HandshakeInit(initiation) => {
-                let Common {
-                    private, public, ..
-                } = &self.common;
-                let half = parse_handshake_anon(private, public, initiation)?;
-                return self
-                    .peers
-                    .find(&half.peer_static_public)
-                    .ok_or(DropReason::UnknownPeer);
-            }
-            Packet::HandshakeResponse(packet) => packet.receiver_idx,
-            Packet::PacketCookieReply(packet) => packet.receiver_idx,
-            Packet::PacketData(packet) => packet.receiver_idx,
-        };
-        self.indices.owner(index).ok_or(DropReason::WrongIndex)
-    }
-
-    fn receive(
-        &mut self,
-        slot: Slot,
-        from: Path,
-        ecn: u8,
-        packet: Packet<'_>,
-        size: usize,
-        now: Instant,
-    ) {
-        let packets = self.output.packets.len();
-        let kind = InputKind::of(&packet);
-        let received = self.drive(slot, now, |tunn, env, out| {
-            let received = tunn.handle_verified_packet(packet, env, out);
-            received.map_err(DropReason::from)
-        });
-        let received = received.unwrap_or(Err(DropReason::PeerPoisoned));
-        if kind == InputKind::Initiation {
-            self.note_received_timestamp(slot);
-        }
-        self.note_received(slot, &received, now);
-        self.record_input(slot, kind, size, received.is_ok());
-        let (destination, moves) = match received {
-            Ok(Received::Transport { invalid }) => {
-                if let Some(error) = invalid {
-                    self.drop_from(slot, error.into());
-                }
-                if self.output.packets.len() > packets
-                    && self.check_mark(slot, ecn)
-                    && self.check_source(slot)
-                    && self.check_received(slot, now)
-                {
-                    self.capture_delivered(slot);
-                }
-                (None, true)
-            }
-            Ok(Received::Response) => (None, true),
-            Ok(Received::Initiation) => (Some(from), false),
-            Ok(Received::CookieReply) => (None, false),
-            Err(reason) => {
-                self.drop_from(slot, reason);
-                (None, false)
-            }
-        };
-        let moved = moves
-            && self
-                .peers
-                .get_mut(slot)
-                .is_some_and(|peer| peer.locate(from));
-        self.settle(slot, destination);
-        if moved {
-            self.adjust_keepalive(slot, now);
-        }
-    }
-
-    #[inline]
-    fn note_received(&mut self, slot: Slot, received: &Result<Received, DropReason>, now: Instant) {
-        let Some(peer) = self.peers.get_mut(slot) else {
-            return;
-        };
-        match received {
-            // Anybody who saw our initiation can have sent it.
-            Ok(Received::CookieReply) => {
-                peer.trouble.cookie_replies = peer.trouble.cookie_replies.saturating_add(1);
-            }
-            Ok(_) => peer.heard = Some(now),
-            Err(_) => {}
-        }
-    }
-
-    /// Whether the source address of the last packet is the peer's. It is taken back if not.
-    fn check_source(&mut self, slot: Slot) -> bool {
-        let source = self.output.last_packet().and_then(noise::Tunn::src_address);
-        let belongs = source.and_then(|source| self.routes.longest_match(source)) == Some(slot);
-        if !belongs {
-            self.output.take_back_last_packet();
-            self.drop_from(slot, DropReason::SourceNotAllowed);
-        }
-        belongs
     }
 
     /// Switches a tunnel's keepalive to what it should be by now.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use connlib_core::aead::{Choice, choose};
 use connlib_core::policy::{Action, Policy, Rule};
 use connlib_core::{
     Instant, Node, NodeConfig, PeerConfig, Prefix, PublicKey, Secret, StaticSecret,
@@ -82,10 +83,12 @@ fn packet(from: u8, to: u8) -> Vec<u8> {
 }
 
 /// Everything that `from` has to send reaches `to`.
-fn deliver(source: SocketAddr, from: &mut Node, to: &mut Node, now: Instant) -> usize {
+fn deliver(source: SocketAddr, from: &mut Node, to: &mut Node, now: Instant, way: Way) -> usize {
     let count = from.output().datagrams.len();
-    for (_, datagram) in from.output().transmits() {
-        to.handle_datagram(source, datagram, now);
+    let datagrams = from.output().transmits().map(|(_, datagram)| datagram);
+    match way {
+        One => datagrams.for_each(|datagram| to.handle_datagram(source, datagram, now)),
+        _ => to.handle_datagrams(datagrams.map(|datagram| (source.into(), 0, datagram)), now),
     }
     from.drain_datagrams(count);
     let count = to.output().packets.len();
@@ -99,25 +102,49 @@ fn a_steady_flow_allocates_nothing_with_a_policy_or_without_and_with_a_flow_log(
     let rules = vec![Rule::default(); 10];
     let policy = Policy::new(rules, Action::Deny, Action::Allow).unwrap();
     let policy = Some(Arc::new(policy));
-    run(None, 0);
-    run(policy.clone(), 0);
-    run(policy, 100);
+    run(None, 0, One);
+    run(policy.clone(), 0, One);
+    run(policy.clone(), 100, One);
+    run(policy.clone(), 100, Together);
+    if let Ok(library) = choose(Choice::IpsecMb) {
+        drop(library);
+        run(policy, 100, TogetherByIpsecMb);
+    }
 }
 
-fn run(policy: Option<Arc<Policy>>, logged: usize) {
+/// How packets are handled.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    One,
+    Together,
+    TogetherByIpsecMb,
+}
+use Way::*;
+
+fn run(policy: Option<Arc<Policy>>, logged: usize, way: Way) {
     let (mut one, mut two) = (node(1, 2, &policy), node(2, 1, &policy));
     one.log_flows(logged);
     two.log_flows(logged);
+    for node in [&mut one, &mut two] {
+        match way {
+            One => {}
+            Together => node.always_together(),
+            TogetherByIpsecMb => node.set_encryption(choose(Choice::IpsecMb).unwrap()),
+        }
+    }
     let (there, back) = (packet(1, 2), packet(2, 1));
     let mut now = Instant::from_nanos(1);
     let mut batch = |one: &mut Node, two: &mut Node| {
         now += Duration::from_millis(1);
-        for _ in 0..64 {
-            one.handle_packet(&there, now);
-            two.handle_packet(&back, now);
+        for (node, packet) in [(&mut *one, &there), (&mut *two, &back)] {
+            let packets = std::iter::repeat_n(packet.as_slice(), 64);
+            match way {
+                One => packets.for_each(|packet| node.handle_packet(packet, now)),
+                _ => node.handle_packets(packets, now),
+            }
         }
-        let there = deliver(address(1), one, two, now);
-        let back = deliver(address(2), two, one, now);
+        let there = deliver(address(1), one, two, now, way);
+        let back = deliver(address(2), two, one, now, way);
         one.handle_timeout(now);
         two.handle_timeout(now);
         let _ = (one.next_timeout(), two.next_timeout());

@@ -161,6 +161,7 @@ impl NodeOutput {
             packets,
             events,
             ecn,
+            ..
         } = &mut self.tunnels;
         ecn.truncate(mark.datagrams.1);
         for (buffer, (bytes, lengths)) in [(datagrams, mark.datagrams), (packets, mark.packets)] {
@@ -168,6 +169,7 @@ impl NodeOutput {
             buffer.lengths.truncate(lengths);
         }
         events.truncate(mark.events);
+        self.tunnels.forget_taken_back();
     }
 
     /// Sends the datagrams that have no destination yet this way; without one they are taken back. Returns how many
@@ -185,6 +187,7 @@ impl NodeOutput {
                 let lost = self.datagrams.len().saturating_sub(addressed);
                 self.tunnels.datagrams.truncate(addressed);
                 self.tunnels.ecn.truncate(addressed);
+                self.tunnels.forget_taken_back();
                 lost
             }
         }

@@ -239,6 +239,140 @@ fn a_panic_in_the_middle_of_a_call_takes_back_what_that_call_had_put_out_and_no_
     assert!(hub.output.is_empty());
 }
 
+/// Nodes 0 and 1 with a session that both have used, and nothing in their outputs; 0 has another peer.
+fn connected() -> (Node, Node, Instant) {
+    let responder = PeerConfig {
+        role: crate::Role::Responder,
+        ..peer(1)
+    };
+    let (mut hub, mut spoke) = (node(0, [responder, peer(2)]), node(1, [peer(0)]));
+    let now = Instant::from_nanos(1);
+    spoke.handle_packet(&packet(1, 0), now);
+    exchange((0, &mut hub), (1, &mut spoke), now);
+    for node in [&mut hub, &mut spoke] {
+        node.clear_output();
+    }
+    (hub, spoke, now)
+}
+
+/// In the midst of a batch, two packets are laid out, then the call does something to a third one, then comes a fourth.
+fn batch_with(hub: &mut Node, now: Instant, call: impl FnOnce(&mut Node)) {
+    hub.always_together();
+    hub.seal_later();
+    hub.handle_packet(&packet(0, 1), now);
+    hub.handle_packet(&packet(0, 1), now);
+    let sealed = hub.output.datagrams.bytes.clone();
+    call(hub);
+    hub.handle_packet(&packet(0, 1), now);
+    assert!(
+        hub.output.datagrams.bytes.starts_with(&sealed),
+        "they are not sealed yet"
+    );
+    hub.output.tunnels.seal_now(&mut hub.encryption.engine);
+    assert!(!hub.output.datagrams.bytes.starts_with(&sealed));
+}
+
+fn opened(spoke: &mut Node, hub: &Node, now: Instant) -> usize {
+    for datagram in hub.output.datagrams.iter() {
+        spoke.handle_datagram(address(0), datagram, now);
+    }
+    spoke.output.packets.len()
+}
+
+#[test]
+fn a_panic_in_the_middle_of_a_batch_takes_back_what_was_laid_out_by_its_call_and_no_more() {
+    let (mut hub, mut spoke, now) = connected();
+    let slot = hub.peers.find(&public_key(1)).unwrap();
+    batch_with(&mut hub, now, |hub| {
+        hub.drive(slot, now, |tunn, env, out| {
+            tunn.encapsulate(&packet(0, 1), env, out).unwrap();
+            panic!("a panic that a test asked for")
+        });
+        hub.settle(slot, None);
+        // In the place of what was taken back comes an initiation.
+        hub.handle_packet(&packet(0, 2), now);
+    });
+    // The peer of the last one is gone by then.
+    assert_eq!(hub.output.datagrams.lengths[2..], [148]);
+    assert_eq!(opened(&mut spoke, &hub, now), 2);
+    let mut other = node(2, [peer(0)]);
+    let initiation = hub.output.datagrams.iter().last().unwrap();
+    other.handle_datagram(address(0), initiation, now);
+    assert_eq!(other.output.datagrams.lengths, [92], "it is as it was");
+}
+
+#[test]
+fn what_was_laid_out_for_a_peer_without_an_endpoint_is_taken_back_and_what_follows_is_sealed() {
+    let (mut hub, mut spoke, now) = connected();
+    let slot = hub.peers.find(&public_key(1)).unwrap();
+    batch_with(&mut hub, now, |hub| {
+        let endpoint = hub.peers.get_mut(slot).unwrap().endpoint.take();
+        hub.handle_packet(&packet(0, 1), now);
+        assert_eq!(hub.output.datagrams.len(), 2);
+        hub.peers.get_mut(slot).unwrap().endpoint = endpoint;
+    });
+    assert_eq!(hub.output.datagrams.len(), 3);
+    assert_eq!(opened(&mut spoke, &hub, now), 3);
+}
+
+#[test]
+fn a_session_that_ends_in_the_middle_of_a_batch_still_seals_what_was_laid_out() {
+    let (mut hub, mut spoke, now) = connected();
+    let slot = hub.peers.find(&public_key(1)).unwrap();
+    batch_with(&mut hub, now, |hub| {
+        let peer = hub.peers.get_mut(slot).unwrap();
+        let mut indices = crate::indices::Owned {
+            table: &mut hub.indices,
+            owner: slot,
+        };
+        peer.tunn.as_mut().unwrap().release_indices(&mut indices);
+    });
+    assert_eq!(
+        hub.output.datagrams.len(),
+        2,
+        "the last one waits for a session"
+    );
+    assert_eq!(opened(&mut spoke, &hub, now), 2);
+}
+
+#[test]
+fn nothing_of_a_forged_datagram_is_left_in_the_output_of_a_batch() {
+    let (mut hub, mut spoke, now) = connected();
+    let mut marked = packet(1, 0);
+    marked[2..4].copy_from_slice(&420u16.to_be_bytes());
+    marked.resize(420, 0xa5);
+    for _ in 0..9 {
+        spoke.handle_packet(&marked, now);
+    }
+    let mut forged: Vec<Vec<u8>> = spoke.output.datagrams.iter().map(<[u8]>::to_vec).collect();
+    forged
+        .iter_mut()
+        .for_each(|datagram| *datagram.last_mut().unwrap() ^= 1);
+    hub.always_together();
+    let path = Path::from(address(1));
+    hub.handle_datagrams(forged.iter().map(|datagram| (path, 0, &datagram[..])), now);
+    assert!(hub.output.is_empty());
+    let peers = hub.stats(now).peers.into_iter();
+    let forged: u64 = peers
+        .map(|peer| peer.drops.get(DropReason::InvalidAeadTag))
+        .sum();
+    assert_eq!(forged, 9);
+    // Nor in the memory in which they were opened.
+    let written = 9 * (432 + 16);
+    let memory = hub
+        .opening
+        .bytes
+        .spare_capacity_mut()
+        .get(..written)
+        .unwrap();
+    // SAFETY: so many bytes were copied there, and the memory was not given back since.
+    let memory: Vec<u8> = memory
+        .iter()
+        .map(|byte| unsafe { byte.assume_init() })
+        .collect();
+    assert_eq!(memory, vec![0; written]);
+}
+
 #[test]
 fn what_a_peer_had_queued_is_counted_once_when_a_call_that_queues_or_sends_panics() {
     // 1 has a session and an empty queue, 2 has none and three packets that wait.

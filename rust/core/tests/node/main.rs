@@ -5,6 +5,7 @@ mod asking;
 mod asking_again;
 mod asking_bounds;
 mod asking_directions;
+mod batch;
 mod capture;
 mod cookies;
 mod ecn;

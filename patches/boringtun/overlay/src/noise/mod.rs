@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `mod.rs` | the four messages and how a datagram is told apart (paper, section 5.4) |
 //! | `tunnel.rs` | `Tunn`: what a packet, a datagram or a command does |
+//! | `data.rs` | sealing and opening packets, one by one and many together (section 5.4.6) |
 //! | `timers.rs` | every deadline, its reason, and what happens when it is due (section 6) |
 //! | `sessions.rs` | previous, current and next session |
 //! | `settings.rs` | roles, limits: plain values |
@@ -21,6 +22,7 @@ pub mod handshake;
 pub mod rate_limiter;
 pub mod sources;
 
+mod data;
 mod env;
 mod output;
 mod session;
@@ -31,6 +33,7 @@ mod timers;
 pub mod timestamps;
 mod tunnel;
 
+pub use data::Opened;
 pub use env::{Env, Indices};
 pub use errors::WireGuardError;
 pub use output::{Event, Output, Packets, Received};

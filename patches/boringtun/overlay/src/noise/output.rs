@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //! What a call into the engine brings about.
 
+use super::data::Later;
 use super::WireGuardError;
 
 /// Packets one after the other in one buffer, which keeps its memory from one use to the next.
@@ -83,6 +84,8 @@ pub struct Output {
     /// IP packets from the peer, in order.
     pub packets: Packets,
     pub events: Vec<Event>,
+    /// Which of `datagrams` are still to be sealed.
+    pub(super) later: Later,
 }
 
 impl Output {
@@ -91,6 +94,7 @@ impl Output {
         self.ecn.clear();
         self.packets.clear();
         self.events.clear();
+        self.forget_laid_out();
     }
 
     /// A packet was sealed at the end of the datagrams' bytes, into so many.

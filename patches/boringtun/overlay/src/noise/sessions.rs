@@ -55,6 +55,12 @@ impl Sessions {
     }
 
     /// The session that receives on `index`.
+    pub fn get(&self, index: u32) -> Option<&Session> {
+        self.iter()
+            .find(|session| session.receiving_index == index)
+    }
+
+    /// The same, to be changed.
     ///
     /// # Errors
     /// `NoCurrentSession` if there is no session at all, else `WrongIndex`.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-//! A tunnel between two peers: what packets, datagrams and commands do to it. Deadlines are in `timers.rs`.
+//! A tunnel between two peers: what packets, datagrams and commands do to it. Deadlines are in `timers.rs`,
+//! data messages in `data.rs`.
 //!
 //! Every call takes the time, appends everything that it brings about to an `Output`, and leaves nothing to be asked for
 //! later. Initiations leave from one function, `send_initiation`, where the role is checked, and begin in one,
@@ -12,8 +13,8 @@ use super::settings::{Limits, Role, Settings, TunnParams};
 use super::stats::Stats;
 use super::timers::{Attempt, Timers};
 use super::{
-    ip_length, Env, Event, Indices, Output, Packet, PacketData, Received, WireGuardError,
-    DATA_HEADER_SZ, DATA_OVERHEAD_SZ, HANDSHAKE_INIT_SZ, HANDSHAKE_RESP_SZ,
+    Env, Event, Indices, Output, Packet, Received, WireGuardError, DATA_OVERHEAD_SZ,
+    HANDSHAKE_INIT_SZ, HANDSHAKE_RESP_SZ,
 };
 use super::{HandshakeInit, HandshakeResponse, PacketCookieReply};
 use crate::{x25519, Instant};
@@ -22,18 +23,6 @@ use std::time::Duration;
 
 /// The shortest time between two initiations of a peer that we answer.
 const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
-
-/// Sealed packets are padded to a multiple of this (section 5.4.6).
-const PADDING: usize = 16;
-
-/// The length of what a data message held: 0 for a keepalive.
-#[inline]
-fn inner_length(opened: &[u8]) -> Result<usize, WireGuardError> {
-    match opened {
-        [] => Ok(0),
-        packet => ip_length(packet),
-    }
-}
 
 pub(super) struct Queued {
     pub since: Instant,
@@ -49,8 +38,8 @@ pub struct Tunn {
     pub(super) role: Role,
     /// The latest time that any call gave.
     pub(super) clock: Instant,
-    limits: Limits,
-    mtu: usize,
+    pub(super) limits: Limits,
+    pub(super) mtu: usize,
     /// Static public keys, ours larger than the peer's: then the peer yields when initiations cross.
     is_larger: bool,
     last_initiation: Option<Instant>,
@@ -120,34 +109,6 @@ impl Tunn {
         }
     }
 
-    /// As `encapsulate`, in the caller's buffer: 16 bytes of space, the packet, and space for padding and 16 bytes more.
-    /// Returns the length of the datagram.
-    ///
-    /// # Errors
-    /// `NoCurrentSession`: nothing was done, and `encapsulate` would queue the packet. `DestinationBufferTooSmall`.
-    pub fn seal_in_place(
-        &mut self,
-        buffer: &mut [u8],
-        packet_len: usize,
-        env: &mut Env<'_>,
-        out: &mut Output,
-    ) -> Result<usize, WireGuardError> {
-        self.settle(env, out);
-        if !self.can_send_data(env.now) {
-            return Err(WireGuardError::NoCurrentSession);
-        }
-        let padded = self.padded(packet_len);
-        let padding = buffer.get_mut(DATA_HEADER_SZ + packet_len..DATA_HEADER_SZ + padded);
-        padding
-            .ok_or(WireGuardError::DestinationBufferTooSmall)?
-            .fill(0);
-        let session = self.sessions.current_mut();
-        let session = session.ok_or(WireGuardError::NoCurrentSession)?;
-        let length = session.format_packet_data(padded, buffer)?;
-        self.after_data(length, env, out);
-        Ok(length)
-    }
-
     /// Take a datagram that the rate limiter let pass.
     ///
     /// # Errors
@@ -164,33 +125,8 @@ impl Tunn {
             Packet::HandshakeInit(p) => self.handle_handshake_init(p, env, out),
             Packet::HandshakeResponse(p) => self.handle_handshake_response(p, env, out),
             Packet::PacketCookieReply(p) => self.handle_cookie_reply(p, env),
-            Packet::PacketData(p) => self.handle_data(p, env, out),
+            Packet::PacketData(p) => self.handle_data(p, None, env, out),
         }
-    }
-
-    /// As `handle_verified_packet`, for a data message, which is opened where it stands. Returns the IP packet; empty for
-    /// a keepalive.
-    ///
-    /// # Errors
-    /// `UnexpectedPacket` if it is not a data message, or why it was dropped.
-    pub fn open_in_place<'a>(
-        &mut self,
-        datagram: &'a mut [u8],
-        env: &mut Env<'_>,
-        out: &mut Output,
-    ) -> Result<&'a [u8], WireGuardError> {
-        self.settle(env, out);
-        let (index, counter) = match Tunn::parse_incoming_packet(datagram)? {
-            Packet::PacketData(p) => (p.receiver_idx, p.counter),
-            _ => return Err(WireGuardError::UnexpectedPacket),
-        };
-        let length = datagram.len();
-        let payload = datagram.get_mut(DATA_HEADER_SZ..);
-        let payload = payload.ok_or(WireGuardError::InvalidPacket)?;
-        let opened = self.open(index, counter, payload)?;
-        let inner = inner_length(payload.get(..opened).unwrap_or_default());
-        self.after_opened(index, length, inner, env, out);
-        Ok(payload.get(..inner?).unwrap_or_default())
     }
 
     /// Start a handshake now, whatever the state of the session. Nothing happens while an initiation is pending.
@@ -252,7 +188,7 @@ impl Tunn {
 
     /// Whether the current session may carry data.
     #[inline]
-    fn can_send_data(&self, now: Instant) -> bool {
+    pub(super) fn can_send_data(&self, now: Instant) -> bool {
         self.sessions.current().is_some_and(|session| {
             let limit = match session.is_initiator {
                 true => self.timers.config.last_data(),
@@ -268,47 +204,9 @@ impl Tunn {
         self.sessions.current().is_some_and(|s| s.sent() < limit)
     }
 
-    /// The length of a packet with its padding, which stays within the interface's MTU.
-    fn padded(&self, length: usize) -> usize {
-        match length.checked_next_multiple_of(PADDING) {
-            Some(padded) if length < self.mtu => padded.min(self.mtu),
-            _ => length,
-        }
-    }
-
-    #[inline]
-    fn seal(
-        &mut self,
-        packet: &[u8],
-        env: &mut Env<'_>,
-        out: &mut Output,
-    ) -> Result<(), WireGuardError> {
-        let padded = self.padded(packet.len());
-        let session = self.sessions.current_mut();
-        let session = session.ok_or(WireGuardError::NoCurrentSession)?;
-        let bytes = &mut out.datagrams.bytes;
-        let start = bytes.len();
-        bytes.reserve(DATA_OVERHEAD_SZ + padded);
-        bytes.extend_from_slice(&[0; DATA_HEADER_SZ]);
-        bytes.extend_from_slice(packet);
-        bytes.resize(start + DATA_OVERHEAD_SZ + padded, 0);
-        let buffer = bytes.get_mut(start..).unwrap_or_default();
-        match session.format_packet_data(padded, buffer) {
-            Ok(length) => {
-                out.sealed(packet, length);
-                self.after_data(length, env, out);
-                Ok(())
-            }
-            Err(error) => {
-                bytes.truncate(start);
-                Err(error)
-            }
-        }
-    }
-
     /// A packet of the user's was sealed.
     #[inline]
-    fn after_data(&mut self, length: usize, env: &mut Env<'_>, out: &mut Output) {
+    pub(super) fn after_data(&mut self, length: usize, env: &mut Env<'_>, out: &mut Output) {
         self.counts.tx_packets += 1;
         self.counts.tx_bytes += length as u64;
         self.timers.sent(true, env.now);
@@ -478,54 +376,9 @@ impl Tunn {
         Ok(Received::CookieReply)
     }
 
-    fn handle_data(
-        &mut self,
-        packet: PacketData<'_>,
-        env: &mut Env<'_>,
-        out: &mut Output,
-    ) -> Result<Received, WireGuardError> {
-        // Opened at the end of the packets that came before it; what is no packet is taken away again.
-        let packets = &mut out.packets;
-        let start = packets.bytes.len();
-        let ciphertext = packet.encrypted_encapsulated_packet;
-        packets.bytes.extend_from_slice(ciphertext);
-        let payload = packets.bytes.get_mut(start..).unwrap_or_default();
-        let opened = match self.open(packet.receiver_idx, packet.counter, payload) {
-            Ok(opened) => payload.get(..opened).unwrap_or_default(),
-            Err(error) => {
-                packets.bytes.truncate(start);
-                return Err(error);
-            }
-        };
-        let inner = inner_length(opened);
-        let kept = inner.unwrap_or(0);
-        packets.bytes.truncate(start + kept);
-        if kept > 0 {
-            packets.lengths.push(kept);
-        }
-        let length = DATA_HEADER_SZ + ciphertext.len();
-        self.after_opened(packet.receiver_idx, length, inner, env, out);
-        Ok(Received::Transport {
-            invalid: inner.err(),
-        })
-    }
-
-    /// Open a ciphertext where it stands. Returns the length of what was in it.
-    #[inline]
-    fn open(
-        &mut self,
-        index: u32,
-        counter: u64,
-        payload: &mut [u8],
-    ) -> Result<usize, WireGuardError> {
-        let limit = self.limits.reject_after_messages;
-        let session = self.sessions.find(index)?;
-        session.receive_packet_data(counter, limit, payload)
-    }
-
     /// A data message was authentic, and so long is the IP packet in it: 0 for a keepalive, an error if it is none.
     #[inline]
-    fn after_opened(
+    pub(super) fn after_opened(
         &mut self,
         index: u32,
         length: usize,
