@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import sections
+from connlib import _pump, _turns
 from connlib._native import TunIo, UdpIo
 from connlib.config import OFFLOADS
 from connlib.links import packets_at_once
@@ -40,10 +41,11 @@ def test_there_is_a_place_for_what_is_measured(command: str) -> None:
 @pytest.mark.parametrize(
     ("file", "constant", "written"),
     [
-        ("send.rs", "MAX_SEGMENTS: usize = 64", "64 datagrams, 65,507 bytes"),
-        ("send.rs", "MAX_BYTES: usize = 65_507", "64 datagrams, 65,507 bytes"),
+        ("send/plan.rs", "MAX_SEGMENTS: usize = 64", "64 datagrams, 65,507 bytes"),
+        ("send/plan.rs", "MAX_BYTES: usize = 65_507", "64 datagrams, 65,507 bytes"),
         ("send.rs", "RETRY_AFTER: u32 = 10_000", "those of this size and larger, for the next 10,000"),
         ("send.rs", "BACKLOG_DATAGRAMS: usize = 1_024", "up to 1,024 packets or 2 MiB"),
+        ("send/linux.rs", "MAX_MESSAGES: usize = 32", "one call for many destinations | 32 messages"),
         ("udp.rs", "BUFFERS: usize = 8", "8 buffers of 64 KiB"),
         ("socket.rs", "RECEIVE_BUFFER: libc::c_int = 8 << 20", "8 MiB to receive"),
         ("socket.rs", "SEND_BUFFER: libc::c_int = 4 << 20", "4 MiB to send"),
@@ -58,6 +60,12 @@ def test_there_is_a_place_for_what_is_measured(command: str) -> None:
 def test_the_bounds_are_those_of_the_code(file: str, constant: str, written: str) -> None:
     assert f"{constant};" in (ROOT / "rust" / "net" / "src" / file).read_text()
     assert written in " ".join(TEXT.split())
+
+
+def test_the_bounds_of_rounds_and_turns_are_those_of_the_code() -> None:
+    assert "const ROUND: usize = 64;" in (ROOT / "rust" / "src" / "pump.rs").read_text()
+    assert (_pump._BUDGET, _turns.BUDGET, _turns._FLOOD_PAUSE) == (1024, 64, 0.002)
+    assert "1,024 packets, or a round of less than 64" in TEXT
 
 
 def test_the_number_of_packets_at_once_is_right() -> None:

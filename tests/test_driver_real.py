@@ -19,7 +19,7 @@ import pytest
 import trio
 
 from connlib import DeviceError, HandshakeStarted, NodeConfig, PeerConfig, PrivateKey
-from connlib._native import LabNode, Node, TunIo, UdpIo
+from connlib._native import BootTimer, LabNode, Node, TunIo, UdpIo
 from connlib.clock import BootClock, alarm_for
 from connlib.driver import Interface, MemoryTun, open_interface
 from connlib.tun import make_device, open_tun
@@ -371,6 +371,40 @@ async def test_the_alarm_rings_when_the_clock_says_so_and_not_before() -> None:
         nursery.start_soon(alarm.wait)
         await trio.sleep(0.02)
         alarm.set(clock.now() + 0.02)
+    alarm.close()
+
+
+@linux_only
+@in_real_time
+async def test_a_deadline_that_moves_away_sets_no_timer_and_is_kept_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As most do with each packet; setting a timer of the kernel is a good part of what a wake costs."""
+    clock = BootClock()
+    alarm = alarm_for(clock)
+    timer: BootTimer = alarm._timer  # type: ignore[attr-defined]
+    calls: list[float | None] = []
+
+    class Spy:
+        def set(self, at: float | None) -> None:
+            calls.append(at)
+            timer.set(at)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(timer, name)
+
+    monkeypatch.setattr(alarm, "_timer", Spy())
+    first = clock.now() + 0.02
+    for step in range(100):
+        alarm.set(first + step / 1000)
+    assert calls == [first]
+    last = first + 0.099
+    await alarm.wait()
+    assert clock.now() >= last
+    assert calls == [first, last]
+    alarm.set(last + 100)
+    alarm.set(last + 50)
+    assert calls[2:] == [last + 100, last + 50], "what is nearer does set it"
     alarm.close()
 
 

@@ -20,6 +20,9 @@ from datapath.series import Found, Series, as_json, from_json
 COMMAND = "make bench-datapath"
 DOCS = sections.DOCUMENT.parent
 RUNS = DOCS / "benchmarks-datapath.json"
+DATAPATH = DOCS / "datapath.md"
+TECHNIQUES = "parts"
+"""The cell that docs/datapath.md has a place for, too."""
 PICTURE = DOCS / "pictures" / "datapath.svg"
 
 # name, title, remark
@@ -67,6 +70,11 @@ def save(kept: Kept, titles: Titles, path: Path = RUNS) -> None:
     if drawn is not None:
         PICTURE.write_text(drawn, encoding="utf-8")
     sections.write(COMMAND, render(kept, titles))
+    remarks = {name: remark for name, _, remark in titles}
+    if TECHNIQUES in found and TECHNIQUES in remarks:
+        machine = _machine(_strings(kept[TECHNIQUES]), None)
+        lines = [*textwrap.wrap(remarks[TECHNIQUES], 118), "", *machine, "", *table(found[TECHNIQUES])]
+        DATAPATH.write_text(sections.filled(DATAPATH.read_text(), COMMAND, "\n".join(lines)))
 
 
 def _readable(kept: Kept) -> str:
@@ -105,13 +113,17 @@ def render(kept: Kept, titles: Titles) -> str:
             cell, _, setting = each.partition(", ")
             if cell != name:
                 continue
-            machine = {what: value for what, value in kept[each].items() if isinstance(value, str)}
+            machine = _strings(kept[each])
             heading = f"### {title}{f' ({setting})' if setting else ''}"
             lines += [heading, "", *textwrap.wrap(remark, 118), ""]
             lines += _machine(machine, first)
             first = first or machine
             lines += ["", *table(from_json(kept[each]))]
     return "\n".join(lines) + "\n"
+
+
+def _strings(taken: Mapping[str, Any]) -> dict[str, str]:
+    return {what: value for what, value in taken.items() if isinstance(value, str)}
 
 
 def _machine(machine: Mapping[str, str], first: Mapping[str, str] | None) -> list[str]:
