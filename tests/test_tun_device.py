@@ -130,6 +130,15 @@ def test_a_device_without_a_name_gets_one() -> None:
 
 
 @in_namespace
+def test_a_device_has_room_for_a_burst() -> None:
+    fd, name = make_device(None)
+    try:
+        assert json.loads(ip("-j", "link", "show", "dev", name))[0]["txqlen"] == 1000
+    finally:
+        os.close(fd)
+
+
+@in_namespace
 def test_packets_cross_the_device_both_ways() -> None:
     tun = MemoryTun()
 

@@ -40,9 +40,14 @@ _IFF_VNET_HDR = 0x4000
 _IFF_TUN_EXCL = 0x8000
 # struct ifreq: 16 bytes of name, then a union of which the flags are the first 16 bits.
 _IFREQ = struct.Struct("16sH22x")
-# linux/sockios.h; the union's first 32 bits are the MTU.
+# linux/sockios.h; the union's first 32 bits are the value.
 _SIOCSIFMTU = 0x8922
-_IFREQ_MTU = struct.Struct("16si20x")
+_SIOCSIFTXQLEN = 0x8943
+_IFREQ_INT = struct.Struct("16si20x")
+
+QUEUE = 1_000
+"""Packets, or superpackets, that a device holds for us (txqueuelen) before it drops what comes, as many as of a network
+card. The 500 of the kernel's TUN devices are full within 3 ms of a fast sender, and our loop may take as long."""
 
 
 class TunEnd(Protocol):
@@ -132,7 +137,11 @@ def make_device(name: str | None, *, headers: bool = False) -> tuple[int, str]:
             if not headers or error.errno != errno.EINVAL:
                 raise
             answer = fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(pattern, flags))
-        return fd, _IFREQ.unpack(answer)[0].rstrip(b"\0").decode()
+        made = _IFREQ.unpack(answer)[0].rstrip(b"\0").decode()
+        # Without it packets of a burst are lost, and all else works.
+        with suppress(OSError):
+            _set_of_device(made, _SIOCSIFTXQLEN, QUEUE)
+        return fd, made
     except OSError as error:
         os.close(fd)
         raise _make_error(name, error) from error
@@ -143,14 +152,18 @@ def make_device(name: str | None, *, headers: bool = False) -> tuple[int, str]:
 
 def set_mtu(name: str, mtu: int) -> None:
     """Set the MTU of a device in the network namespace of this thread. Raises `DeviceError`."""
-    import fcntl
-
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
-            fcntl.ioctl(any_socket, _SIOCSIFMTU, _IFREQ_MTU.pack(name.encode("ascii"), mtu))
+        _set_of_device(name, _SIOCSIFMTU, mtu)
     except OSError as error:
         hint = "run as root or with CAP_NET_ADMIN"
         raise DeviceError.from_os(f"cannot set the MTU of {name} to {mtu}", error, hint=hint) from error
+
+
+def _set_of_device(name: str, request: int, value: int) -> None:
+    import fcntl
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
+        fcntl.ioctl(any_socket, request, _IFREQ_INT.pack(name.encode("ascii"), value))
 
 
 def _open_error(error: OSError) -> DeviceError:
