@@ -565,17 +565,28 @@ class TunIo:
 
 @final
 class Pump:
-    """Moves packets both ways, between a `TunIo`, a `UdpIo` and a `Node`. Raises `TypeError` for a `LabNode`."""
+    """Moves packets both ways, between a `TunIo`, a `UdpIo` and a `Node`. Linux only.
+
+    Its descriptor is readable while there is something to do: something came, or what was full takes more. Raises
+    `TypeError` for a `LabNode`, `OSError` where the kernel cannot wait for the ends, `ClosedError` once one is closed.
+    """
 
     def __new__(cls, tun: TunIo, udp: UdpIo, node: Node) -> Self: ...
+    def fileno(self) -> int: ...
     def turn(self, now: float, budget: int) -> tuple[int, int, float | None, bool]:
         """Send what waits, then move what there is, until that is little or about `budget` packets and datagrams are.
 
         Returns how many that were, how many of them no peer was found for, when the node's next timeout is, and whether
         there is anything else to see to: `Node.drain` or `take_questions` have something, `timestamps_version` changed,
-        `blocked` is or was true, or the device's state is or was not "up". While a socket is full the device is not
-        read ("held_back" in its `stats()`). Errors are counted, not raised. `ClosedError` once an end is closed.
+        or the device's state is or was not "up". While a socket is full the device is not read ("held_back" in its
+        `stats()`). Errors are counted, not raised.
         """
+
+    def watch(self) -> None:
+        """After calls of the ends themselves: wait for those that are full now to be writable. `turn` does so too."""
+
+    def close(self) -> None:
+        """Give the descriptor back. Nobody may be waiting for it."""
 
 @final
 class UdpIo:

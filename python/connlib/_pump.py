@@ -7,14 +7,13 @@ processor's caches any more after these. So a turn moves many hundreds, in round
 
 from __future__ import annotations
 
-import select
 import sys
 from collections.abc import Awaitable, Callable
 
 import anyio
 
 from ._errors import DeviceError
-from ._native import Node, Pump, TunIo, UdpIo
+from ._native import Node, Pump
 from .tun import TunEnd, device_of
 from .udp import UdpEnd, sockets_of
 
@@ -25,21 +24,16 @@ _BUDGET = 1024
 class DescriptorPump:
     """Waits for the descriptors of both ends as one, and moves what there is."""
 
-    def __init__(
-        self, poll: select.epoll, tun: TunIo, device: int, udp: UdpIo, sockets: dict[int, int], node: Node
-    ):
+    def __init__(self, pump: Pump, device: int) -> None:
         self.refused = 0
         """Datagrams and packets so far that no peer was found for."""
-        self._pump = Pump(tun, udp, node)
-        self._poll = poll
-        self._tun, self._device = tun, device
-        self._udp, self._sockets = udp, sockets
+        self._pump = pump
+        self._device = device
         self._wait_readable = _waiter()
-        self._watched: dict[int, int] = {}
 
     async def wait(self) -> None:
         """Until there is something to do."""
-        await self._wait_readable(self._poll)
+        await self._wait_readable(self._pump)
 
     async def pause(self, seconds: float) -> None:
         """Leave what comes from the network alone for so long, unless the device has something meanwhile."""
@@ -48,35 +42,21 @@ class DescriptorPump:
 
     def turn(self, now: float) -> tuple[int, float | None, bool]:
         """Move what there is, within bounds: how much that was, the node's next deadline, and whether it has more to
-        say: events, questions, timestamps, descriptors that are full or gone."""
+        say: events, questions, timestamps, a device that is down or gone."""
         moved, refused, deadline, is_notable = self._pump.turn(now, _BUDGET)
         self.refused += refused
         return moved, deadline, is_notable
 
     def watch(self) -> None:
-        """Wait for what is full to be writable too, and for the device only while the network takes what it has."""
-        full = False
-        for family, descriptor in self._sockets.items():
-            blocked = self._udp.blocked(family)
-            self._watch(descriptor, reads=True, writes=blocked)
-            full = full or blocked
-        self._watch(self._device, reads=not full, writes=self._tun.blocked)
-
-    def _watch(self, descriptor: int, *, reads: bool, writes: bool) -> None:
-        events = (select.EPOLLIN if reads else 0) | (select.EPOLLOUT if writes else 0)
-        before = self._watched.get(descriptor)
-        if before is None:
-            self._poll.register(descriptor, events)
-        elif before != events:
-            self._poll.modify(descriptor, events)
-        self._watched[descriptor] = events
+        """The ends were called otherwise: wait for what is full now."""
+        self._pump.watch()
 
     def close(self) -> None:
         """Nobody may be waiting."""
-        self._poll.close()
+        self._pump.close()
 
 
-def _waiter() -> Callable[[select.epoll], Awaitable[None]]:
+def _waiter() -> Callable[[Pump], Awaitable[None]]:
     """What waits in this event loop. In trio's that is trio's own function: the way to it through anyio is as long as a
     third of all that a wake costs, in caches that are cold."""
     if "trio" in sys.modules:
@@ -95,15 +75,9 @@ def pump_for(tun: TunEnd, udp: UdpEnd, node: Node) -> DescriptorPump | None:
     device, sockets = device_of(tun), sockets_of(udp)
     if sys.platform != "linux" or device is None or sockets is None:
         return None
+    tun_io, descriptor = device
     try:
-        poll = select.epoll()
-        try:
-            pump = DescriptorPump(poll, *device, *sockets, node)
-            pump.watch()
-        except BaseException:
-            poll.close()
-            raise
+        return DescriptorPump(Pump(tun_io, sockets, node), descriptor)
     except OSError as error:
         hint = "see whether the descriptors are a device's and sockets', and whether the system lacks memory"
         raise DeviceError.from_os(f"cannot wait for packets of {tun.name}", error, hint=hint) from error
-    return pump

@@ -223,11 +223,9 @@ def _mark_error(mark: int, error: OSError) -> DeviceError:
 _BUFFER_SIZES = ("receive_buffer_ipv4", "send_buffer_ipv4", "receive_buffer_ipv6", "send_buffer_ipv6")
 
 
-def sockets_of(end: UdpEnd) -> tuple[UdpIo, dict[int, int]] | None:
-    """What moves the datagrams of real sockets, and their descriptors by address family; None for one in memory."""
-    if not isinstance(end, _SocketEnd):
-        return None
-    return end._io, {family: made.fileno() for family, made in end._sockets.items()}
+def sockets_of(end: UdpEnd) -> UdpIo | None:
+    """What moves the datagrams of real sockets; None for one in memory."""
+    return end._io if isinstance(end, _SocketEnd) else None
 
 
 class _SocketEnd:

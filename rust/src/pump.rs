@@ -1,10 +1,13 @@
-//! `Pump`: both ways at once, between a TUN descriptor, UDP sockets and a node.
+//! `Pump`: both ways at once, between a TUN descriptor, UDP sockets and a node, which it waits for as one.
 
-use connlib_net::DeviceState;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+
+use connlib_net::{DeviceState, Poller};
 use pyo3::prelude::*;
 
 use crate::arguments::Now;
 use crate::call_error::CallError;
+use crate::descriptors::Closable;
 use crate::guard::Guarded;
 use crate::node::{Engine, Node};
 use crate::time;
@@ -15,17 +18,20 @@ use crate::udp_io::{self, FAMILIES, UdpIo};
 /// are written.
 const ROUND: usize = 64;
 
+/// The device's place in the poller: after those of the sockets.
+const DEVICE: usize = FAMILIES.len();
+
 #[pyclass(module = "connlib._native", frozen)]
 pub struct Pump {
     tun: Py<TunIo>,
     udp: Py<UdpIo>,
     node: Py<Node>,
-    seen: Guarded<Seen>,
+    watch: Guarded<Closable<Watch, ()>>,
 }
 
-/// What the last turn told, so that the next one can say what is new.
-#[derive(Default)]
-struct Seen {
+struct Watch {
+    poller: Poller,
+    /// What the last turn told, so that the next one can say what is new.
     timestamps: u64,
     was_blocked: bool,
     was_down: bool,
@@ -39,36 +45,75 @@ impl Pump {
     #[new]
     fn new(py: Python<'_>, tun: Py<TunIo>, udp: Py<UdpIo>, node: Py<Node>) -> PyResult<Self> {
         let engine = node.get().for_io()?;
-        let seen = Seen {
+        let watch = Watch {
+            poller: Poller::new().map_err(CallError::from)?,
             timestamps: engine.call(py, |node| node.timestamps_version())?,
-            ..Seen::default()
+            was_blocked: false,
+            was_down: false,
         };
-        Ok(Pump {
+        let pump = Pump {
             tun,
             udp,
             node,
-            seen: Guarded::new(seen),
-        })
+            watch: Guarded::new(Closable::new(watch, |_| ())),
+        };
+        pump.watch(py)?;
+        Ok(pump)
+    }
+
+    fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
+        let fd = self.watch.call(py, |watch| -> Result<RawFd, CallError> {
+            Ok(watch.get()?.poller.as_fd().as_raw_fd())
+        })??;
+        Ok(fd)
     }
 
     fn turn(&self, py: Python<'_>, now: Now, budget: usize) -> PyResult<Told> {
         let node = self.node.get().for_io()?;
+        self.with_ends(py, |watch, tun, udp| {
+            turn(watch, tun, udp, node, now, budget)
+        })
+    }
+
+    fn watch(&self, py: Python<'_>) -> PyResult<()> {
+        self.with_ends(py, Watch::update)
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.watch.call(py, Closable::close)
+    }
+}
+
+impl Pump {
+    fn with_ends<R: Send>(
+        &self,
+        py: Python<'_>,
+        call: impl FnOnce(&mut Watch, &mut tun_io::Io, &mut udp_io::Io) -> Result<R, CallError> + Send,
+    ) -> PyResult<R> {
         let (tun, udp) = (&self.tun.get().io, &self.udp.get().io);
         tun.check()?;
         udp.check()?;
-        let told = self
-            .seen
-            .call_detached(py, |seen| -> Result<Told, CallError> {
-                tun.call_inside(|tun| {
-                    udp.call_inside(|udp| turn(seen, tun, udp, node, now, budget))
-                })??
+        let result = self
+            .watch
+            .call_detached(py, |watch| -> Result<R, CallError> {
+                let watch = watch.get()?;
+                tun.call_inside(|tun| udp.call_inside(|udp| call(watch, tun, udp)))??
             })??;
-        Ok(told)
+        Ok(result)
+    }
+}
+
+impl Watch {
+    /// Waits for what is full to be writable, and for the device only while the network takes what it has.
+    fn update(&mut self, tun: &mut tun_io::Io, udp: &mut udp_io::Io) -> Result<(), CallError> {
+        udp.watch(&mut self.poller)?;
+        let reads = !udp.is_full()?;
+        tun.watch(&mut self.poller, DEVICE, reads)
     }
 }
 
 fn turn(
-    seen: &mut Seen,
+    watch: &mut Watch,
     tun: &mut tun_io::Io,
     udp: &mut udp_io::Io,
     node: &Engine,
@@ -76,8 +121,12 @@ fn turn(
     budget: usize,
 ) -> Result<Told, CallError> {
     let before = node.call_inside(|node| node.unclaimed())?;
-    let moved = move_both_ways(tun, udp, node, now, budget)?;
+    let ready = watch.poller.ready();
+    let moved = move_both_ways(&ready, tun, udp, node, now, budget)?;
     let is_blocked = tun.is_blocked()? || udp.is_full()?;
+    if is_blocked || watch.was_blocked {
+        watch.update(tun, udp)?;
+    }
     let is_down = tun.state()? != DeviceState::Up;
     let (refused, deadline, has_news, timestamps) = node.call_inside(|node| {
         let deadline = node.next_timeout();
@@ -89,22 +138,19 @@ fn turn(
         )
     })?;
     let is_notable = has_news
-        || timestamps != seen.timestamps
-        // The end of either is news, too.
-        || is_blocked
-        || seen.was_blocked
+        || timestamps != watch.timestamps
+        // That it is up again is news, too.
         || is_down
-        || seen.was_down;
-    *seen = Seen {
-        timestamps,
-        was_blocked: is_blocked,
-        was_down: is_down,
-    };
+        || watch.was_down;
+    watch.timestamps = timestamps;
+    watch.was_blocked = is_blocked;
+    watch.was_down = is_down;
     Ok((moved, refused, deadline, is_notable))
 }
 
 /// Rounds, until one finds little or about `budget` packets and datagrams were moved.
 fn move_both_ways(
+    ready: &[bool],
     tun: &mut tun_io::Io,
     udp: &mut udp_io::Io,
     node: &Engine,
@@ -113,8 +159,10 @@ fn move_both_ways(
 ) -> Result<usize, CallError> {
     // What waited for a descriptor to be writable goes first.
     let mut moved = tun.write(node)? + udp.send(node)?;
-    // A family from which nothing comes is asked once.
-    let mut is_quiet = [false; FAMILIES.len()];
+    // A socket that has nothing, or nothing any more, is not asked again.
+    let mut is_quiet: [bool; FAMILIES.len()] =
+        std::array::from_fn(|place| !ready.get(place).is_some_and(|ready| *ready));
+    let mut has_packets = ready.get(DEVICE).is_some_and(|ready| *ready);
     loop {
         let mut count = 0;
         for (family, is_quiet) in FAMILIES.into_iter().zip(&mut is_quiet) {
@@ -128,15 +176,19 @@ fn move_both_ways(
             tun.write(node)?;
             udp.send(node)?;
         }
-        if udp.is_full()? {
-            tun.hold_back()?;
-        } else {
-            let read = tun.read(node, now, ROUND)?;
-            if read > 0 {
-                udp.send(node)?;
-                // What a policy refuses is answered.
-                tun.write(node)?;
-                count += read;
+        // What was written may have been answered already.
+        if has_packets || count > 0 {
+            if udp.is_full()? {
+                tun.hold_back()?;
+            } else {
+                let read = tun.read(node, now, ROUND)?;
+                has_packets = read > 0;
+                if read > 0 {
+                    udp.send(node)?;
+                    // What a policy refuses is answered.
+                    tun.write(node)?;
+                    count += read;
+                }
             }
         }
         moved += count;

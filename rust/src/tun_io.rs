@@ -1,7 +1,8 @@
 //! `TunIo`: packets between a TUN descriptor and a node.
 
 use connlib_net::offload::Offloads;
-use connlib_net::{DeviceState, Packets, ReadBatch, Tun, TunCounts};
+use connlib_net::{DeviceState, Interest, Packets, Poller, ReadBatch, Tun, TunCounts};
+
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -54,6 +55,18 @@ impl Io {
     /// Whether packets wait for the device to be writable.
     pub fn is_blocked(&mut self) -> Result<bool, CallError> {
         Ok(self.tun.get()?.backlog() > 0)
+    }
+
+    /// Has it watched: for reading unless it is held back, and for writing if it is full.
+    pub fn watch(
+        &mut self,
+        poller: &mut Poller,
+        place: usize,
+        reads: bool,
+    ) -> Result<(), CallError> {
+        let tun = self.tun.get()?;
+        let writes = tun.backlog() > 0;
+        Ok(poller.watch(place, tun.as_fd(), Interest { reads, writes })?)
     }
 
     pub fn state(&mut self) -> Result<DeviceState, CallError> {

@@ -1,7 +1,8 @@
 //! `UdpIo`: datagrams between UDP sockets and a node.
 
 use connlib_core::Path;
-use connlib_net::{Datagrams, Family, ReceiveBuffers, UdpCounts, UdpPair};
+use connlib_net::{Datagrams, Family, Interest, Poller, ReceiveBuffers, UdpCounts, UdpPair};
+
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -66,6 +67,19 @@ impl Io {
             sent
         })?;
         Ok(sent)
+    }
+
+    /// Has the sockets watched, from place 0 on: for reading, and for writing if one is full.
+    pub fn watch(&mut self, poller: &mut Poller) -> Result<(), CallError> {
+        let sockets = self.sockets.get()?;
+        for (place, family) in FAMILIES.into_iter().enumerate() {
+            if let Some(fd) = sockets.as_fd(family) {
+                let writes = sockets.backlog(family) > 0;
+                let reads = true;
+                poller.watch(place, fd, Interest { reads, writes })?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether datagrams wait for a socket, of any family.

@@ -5,6 +5,7 @@
 //!
 //! - [`Tun`]: IP packets from and to a TUN device (or anything that keeps packet boundaries).
 //! - [`UdpPair`]: datagrams from and to an IPv4 and an IPv6 socket, with the kernel's segmentation and coalescing.
+//! - [`Poller`]: one descriptor that stands for all of these.
 //! - [`BootTimer`]: a descriptor that becomes readable at an instant of the clock that also runs during suspend.
 //!
 //! Errors of the network are never returned and never swallowed: each is counted under its errno name in [`ErrorCounts`].
@@ -12,6 +13,8 @@
 mod batch;
 mod errno;
 pub mod offload;
+#[cfg(target_os = "linux")]
+mod poller;
 mod queue;
 mod send;
 mod socket;
@@ -22,6 +25,8 @@ mod udp;
 
 pub use batch::{Packets, ReadBatch};
 pub use errno::ErrorCounts;
+#[cfg(target_os = "linux")]
+pub use poller::{Interest, MAX_WATCHED, Poller};
 pub use queue::Queue;
 pub use send::{Datagrams, SendCounts};
 pub use socket::BufferSizes;

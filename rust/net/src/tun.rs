@@ -115,6 +115,10 @@ impl Tun {
         })
     }
 
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
     pub fn state(&self) -> DeviceState {
         self.status.state
     }

@@ -281,6 +281,10 @@ impl UdpPair {
         self.socket(family).map(|udp| udp.buffers)
     }
 
+    pub fn as_fd(&self, family: Family) -> Option<BorrowedFd<'_>> {
+        self.socket(family).map(|udp| udp.socket.as_fd())
+    }
+
     fn socket(&self, family: Family) -> Option<&Udp> {
         match family {
             Family::V4 => self.v4.as_ref(),
