@@ -45,7 +45,12 @@ def test_there_is_a_place_for_what_is_measured(command: str) -> None:
         ("send/plan.rs", "MAX_BYTES: usize = 65_507", "64 datagrams, 65,507 bytes"),
         ("send.rs", "RETRY_AFTER: u32 = 10_000", "those of this size and larger, for the next 10,000"),
         ("send.rs", "BACKLOG_DATAGRAMS: usize = 1_024", "up to 1,024 packets or 2 MiB"),
-        ("send/linux.rs", "MAX_MESSAGES: usize = 32", "one call for many destinations | 32 messages"),
+        (
+            "send/linux.rs",
+            "MAX_MESSAGES: usize = 32",
+            "one call for many destinations | 32 messages, of 256 pieces",
+        ),
+        ("send/linux.rs", "MAX_PARTS: usize = 256", "32 messages, of 256 pieces"),
         ("udp.rs", "BUFFERS: usize = 8", "8 buffers of 64 KiB"),
         ("socket.rs", "RECEIVE_BUFFER: libc::c_int = 8 << 20", "8 MiB to receive"),
         ("socket.rs", "SEND_BUFFER: libc::c_int = 4 << 20", "4 MiB to send"),

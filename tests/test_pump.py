@@ -6,18 +6,21 @@ import contextlib
 import os
 import select
 import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import anyio
 import pytest
 import trio
 
-from connlib import ClosedError, DeviceError, NodeConfig
-from connlib._native import LabNode, Pump
+from connlib import ClosedError, DeviceError, Node, NodeConfig
+from connlib._native import LabNode, Pump, TunIo, UdpIo
 from connlib._pump import DescriptorPump
 from connlib.driver import MemoryTun, open_interface
+from connlib.tun import make_device
 from helpers_driver import (
     CLIENT,
     GATEWAY,
@@ -27,6 +30,7 @@ from helpers_driver import (
     loopback_socket,
     packet,
 )
+from helpers_netns import in_namespace, ip, run_body
 from interop.machine import own_namespace
 from interop.netns import Namespace
 from test_native_io import Machine, machines, receive
@@ -193,6 +197,83 @@ def test_while_a_socket_is_full_the_device_is_not_read_and_nothing_is_lost(slow_
 
 
 @linux_only
+def test_how_often_the_device_was_held_back_is_counted_and_a_device_that_is_gone_is_noticed(
+    slow_wire: Namespace,
+) -> None:
+    device, application = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with contextlib.ExitStack() as stack:
+        with slow_wire.entered():
+            bob = Machine(BOB, ALICE, "10.0.0.1/32")
+            stack.callback(bob.close)
+            alice = Machine(ALICE, BOB, "10.0.0.2/32", bob.socket.getsockname())
+            stack.callback(alice.close)
+        connect(alice, bob)
+        alice.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
+        stack.enter_context(device)
+        alice.tun = TunIo(device.fileno())
+        end = pump(alice)
+        one = ipv4(bytes(1000))
+        set_rate(slow_wire, "change", "8kbit")
+        while not alice.udp.blocked(socket.AF_INET):
+            alice.node.handle_packets(one, [len(one)], START)
+            end.turn(START, 64)
+        for _ in range(5):
+            application.send(one)
+            end.turn(START, 64)
+        counts = alice.tun.stats()
+        assert (counts["held_back"], counts["packets_read"]) == (1, 0)
+        application.close()
+        assert select.select([end], [], [], 10)[0]
+        _, _, _, is_notable = end.turn(START, 64)
+        assert is_notable and alice.tun.state == "gone"
+        assert alice.udp.blocked(socket.AF_INET)
+
+
+@in_namespace
+def test_a_superpacket_of_very_many_packets_is_read_to_its_end() -> None:
+    """Of 128 packets or more, what is left of it is in our memory, of which no descriptor tells."""
+    fd, name = make_device(None, headers=True)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, fd)
+        tun = TunIo(fd)
+        assert "tso4" in tun.set_offloads(["tso4"])
+        Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
+        ip("link", "set", name, "up")
+        udp = stack.enter_context(loopback_socket())
+        node = Node(NodeConfig(private_key=ALICE), now=START, unix_time=UNIX_TIME)
+        end = Pump(tun, UdpIo(udp.fileno(), None), node)
+        # Into the device from the kernel's side, with the header that says how it is to be cut.
+        raw = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x800)))
+        raw.setsockopt(263, 15, 1)  # SOL_PACKET, PACKET_VNET_HDR
+        raw.bind((name, 0x800))
+        for _ in range(2):
+            raw.send(superpacket(600))
+        moved = 64
+        while moved >= 64:  # as the driver does
+            moved, _, _, _ = end.turn(START, 1024)
+        assert tun.stats()["packets_read"] == 1200
+        assert tun.stats()["superpackets_read"] == 2
+
+
+def superpacket(segments: int) -> bytes:
+    """TCP over IPv4 with so many times 100 bytes, behind its `struct virtio_net_hdr`."""
+    addresses = bytes([10, 9, 0, 1, 10, 9, 0, 2])
+    length = 20 + 100 * segments
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, 1, 0x4000, 64, 6, 0) + addresses
+    header = header[:10] + struct.pack("!H", ~ones_sum(header) & 0xFFFF) + header[12:]
+    pseudo = ones_sum(addresses + struct.pack("!HH", 6, length))
+    tcp = struct.pack("!HHIIBBHHH", 1, 2, 1, 1, 0x50, 0x10, 1000, pseudo, 0)
+    return struct.pack("<BBHHHH", 1, 1, 40, 100, 20, 16) + header + tcp + bytes(100 * segments)
+
+
+def ones_sum(data: bytes) -> int:
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+@linux_only
 def test_who_waits_for_a_full_socket_does_not_spin(
     slow_wire: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,3 +340,6 @@ async def test_a_descriptor_that_nobody_can_wait_for_is_one_clear_error() -> Non
         f"cannot wait for packets of descriptor {null}: Operation not permitted; see whether the descriptors are a"
         " device's and sockets', and whether the system lacks memory"
     )
+
+
+run_body(globals())

@@ -264,7 +264,9 @@ CELLS = (
         "parts",
         "What each technique brings",
         "connlib at both ends without one of what makes it fast, beside connlib with everything, from the near to the "
-        "far end. Calls for many messages (sendmmsg, recvmmsg) and turns that move packets both ways are in all rows.",
+        "far end. Calls for many messages (sendmmsg, recvmmsg) and turns that move packets both ways are in all rows. "
+        "Without UDP_SEGMENT the datagrams have no checksum, which makes the kernel refuse it; such ones it does not "
+        "put together either (UDP_GRO).",
         parts,
     ),
     Cell(

@@ -1,6 +1,6 @@
 """A tunnel's end as `connlib up` runs it, without some of what makes it fast: to see what each brings.
 
-    python -m datapath.without FILE gso,gro
+    python -m datapath.without FILE gso,gro trio
 
 The offloads of the device have names in the configuration. What there is no switch for is taken away from outside.
 """

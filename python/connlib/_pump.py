@@ -24,11 +24,12 @@ _BUDGET = 1024
 class DescriptorPump:
     """Waits for the descriptors of both ends as one, and moves what there is."""
 
-    def __init__(self, pump: Pump, device: int) -> None:
+    def __init__(self, pump: Pump, device: int, name: str) -> None:
         self.refused = 0
         """Datagrams and packets so far that no peer was found for."""
         self._pump = pump
         self._device = device
+        self._name = name
         self._wait_readable = _waiter()
 
     async def wait(self) -> None:
@@ -43,13 +44,19 @@ class DescriptorPump:
     def turn(self, now: float) -> tuple[int, float | None, bool]:
         """Move what there is, within bounds: how much that was, the node's next deadline, and whether it has more to
         say: events, questions, timestamps, a device that is down or gone."""
-        moved, refused, deadline, is_notable = self._pump.turn(now, _BUDGET)
+        try:
+            moved, refused, deadline, is_notable = self._pump.turn(now, _BUDGET)
+        except OSError as error:
+            raise _error(self._name, error) from error
         self.refused += refused
         return moved, deadline, is_notable
 
     def watch(self) -> None:
         """The ends were called otherwise: wait for what is full now."""
-        self._pump.watch()
+        try:
+            self._pump.watch()
+        except OSError as error:
+            raise _error(self._name, error) from error
 
     def close(self) -> None:
         """Nobody may be waiting."""
@@ -77,7 +84,11 @@ def pump_for(tun: TunEnd, udp: UdpEnd, node: Node) -> DescriptorPump | None:
         return None
     tun_io, descriptor = device
     try:
-        return DescriptorPump(Pump(tun_io, sockets, node), descriptor)
+        return DescriptorPump(Pump(tun_io, sockets, node), descriptor, tun.name)
     except OSError as error:
-        hint = "see whether the descriptors are a device's and sockets', and whether the system lacks memory"
-        raise DeviceError.from_os(f"cannot wait for packets of {tun.name}", error, hint=hint) from error
+        raise _error(tun.name, error) from error
+
+
+def _error(name: str, error: OSError) -> DeviceError:
+    hint = "see whether the descriptors are a device's and sockets', and whether the system lacks memory"
+    return DeviceError.from_os(f"cannot wait for packets of {name}", error, hint=hint)

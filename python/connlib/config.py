@@ -38,7 +38,7 @@ ENCRYPTIONS = ("auto", "ring", "ipsec-mb")
 """What seals and opens packets that come in batches, by name.
 
 `ring`: the library that connlib is built with. `ipsec-mb`: intel-ipsec-mb, if the system has it: many packets at once.
-`auto`: that one if it is there and the processor has AVX-512, with which it is faster; else ring.
+`auto`: that one if it is there and the processor has AVX-512, which it is made for; else ring.
 """
 
 # Linux: at most 15 bytes. Slashes, "." and ".." would leave the directory of a control socket, "%" is the kernel's

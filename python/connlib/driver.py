@@ -516,10 +516,13 @@ class Interface:
                 tasks.start_soon(udp.follow_routes, self._node)
                 self._settle()
         finally:
+            if udp is self._udp:
+                # The interface goes down, and may be called once more.
+                self._udp_tasks = self._pump = None
+            else:
+                udp.close()
             if pump is not None:
                 pump.close()
-            if udp is not self._udp:
-                udp.close()
 
     async def _move(self, pump: DescriptorPump) -> None:
         def turn() -> int:

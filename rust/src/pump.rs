@@ -31,6 +31,8 @@ pub struct Pump {
 
 struct Watch {
     poller: Poller,
+    /// Whether the device is watched for packets. If not, it is held back.
+    reads_device: bool,
     /// What the last turn told, so that the next one can say what is new.
     timestamps: u64,
     was_blocked: bool,
@@ -47,6 +49,7 @@ impl Pump {
         let engine = node.get().for_io()?;
         let watch = Watch {
             poller: Poller::new().map_err(CallError::from)?,
+            reads_device: true,
             timestamps: engine.call(py, |node| node.timestamps_version())?,
             was_blocked: false,
             was_down: false,
@@ -108,6 +111,10 @@ impl Watch {
     fn update(&mut self, tun: &mut tun_io::Io, udp: &mut udp_io::Io) -> Result<(), CallError> {
         udp.watch(&mut self.poller)?;
         let reads = !udp.is_full()?;
+        if self.reads_device && !reads {
+            tun.hold_back()?;
+        }
+        self.reads_device = reads;
         tun.watch(&mut self.poller, DEVICE, reads)
     }
 }
@@ -121,8 +128,7 @@ fn turn(
     budget: usize,
 ) -> Result<Told, CallError> {
     let before = node.call_inside(|node| node.unclaimed())?;
-    let ready = watch.poller.ready();
-    let moved = move_both_ways(&ready, tun, udp, node, now, budget)?;
+    let moved = move_both_ways(watch, tun, udp, node, now, budget)?;
     let is_blocked = tun.is_blocked()? || udp.is_full()?;
     if is_blocked || watch.was_blocked {
         watch.update(tun, udp)?;
@@ -150,19 +156,24 @@ fn turn(
 
 /// Rounds, until one finds little or about `budget` packets and datagrams were moved.
 fn move_both_ways(
-    ready: &[bool],
+    watch: &Watch,
     tun: &mut tun_io::Io,
     udp: &mut udp_io::Io,
     node: &Engine,
     now: Now,
     budget: usize,
 ) -> Result<usize, CallError> {
+    let ready = watch.poller.ready();
     // What waited for a descriptor to be writable goes first.
     let mut moved = tun.write(node)? + udp.send(node)?;
     // A socket that has nothing, or nothing any more, is not asked again.
     let mut is_quiet: [bool; FAMILIES.len()] =
         std::array::from_fn(|place| !ready.get(place).is_some_and(|ready| *ready));
-    let mut has_packets = ready.get(DEVICE).is_some_and(|ready| *ready);
+    let is_ready = ready.get(DEVICE).is_some_and(|ready| *ready);
+    // Of what was read already the poller knows nothing.
+    let mut has_packets = is_ready || tun.has_rest()?;
+    // It was not asked for packets, and yet says something: it may be gone.
+    let may_be_gone = is_ready && !watch.reads_device;
     loop {
         let mut count = 0;
         for (family, is_quiet) in FAMILIES.into_iter().zip(&mut is_quiet) {
@@ -177,18 +188,14 @@ fn move_both_ways(
             udp.send(node)?;
         }
         // What was written may have been answered already.
-        if has_packets || count > 0 {
-            if udp.is_full()? {
-                tun.hold_back()?;
-            } else {
-                let read = tun.read(node, now, ROUND)?;
-                has_packets = read > 0;
-                if read > 0 {
-                    udp.send(node)?;
-                    // What a policy refuses is answered.
-                    tun.write(node)?;
-                    count += read;
-                }
+        if (has_packets || count > 0) && (may_be_gone || !udp.is_full()?) {
+            let read = tun.read(node, now, ROUND)?;
+            has_packets = read > 0;
+            if read > 0 {
+                udp.send(node)?;
+                // What a policy refuses is answered.
+                tun.write(node)?;
+                count += read;
             }
         }
         moved += count;

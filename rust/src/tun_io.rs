@@ -46,7 +46,11 @@ impl Io {
         Ok(count)
     }
 
-    /// Leaves in the device what is there, because what it would become has no room.
+    pub fn has_rest(&mut self) -> Result<bool, CallError> {
+        Ok(self.tun.get()?.has_rest())
+    }
+
+    /// From now on the device is left alone, because what comes from it would have no room.
     pub fn hold_back(&mut self) -> Result<(), CallError> {
         self.tun.get()?.hold_back();
         Ok(())

@@ -1,8 +1,8 @@
 //! Batches by intel-ipsec-mb, which has several packets in flight at once. It is opened at run time, if it is there.
 //!
 //! The library is C: what it is given are pointers into the caller's buffer, to keys and to places for tags, and it gives back
-//! which of its jobs are done. All of that happens within one call of [`IpsecMb::run`], and its memory holds no such pointer
-//! afterwards.
+//! which of its jobs are done. All of that happens within one call of [`IpsecMb::run`]. The pointers to keys are cleared there;
+//! the others stay in its jobs, each of which is written anew before it is used again.
 
 mod layout;
 mod self_test;

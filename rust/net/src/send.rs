@@ -140,10 +140,12 @@ impl Segmentation {
 
     fn refused(&mut self, error: &io::Error, size: usize) {
         // EMSGSIZE speaks of datagrams of this size and larger; the others, of segmentation as such.
-        self.limit = match error.raw_os_error() {
+        let limit = match error.raw_os_error() {
             Some(libc::EMSGSIZE) => size.saturating_sub(1),
             _ => 0,
         };
+        // Of what was planned together, a larger size may be refused after a smaller one.
+        self.limit = self.limit.min(limit);
         self.retry_after = RETRY_AFTER;
     }
 

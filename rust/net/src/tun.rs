@@ -40,7 +40,7 @@ pub struct TunCounts {
     pub bytes_written: u64,
     /// Packets of which the device took a part only.
     pub short_writes: u64,
-    /// How often what was in the device was left there, because the network took no more.
+    /// How often reading was left off, because the network took no more.
     pub held_back: u64,
     pub superpackets_read: u64,
     /// Those of the packets read that superpackets were cut into.
@@ -140,7 +140,12 @@ impl Tun {
         self.active
     }
 
-    /// Counts that the device was not read, although it could have been.
+    /// Whether packets of a superpacket that was read wait for the next read: the descriptor says nothing of these.
+    pub fn has_rest(&self) -> bool {
+        self.reader.has_rest()
+    }
+
+    /// Counts that the device is not read for a while, although it could be.
     pub fn hold_back(&mut self) {
         self.status.counts.held_back += 1;
     }

@@ -63,7 +63,7 @@ fn vector(library: &mut IpsecMb) -> Result<(), Failed> {
     let sealed = buffer;
     ensure(once(Direction::Open, &mut buffer)?)?;
     ensure(buffer.starts_with(TEXT))?;
-    // Each bit counts.
+    // The first bit counts, and the last.
     let mut forged = sealed;
     forged.iter_mut().take(1).for_each(|byte| *byte ^= 0x80);
     ensure(!once(Direction::Open, &mut forged)?)?;

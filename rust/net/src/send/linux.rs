@@ -127,8 +127,6 @@ fn in6_addr(address: &std::net::Ipv6Addr) -> libc::in6_addr {
 }
 
 fn put_control(header: &mut libc::msghdr, control: &mut Control, message: &Message<'_>) {
-    header.msg_control = ptr::from_mut(control).cast();
-    header.msg_controllen = size_of::<Control>() as _;
     let mut used = 0;
     let mut put = |level, kind, content: &[u8]| {
         // SAFETY: both compute with the length alone.
@@ -181,8 +179,9 @@ fn put_control(header: &mut libc::msghdr, control: &mut Control, message: &Messa
         }
         None => {}
     }
-    header.msg_controllen = used as _;
-    if used == 0 {
-        header.msg_control = ptr::null_mut();
+    // Last, because writing through another pointer would end what this one may do.
+    if used > 0 {
+        header.msg_control = ptr::from_mut(control).cast();
+        header.msg_controllen = used as _;
     }
 }

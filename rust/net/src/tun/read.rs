@@ -49,6 +49,10 @@ pub(super) struct Reader {
 }
 
 impl Reader {
+    pub(super) fn has_rest(&self) -> bool {
+        self.rest.is_some()
+    }
+
     pub(super) fn read(
         &mut self,
         mut file: &File,
