@@ -29,6 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Processes that tests start inherit what is ignored here: SIGHUP, for one, where the tests run under nohup."""
+    # For the test of what follows, which runs in a process of its own.
+    os.environ["TESTED_OFFLOAD"] = config.getoption("offload")
     if config.getoption("offload") == "off":
         # Here, and in each process that is started: some are given the path that this one has.
         sys.path.insert(0, str(_WITHOUT_OFFLOADS))
