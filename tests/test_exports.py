@@ -77,6 +77,7 @@ def test_the_extension_exports_what_its_stub_lists() -> None:
         "Encryption",
         "LabNode",
         "LabTunn",
+        "Pump",
         "TunIo",
         "Tunnels",
         "UdpIo",

@@ -316,8 +316,11 @@ def test_the_names_are_the_same_in_python_and_in_rust() -> None:
 
 def test_a_kernel_that_knows_no_headers_gives_a_device_without(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
+    tunsetiff = 0x400454CA
 
-    def ioctl(_fd: int, _request: int, argument: bytes) -> bytes:
+    def ioctl(_fd: int, request: int, argument: bytes) -> bytes:
+        if request != tunsetiff:
+            return argument  # the room for a burst
         flags = int.from_bytes(argument[16:18], "little")
         asked.append(flags)
         if flags & 0x4000:
