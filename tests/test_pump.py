@@ -149,16 +149,45 @@ def set_rate(namespace: Namespace, verb: str, rate: str) -> None:
     namespace.run("tc", "qdisc", verb, "dev", "lo", "root", *bucket)
 
 
+def on_slow_wire(wire: Namespace, stack: contextlib.ExitStack) -> tuple[Machine, Machine]:
+    """Alice and Bob, connected; her socket is soon full."""
+    with wire.entered():
+        bob = Machine(BOB, ALICE, "10.0.0.1/32")
+        stack.callback(bob.close)
+        alice = Machine(ALICE, BOB, "10.0.0.2/32", bob.socket.getsockname())
+        stack.callback(alice.close)
+    connect(alice, bob)
+    alice.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
+    return alice, bob
+
+
+@linux_only
+def test_a_socket_that_is_filled_between_turns_holds_back_only_for_as_long_as_it_is_full(
+    slow_wire: Namespace,
+) -> None:
+    with contextlib.ExitStack() as stack:
+        alice, _ = on_slow_wire(slow_wire, stack)
+        end = pump(alice)
+        one = ipv4(bytes(1000))
+        while not alice.udp.blocked(socket.AF_INET):
+            alice.node.handle_packets(one, [len(one)], START)
+            alice.udp.send(alice.node)
+        end.watch()
+        set_rate(slow_wire, "change", "20mbit")
+        while alice.udp.blocked(socket.AF_INET):
+            assert select.select([end], [], [], 10)[0]
+            end.turn(START, 64)
+        assert not select.select([end], [], [], 0)[0], "nothing to do"
+        alice.application.send(one)
+        assert select.select([end], [], [], 10)[0]
+        end.turn(START, 64)
+        assert alice.tun.stats()["packets_read"] == 2  # the first was that of the session
+
+
 @linux_only
 def test_while_a_socket_is_full_the_device_is_not_read_and_nothing_is_lost(slow_wire: Namespace) -> None:
     with contextlib.ExitStack() as stack:
-        with slow_wire.entered():
-            bob = Machine(BOB, ALICE, "10.0.0.1/32")
-            stack.callback(bob.close)
-            alice = Machine(ALICE, BOB, "10.0.0.2/32", bob.socket.getsockname())
-            stack.callback(alice.close)
-        connect(alice, bob)
-        alice.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
+        alice, bob = on_slow_wire(slow_wire, stack)
         sent: list[bytes] = []
         turn = pump(alice).turn
 
@@ -202,13 +231,7 @@ def test_how_often_the_device_was_held_back_is_counted_and_a_device_that_is_gone
 ) -> None:
     device, application = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with contextlib.ExitStack() as stack:
-        with slow_wire.entered():
-            bob = Machine(BOB, ALICE, "10.0.0.1/32")
-            stack.callback(bob.close)
-            alice = Machine(ALICE, BOB, "10.0.0.2/32", bob.socket.getsockname())
-            stack.callback(alice.close)
-        connect(alice, bob)
-        alice.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
+        alice, _ = on_slow_wire(slow_wire, stack)
         stack.enter_context(device)
         alice.tun = TunIo(device.fileno())
         end = pump(alice)

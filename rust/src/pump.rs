@@ -115,6 +115,8 @@ impl Watch {
             tun.hold_back()?;
         }
         self.reads_device = reads;
+        // Also where it was not a turn that filled them: the next turn looks whether they still are.
+        self.was_blocked = !reads || tun.is_blocked()?;
         tun.watch(&mut self.poller, DEVICE, reads)
     }
 }
@@ -149,7 +151,6 @@ fn turn(
         || is_down
         || watch.was_down;
     watch.timestamps = timestamps;
-    watch.was_blocked = is_blocked;
     watch.was_down = is_down;
     Ok((moved, refused, deadline, is_notable))
 }
