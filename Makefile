@@ -23,7 +23,7 @@ demo: extension
 test: extension
 	@$(BIN)/python tools/check.py --profile $(PROFILE)
 
-## make test-portable   the Python tests once more, with TUN devices that have no offloads
+## make test-portable   the Python tests once more, with TUN devices without offloads, and event loops that move the packets
 test-portable: extension
 	@$(BIN)/python -m pytest --offload off $(ARGS)
 

@@ -23,7 +23,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--offload",
         choices=("on", "off"),
         default="on",
-        help="off: TUN devices have no offloads in these tests, unless a configuration names some",
+        help="off: TUN devices have no offloads in these tests, unless a configuration names some, and event loops"
+        " move the packets",
     )
 
 
@@ -46,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What is about offloads has nothing to show without any."""
+    """What is about offloads, or about the thread that moves packets, has nothing to show without any."""
     if config.getoption("offload") == "off":
         about = [item for item in items if item.get_closest_marker("offloads")]
         items[:] = [item for item in items if item not in about]

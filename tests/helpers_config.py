@@ -18,6 +18,7 @@ FULL = f"""\
 # connlib: protect-addresses = false
 # connlib: offload = coalesce_tcp, tso4
 # connlib: encryption = ring
+# connlib: worker = false
 PrivateKey = {OWN.to_base64()}
 ListenPort = 51820
 Address = 10.7.0.1/24, fd07::1/64

@@ -130,6 +130,7 @@ class SpyNode:
         """The time of each `handle_timeout`, and the deadline that had been announced last."""
         self.unix_times: list[float] = []
         interface._node = self  # type: ignore[assignment]
+        interface._mover._ends = interface._mover._ends._replace(node=self)  # type: ignore[arg-type]
         interface._settle()
 
     def next_timeout(self) -> Timeout | None:

@@ -45,6 +45,7 @@ def test_every_key_of_a_file_arrives() -> None:
         protect_addresses=False,
         offload=("tso4", "coalesce_tcp"),
         encryption="ring",
+        worker=False,
         dns=("10.7.0.53", "example.org", "fd07::53"),
         peers=(
             PeerConfig(

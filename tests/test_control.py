@@ -278,6 +278,7 @@ EVERYTHING = InterfaceConfig(
     protect_addresses=False,
     offload=("tso4", "coalesce_tcp"),
     encryption="ring",
+    worker=False,
     dns=("10.0.0.53", "example.org"),
     peers=(
         PeerConfig(

@@ -68,7 +68,7 @@ def test_the_bounds_are_those_of_the_code(file: str, constant: str, written: str
 
 
 def test_the_bounds_of_rounds_and_turns_are_those_of_the_code() -> None:
-    assert "const ROUND: usize = 64;" in (ROOT / "rust" / "src" / "pump.rs").read_text()
+    assert "const ROUND: usize = 64;" in (ROOT / "rust" / "src" / "turn.rs").read_text()
     assert (_pump._BUDGET, _turns.BUDGET, _turns._FLOOD_PAUSE) == (1024, 64, 0.002)
     assert "1,024 packets, or a round of less than 64" in TEXT
 

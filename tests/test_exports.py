@@ -82,6 +82,7 @@ def test_the_extension_exports_what_its_stub_lists() -> None:
         "Tunnels",
         "UdpIo",
         "UpstreamTunn",
+        "Worker",
     }
     assert classes - internal <= set(connlib.__all__)
     assert not internal & set(connlib.__all__)

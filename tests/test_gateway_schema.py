@@ -53,6 +53,7 @@ PLACES = {
     ("GatewayInterface", "role"): INTERFACE + "role = {}\n",
     ("GatewayInterface", "offload"): INTERFACE + "offload = {}\n",
     ("GatewayInterface", "encryption"): INTERFACE + "encryption = {}\n",
+    ("GatewayInterface", "worker"): INTERFACE + "worker = {}\n",
     ("GatewayInterface", "masquerade"): INTERFACE + "masquerade = [{}]\n",
     ("GatewayInterface", "protect_addresses"): INTERFACE + "protect_addresses = {}\n",
     ("GatewayInterface", "dns"): INTERFACE + "dns = [{}]\n",

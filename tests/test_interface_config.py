@@ -68,6 +68,7 @@ def configs(draw: st.DrawFn) -> InterfaceConfig:
         masquerade=tuple(draw(st.lists(PREFIX.map(lambda item: ip_network(item, strict=False)), max_size=3))),
         protect_addresses=draw(st.booleans()),
         encryption=draw(st.sampled_from(ENCRYPTIONS)),
+        worker=draw(st.booleans()),
         offload=draw(st.booleans() | st.lists(st.sampled_from(OFFLOADS)).map(tuple)),
         dns=tuple(
             draw(st.lists(st.ip_addresses().map(str) | st.sampled_from(["a.example", "b"]), max_size=3))

@@ -57,6 +57,7 @@ LAYERS = {
         "_shared",
         "_nftables",
         "_interfacestats",
+        "_mover",
         "_nodeconfig",
         "_pump",
         "_turns",

@@ -1,10 +1,10 @@
 """The extension module: keys, the engine, the node, and their I/O on file descriptors.
 
 Instances are safe to share between threads. Sans-IO: `now` is a float in seconds on one monotonic clock of the
-caller's choice; nothing here reads a clock. A time that goes backwards is treated as standing still. NaN, infinite and
-negative times, and those beyond 2**62 nanoseconds, raise `ValueError`. Packets and datagrams are `bytes`; another
-buffer is copied first. A datagram of more than 65,535 bytes raises `ValueError`, and so does a packet to seal of more
-than 65,472 bytes, which no UDP datagram would carry; a `Node` drops and counts that (`TOO_LARGE`).
+caller's choice; nothing here but `Worker` reads a clock. A time that goes backwards is treated as standing still. NaN,
+infinite and negative times, and those beyond 2**62 nanoseconds, raise `ValueError`. Packets and datagrams are `bytes`;
+another buffer is copied first. A datagram of more than 65,535 bytes raises `ValueError`, and so does a packet to seal
+of more than 65,472 bytes, which no UDP datagram would carry; a `Node` drops and counts that (`TOO_LARGE`).
 
 An object that was made before `fork()` raises `ForkedError` in the child (keys and policies excepted), and one in
 which the engine hit an internal error raises `EngineError` from then on; a `Node` loses only the peer that it happened
@@ -29,6 +29,7 @@ from connlib._types import (
     NodeOutput,
     NodeStats,
     Output,
+    PeerEvent,
     PeerStats,
     Role,
     Timeout,
@@ -54,6 +55,7 @@ __all__ = [
     "Tunnels",
     "UdpIo",
     "UpstreamTunn",
+    "Worker",
 ]
 
 _Address: TypeAlias = tuple[str, int]
@@ -391,6 +393,9 @@ class Node:
     def drain(self) -> NodeOutput:
         """Everything that was caused since the last call, taken out."""
 
+    def take_events(self) -> list[PeerEvent]:
+        """The events of `drain` alone, taken out: packets and datagrams are left to whoever moves them."""
+
     def next_timeout(self) -> Timeout | None:
         """When `handle_timeout` is to be called next, if nothing else is called before; None for never."""
 
@@ -587,6 +592,39 @@ class Pump:
 
     def close(self) -> None:
         """Give the descriptor back. Nobody may be waiting for it."""
+
+@final
+class Worker:
+    """A thread that moves packets both ways, between a `TunIo`, a `UdpIo` and a `Node`, and calls the node when its
+    timeout has come, by the system's clocks (CLOCK_BOOTTIME). It never takes the interpreter's lock. Linux only.
+
+    unix_epoch: what the wall clock shows less the time since the machine started, in seconds, as the node knows it;
+    when it is off by more than a second, the node is told.
+
+    Its descriptor is readable while there is something to see to: `Node.take_events` or `take_questions` have
+    something, `timestamps_version` changed, the device's state is or was not "up", the wall clock was set, or the
+    thread has ended. Calls of the ends and of the node may be made meanwhile. Raises `TypeError` for a `LabNode`,
+    `OSError` where the kernel cannot wait for the ends or makes no thread, `ClosedError` once it, or an end, is closed.
+    """
+
+    def __new__(cls, tun: TunIo, udp: UdpIo, node: Node, unix_epoch: float) -> Self: ...
+    def fileno(self) -> int: ...
+    def wake(self) -> None:
+        """Have it take a turn: what the node put out is sent, and its next timeout heeded."""
+
+    def take(self) -> None:
+        """Make the descriptor unreadable until there is something again. Raises what ended the thread, once."""
+
+    @property
+    def turns(self) -> int:
+        """How often it has looked for something to move; also after `close`."""
+
+    @property
+    def timer_wakes(self) -> int:
+        """How often a timeout of the node had come; also after `close`."""
+
+    def close(self) -> None:
+        """End the thread, after its turn, and give its descriptors back. Nobody may be waiting for them."""
 
 @final
 class UdpIo:

@@ -77,6 +77,7 @@ _DEVICE_FIELDS = (
     "dns",
     "offload",
     "encryption",
+    "worker",
 )
 
 

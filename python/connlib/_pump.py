@@ -1,5 +1,5 @@
 """Both ends of an interface at once, where both have descriptors: one wait for all of them, and one call that moves
-what there is, both ways, for as long as there is enough of it.
+what there is, both ways, for as long as there is enough of it. Or a thread that does nothing else.
 
 The event loop and the Python around a turn cost as much as a hundred packets, because nothing of them is in the
 processor's caches any more after these. So a turn moves many hundreds, in rounds that are small enough for the caches.
@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 from ._errors import DeviceError
-from ._native import Node, Pump
+from ._native import Node, Pump, Worker
 from .tun import TunEnd, device_of
 from .udp import UdpEnd, sockets_of
 
@@ -63,7 +63,40 @@ class DescriptorPump:
         self._pump.close()
 
 
-def _waiter() -> Callable[[Pump], Awaitable[None]]:
+class WorkerThread:
+    """A thread that moves packets, and what it says."""
+
+    def __init__(self, worker: Worker, name: str) -> None:
+        self._worker = worker
+        self._name = name
+        self._wait_readable = _waiter()
+
+    @property
+    def timer_wakes(self) -> int:
+        """How often a deadline of the node was reached."""
+        return self._worker.timer_wakes
+
+    async def wait(self) -> None:
+        """Until the node has something to say, or the device is down or gone, or the wall clock was set.
+
+        Raises what ended the thread, if anything did: `DeviceError`, `EngineError`, `ClosedError`.
+        """
+        await self._wait_readable(self._worker)
+        try:
+            self._worker.take()
+        except OSError as error:
+            raise _error(self._name, error) from error
+
+    def wake(self) -> None:
+        """The node was called otherwise: have the thread send what it put out, and learn its next deadline."""
+        self._worker.wake()
+
+    def close(self) -> None:
+        """End the thread, once its turn is over: a few milliseconds at most. Nobody may be waiting."""
+        self._worker.close()
+
+
+def _waiter() -> Callable[[Pump | Worker], Awaitable[None]]:
     """What waits in this event loop. In trio's that is trio's own function: the way to it through anyio is as long as a
     third of all that a wake costs, in caches that are cold."""
     if "trio" in sys.modules:
@@ -75,16 +108,27 @@ def _waiter() -> Callable[[Pump], Awaitable[None]]:
 
 
 def pump_for(tun: TunEnd, udp: UdpEnd, node: Node) -> DescriptorPump | None:
-    """None where an end is in memory, or where this system cannot wait for many descriptors as one.
-
-    Raises `DeviceError` if the kernel cannot wait for them.
-    """
+    """None where an end is in memory. Raises `DeviceError` if the kernel cannot wait for them."""
     device, sockets = device_of(tun), sockets_of(udp)
-    if sys.platform != "linux" or device is None or sockets is None:
+    if device is None or sockets is None:
         return None
     tun_io, descriptor = device
     try:
         return DescriptorPump(Pump(tun_io, sockets, node), descriptor, tun.name)
+    except OSError as error:
+        raise _error(tun.name, error) from error
+
+
+def worker_for(tun: TunEnd, udp: UdpEnd, node: Node, unix_epoch: float) -> WorkerThread | None:
+    """None where an end is in memory. Raises `DeviceError` if the kernel cannot wait for them, or makes no thread.
+
+    unix_epoch: what the wall clock shows less the time of `BootClock`, in seconds, as the node knows it.
+    """
+    device, sockets = device_of(tun), sockets_of(udp)
+    if device is None or sockets is None:
+        return None
+    try:
+        return WorkerThread(Worker(device[0], sockets, node, unix_epoch), tun.name)
     except OSError as error:
         raise _error(tun.name, error) from error
 

@@ -167,6 +167,9 @@ class InterfaceConfig:
     """What the TUN device does many packets at once: those of `OFFLOADS`, or all that the kernel can, or nothing."""
     encryption: str = "auto"
     """What seals and opens packets that come in batches: one of `ENCRYPTIONS`."""
+    worker: bool = True
+    """Whether a thread of its own moves the packets, which then wait neither for the event loop nor for what else that
+    does. Where that cannot be (ends in memory, a clock of the caller's, other systems than Linux) it moves them."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.listen_port <= 65535:

@@ -4,9 +4,9 @@
         async for peer, event in interface.events():
             ...
 
-One event loop does it all, trio's or asyncio's. A task waits for each descriptor to become readable and lets the
-extension module move a batch, without Python objects for packets and without the interpreter's lock; one more sleeps
-until exactly `Node.next_timeout()`. After whatever happened, `_settle` is called once: mutate, drain, mutate.
+One event loop decides, trio's or asyncio's; batches of packets are moved without Python objects and without the
+interpreter's lock, by a thread or by a task (`connlib._mover`). Where there is no thread, another task sleeps until
+exactly `Node.next_timeout()`. After whatever happened, `_settle` is called once: mutate, drain, mutate.
 
 Errors of the network are counted (`Interface.stats()`) and never raised. What ends an interface is leaving its block,
 cancellation, or the loss of its device, which raises `DeviceError` out of the block.
@@ -28,10 +28,9 @@ from ._explain import Explanation, explain
 from ._flows import FlowRecord
 from ._groups import WithoutGroup
 from ._interfacestats import InterfaceStats
+from ._mover import Ends, Mover, mover_for
 from ._native import Node, PublicKey, Tunnels
 from ._nodeconfig import config_errors, make_ahead, node_config, with_what_the_node_does_not_see
-from ._pump import DescriptorPump, pump_for
-from ._turns import BUDGET, serve
 from ._types import (
     ConfigApplied,
     ConfigDiff,
@@ -75,9 +74,6 @@ EVENT_CAPACITY = 1024
 
 _CLOCK_STEP = 1.0
 """Seconds by which the wall clock has to be off to count as set. Slewing stays far below."""
-
-_DRAIN_PAUSE = 0.001
-"""Seconds between two attempts to send what waits for a descriptor."""
 
 
 @asynccontextmanager
@@ -176,7 +172,6 @@ class Interface:
         self._unix_epoch = unix_epoch
         self._applying = anyio.Lock()
         self._subscribers = Subscribers(clock.unix_time)
-        self._draining: set[tuple[UdpEnd | TunEnd, int]] = set()
         self._timer_wakes = 0
         self._lookups: Counter[str] = Counter(asked=0, failed=0, moved=0)
         self._open = True
@@ -184,7 +179,8 @@ class Interface:
         self._keeper: Keeper
         # Those that wait for the descriptors of `_udp`, once there are any.
         self._udp_tasks: TaskGroup | None = None
-        self._pump: DescriptorPump | None = None
+        # Until there are some, and after them, packets are sent and nothing is waited for.
+        self._mover = Mover(self._ends())
         self._resolver: Resolver
         self._hook: Hook | NoHook
 
@@ -242,7 +238,7 @@ class Interface:
             drops=stats.drops,
             tun=self._tun.stats(),
             udp=self._udp.stats(),
-            timer_wakes=self._timer_wakes,
+            timer_wakes=self._timer_wakes + self._mover.timer_wakes,
             lookups=dict(self._lookups),
             unix_time=unix_time,
             now=now,
@@ -377,6 +373,8 @@ class Interface:
             if udp is not self._udp or config.fwmark != before.fwmark:
                 self._node.forget_sources()
             self._replace_udp(udp)
+            if config.worker != before.worker and udp is self._udp:
+                self._move_anew()
             self._tun.set_offload(config.offload)
             diff = with_what_the_node_does_not_see(diff, before, config)
             if diff:
@@ -406,10 +404,13 @@ class Interface:
         # Whoever waits for the old end closes it, when nobody waits any more.
         udp.take_over(self._udp.stats())
         self._udp = udp
+        self._move_anew()
+
+    def _move_anew(self) -> None:
         if self._udp_tasks is not None:
             self._udp_tasks.cancel_scope.cancel()
-            self._udp_tasks = self._pump = None
-        self._tasks.start_soon(self._serve_udp, udp)
+            self._stand_still()
+        self._tasks.start_soon(self._serve_udp, self._udp)
 
     def _apply_to_node(
         self,
@@ -489,100 +490,49 @@ class Interface:
             self._settle()
             self._tun.check()
 
-    async def _read_tun(self) -> None:
-        def turn() -> int:
-            count = self._tun.read(self._node, self._now(), BUDGET)
-            self._settle()
-            self._tun.check()
-            return count
-
-        await serve(self._tun.wait_readable, turn)
-
     async def _serve_udp(self, udp: UdpEnd) -> None:
         """Move packets between the device and one end until another one takes its place."""
-        pump = None
+        mover = tasks = None
         try:
             async with anyio.create_task_group() as tasks:
                 if udp is not self._udp:
                     return  # that happened before this began
-                self._udp_tasks = tasks
-                pump = self._pump = pump_for(self._tun, udp, self._node)
-                if pump is not None:
-                    tasks.start_soon(self._move, pump)
-                else:
-                    tasks.start_soon(self._read_tun)
-                    for family in udp.families:
-                        tasks.start_soon(self._receive, udp, family)
+                mover = mover_for(self._ends(), self._worker_epoch())
+                self._udp_tasks, self._mover = tasks, mover
+                mover.start(tasks)
                 tasks.start_soon(udp.follow_routes, self._node)
                 self._settle()
         finally:
-            if udp is self._udp:
+            if mover is not None:
+                mover.close()
+            if self._udp_tasks is tasks:
                 # The interface goes down, and may be called once more.
-                self._udp_tasks = self._pump = None
-            else:
+                self._stand_still()
+            if udp is not self._udp:
                 udp.close()
-            if pump is not None:
-                pump.close()
 
-    async def _move(self, pump: DescriptorPump) -> None:
-        def turn() -> int:
-            count, deadline, is_notable = pump.turn(self._now())
-            self._alarm.set(deadline)
-            if is_notable:
-                self._settle()
-                self._tun.check()
-            return count
+    def _stand_still(self) -> None:
+        """What the node puts out is still sent, and nothing is waited for."""
+        self._timer_wakes += self._mover.timer_wakes
+        self._udp_tasks, self._mover = None, Mover(self._ends())
 
-        await serve(pump.wait, turn, lambda: pump.refused, pump.pause)
+    def _ends(self) -> Ends:
+        return Ends(self._tun, self._udp, self._node, self._alarm, self._now, self._settle)
 
-    async def _receive(self, udp: UdpEnd, family: int) -> None:
-        def turn() -> int:
-            count = udp.receive(self._node, self._now(), BUDGET, family)
-            self._settle()
-            self._tun.check()
-            return count
-
-        async def wait_readable() -> None:
-            await udp.wait_readable(family)
-
-        await serve(wait_readable, turn, lambda: self._node.unclaimed)
+    def _worker_epoch(self) -> float | None:
+        return self._unix_epoch if self._config.worker and type(self._clock) is BootClock else None
 
     def _settle(self) -> None:
-        """Take out everything that the node was caused to say, and learn when it wants to be called next."""
-        self._udp.send(self._node)
-        self._tun.write(self._node)
-        output = self._node.drain()
-        # Real ends have taken their part; what comes as Python objects is for ends in memory.
-        self._udp.deliver(output.transmits)
-        self._tun.deliver(output.packets)
-        for event in output.events:
+        """See to everything that the node was caused to say, and learn when it wants to be called next."""
+        for event in self._mover.take():
             self._resolver.notice(*event)
             self._publish(event)
         self._keeper.notice()
         self._hook.notice()
-        deadline = self._node.next_timeout()
-        self._alarm.set(None if deadline is None else deadline.at)
-        if self._pump is not None:
-            return self._pump.watch()
-        for end, tasks in ((self._udp, self._udp_tasks), (self._tun, self._tasks)):
-            for descriptor in end.blocked():
-                if tasks is not None and (end, descriptor) not in self._draining:
-                    self._draining.add((end, descriptor))
-                    tasks.start_soon(self._drain, end, descriptor)
+        self._mover.rest()
 
     def _publish(self, event: PeerEvent | InterfaceEvent) -> None:
         self._subscribers.publish(event, self._config)
-
-    async def _drain(self, end: UdpEnd | TunEnd, descriptor: int) -> None:
-        """Send what a descriptor did not take at once."""
-        try:
-            while descriptor in end.blocked():
-                await anyio.wait_writable(descriptor)
-                self._settle()
-                # Something is taken, but the next buffer full of it will take a while to leave.
-                await anyio.sleep(_DRAIN_PAUSE)
-        finally:
-            self._draining.discard((end, descriptor))
 
     def _now(self) -> float:
         """The time for the next call of the node, which learns first if the wall clock was set."""

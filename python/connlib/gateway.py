@@ -339,6 +339,9 @@ class GatewayInterface(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             extra_json_schema={"enum": list(ENCRYPTIONS)},
         ),
     ] = "auto"
+    worker: Annotated[
+        bool, Meta(description="Whether a thread of its own moves the packets, beside the event loop.")
+    ] = True
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -428,6 +431,7 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             dns=interface.dns,
             offload=interface.offload,
             encryption=interface.encryption,
+            worker=interface.worker,
         )
 
 

@@ -524,6 +524,7 @@ _INTERFACE: dict[str, Read] = {
     "dns": _each(_text(values.dns_entry)),
     "offload": _either(bool, _boolean, _each(_text(values.offload))),
     "encryption": _text(values.encryption),
+    "worker": _boolean,
 }
 _RULE: dict[str, Read] = {
     "allow": _allow,

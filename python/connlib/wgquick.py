@@ -37,6 +37,7 @@ Settings that wg-quick has no word for are comments to it, `# connlib: key = val
     protect-addresses    true or false: whether Address answers only what comes through the tunnel; default true
     offload              true, false or names of `connlib.config.OFFLOADS`: what the device does many packets at once
     encryption           one of `connlib.config.ENCRYPTIONS`: what seals and opens packets
+    worker               true or false: whether a thread of its own moves packets; default true
     [Peer]
     role                 initiator or responder (either only if the interface does not say otherwise)
     name                 what logs call the peer
@@ -102,6 +103,7 @@ _INTERFACE_EXTENSIONS = {
         "protect-addresses",
         "offload",
         "encryption",
+        "worker",
         *_TIMERS,
         *_LIMITS,
     )
@@ -151,6 +153,7 @@ def format_config(config: InterfaceConfig) -> str:
     lines += _extension("protect-addresses", None if config.protect_addresses else "false")
     lines += _extension("offload", None if config.offload is True else describe_offload(config.offload))
     lines += _extension("encryption", None if config.encryption == "auto" else config.encryption)
+    lines += _extension("worker", None if config.worker else "false")
     lines.append(f"PrivateKey = {config.private_key.to_base64()}")
     if config.listen_port:
         lines.append(f"ListenPort = {config.listen_port}")
@@ -236,6 +239,7 @@ class _InterfaceDraft:
     protect_addresses: bool = True
     offload: bool | tuple[str, ...] = True
     encryption: str = "auto"
+    worker: bool = True
     dns: list[str] = dataclasses.field(default_factory=list)
 
     keys = _INTERFACE_KEYS
@@ -290,6 +294,8 @@ class _InterfaceDraft:
             self.offload = _offload(value)
         elif key == "encryption":
             self.encryption = values.encryption(key, value)
+        elif key == "worker":
+            self.worker = values.flag(key, value)
         elif key in _TIMERS:
             self.timers[_TIMERS[key]] = values.seconds(key, value)
         else:
@@ -536,6 +542,7 @@ class _Parser:
                 dns=tuple(interface.dns),
                 offload=interface.offload,
                 encryption=interface.encryption,
+                worker=interface.worker,
             )
         except ConfigError as error:
             hint = error.hint

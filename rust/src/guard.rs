@@ -1,7 +1,6 @@
 //! What every object with a state has around it: a lock, the process it belongs to, and a net for panics.
 
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
-
+use parking_lot::{Mutex, MutexGuard};
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 
@@ -9,6 +8,9 @@ use crate::fork::Held;
 use crate::panics::{Failure, Fragile};
 
 /// A state that Python objects share between threads.
+///
+/// The lock is one that goes to whoever waits for it, now and then: a thread that moves packets takes it again as soon as it
+/// has given it back.
 ///
 /// No Python code runs while the lock is held: it could come back for the same object. So a call returns plain values, also
 /// where it fails (`CallError`), and only its caller makes Python's of them.
@@ -32,10 +34,7 @@ impl<T: Send> Guarded<T> {
     #[inline]
     pub fn call<R>(&self, py: Python<'_>, call: impl FnOnce(&mut T) -> R) -> PyResult<R> {
         self.check()?;
-        let mut state = self
-            .state
-            .lock_py_attached(py)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock_py_attached(py);
         let result = state.call(call);
         // Before an error is made, which runs Python code.
         drop(state);
@@ -60,12 +59,11 @@ impl<T: Send> Guarded<T> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Fragile<T>> {
-        // Panics are caught inside the lock, so that it is never poisoned.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
 /// Whether no call is going on. Without waiting: in a child process, a call of a thread of the parent never ends.
 fn is_idle<T>(state: &Mutex<T>) -> bool {
-    !matches!(state.try_lock(), Err(TryLockError::WouldBlock))
+    !state.is_locked()
 }

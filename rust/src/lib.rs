@@ -20,6 +20,7 @@ mod lab_tunn;
 mod node;
 mod node_config;
 mod node_output;
+mod pace;
 mod panics;
 mod policy;
 mod preshared_key;
@@ -28,15 +29,18 @@ mod public_key;
 mod pump;
 mod rate_limiter;
 mod results;
+mod signals;
 mod time;
 mod timestamps;
 mod tun_io;
 mod tunn;
 mod tunn_options;
 mod tunnels;
+mod turn;
 mod udp_io;
 mod upstream_engine;
 mod upstream_tunn;
+mod worker;
 
 #[pyo3::pymodule(gil_used = false)]
 mod _native {
@@ -74,4 +78,6 @@ mod _native {
     use crate::udp_io::UdpIo;
     #[pymodule_export]
     use crate::upstream_tunn::UpstreamTunn;
+    #[pymodule_export]
+    use crate::worker::Worker;
 }

@@ -1,5 +1,7 @@
 //! `Node`: an interface with many peers.
 
+use std::sync::Arc;
+
 use connlib_core::{CaptureConfig, DropReason, Packets, Path};
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
@@ -25,7 +27,7 @@ pub type Engine = Guarded<Box<connlib_core::Node>>;
 
 #[pyclass(module = "connlib._native", subclass, frozen)]
 pub struct Node {
-    engine: Engine,
+    pub engine: Arc<Engine>,
     seeded: bool,
 }
 
@@ -49,7 +51,7 @@ impl Node {
             node.set_encryption(encryption::chosen(encryption, py)?);
         }
         Ok(Node {
-            engine: Guarded::new(node),
+            engine: Arc::new(Guarded::new(node)),
             seeded,
         })
     }
@@ -98,6 +100,11 @@ pub fn handle_packets<'a>(
         node.handle_packets(packets, now.0);
         false
     });
+}
+
+/// The same with a deadline: handshakes are made again.
+pub fn handle_timeout(node: &mut connlib_core::Node, now: Now) {
+    without_a_trace(|| node.handle_timeout(now.0));
 }
 
 /// Leave no trace of keys on the stack if the call says that it used them, or has put a handshake message out.
@@ -246,7 +253,7 @@ impl Node {
 
     fn handle_timeout(&self, py: Python<'_>, now: Now) -> PyResult<()> {
         self.engine
-            .call_detached(py, |node| without_a_trace(|| node.handle_timeout(now.0)))
+            .call_detached(py, |node| handle_timeout(node, now))
     }
 
     fn drain<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
@@ -262,6 +269,11 @@ impl Node {
             drained
         })?;
         node_output::output_to_python(&drained, py)
+    }
+
+    fn take_events<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let events = self.engine.call(py, |node| node.take_events())?;
+        node_output::events_to_python(&events, py)
     }
 
     fn next_timeout<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {

@@ -39,17 +39,26 @@ pub fn output_to_python<'py>(drained: &Drained, py: Python<'py>) -> PyResult<Bou
         transmits.append(classes.named_tuple(&classes.transmit, items, py)?)?;
         last = Some((*destination, address));
     }
-    let events = PyList::empty(py);
-    for (peer, event) in &drained.events {
-        let items = (PublicKey::new(*peer), event_to_python(event, classes, py)?);
-        events.append(classes.named_tuple(&classes.peer_event, items, py)?)?;
-    }
     let items = (
         transmits,
         results::packets_to_list(&drained.packets, py)?,
-        events,
+        events_to_python(&drained.events, py)?,
     );
     classes.named_tuple(&classes.node_output, items, py)
+}
+
+/// A list of `connlib.PeerEvent`.
+pub fn events_to_python<'py>(
+    events: &[([u8; 32], NodeEvent)],
+    py: Python<'py>,
+) -> PyResult<Bound<'py, PyList>> {
+    let classes = classes(py)?;
+    let list = PyList::empty(py);
+    for (peer, event) in events {
+        let items = (PublicKey::new(*peer), event_to_python(event, classes, py)?);
+        list.append(classes.named_tuple(&classes.peer_event, items, py)?)?;
+    }
+    Ok(list)
 }
 
 fn event_to_python<'py>(

@@ -1,5 +1,8 @@
 //! `TunIo`: packets between a TUN descriptor and a node.
 
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
 use connlib_net::offload::Offloads;
 use connlib_net::{DeviceState, Interest, Packets, Poller, ReadBatch, Tun, TunCounts};
 
@@ -15,7 +18,7 @@ use crate::node::{Engine, Node, handle_packets};
 
 #[pyclass(module = "connlib._native", frozen)]
 pub struct TunIo {
-    pub io: Guarded<Io>,
+    pub io: Arc<Guarded<Io>>,
 }
 
 pub struct Io {
@@ -44,6 +47,11 @@ impl Io {
             count
         })?;
         Ok(count)
+    }
+
+    /// Another descriptor of the device.
+    pub fn duplicated(&mut self) -> Result<OwnedFd, CallError> {
+        Ok(self.tun.get()?.as_fd().try_clone_to_owned()?)
     }
 
     pub fn has_rest(&mut self) -> Result<bool, CallError> {
@@ -88,10 +96,10 @@ impl TunIo {
     fn new(fd: i32) -> PyResult<Self> {
         let tun = descriptors::with_borrowed(fd, Tun::new)?;
         Ok(TunIo {
-            io: Guarded::new(Io {
+            io: Arc::new(Guarded::new(Io {
                 tun: Closable::new(tun, counts),
                 batch: ReadBatch::default(),
-            }),
+            })),
         })
     }
 

@@ -1,5 +1,7 @@
 //! `UdpIo`: datagrams between UDP sockets and a node.
 
+use std::sync::Arc;
+
 use connlib_core::Path;
 use connlib_net::{Datagrams, Family, Interest, Poller, ReceiveBuffers, UdpCounts, UdpPair};
 
@@ -15,7 +17,7 @@ use crate::node::{Engine, Node, handle_datagrams};
 
 #[pyclass(module = "connlib._native", frozen)]
 pub struct UdpIo {
-    pub io: Guarded<Io>,
+    pub io: Arc<Guarded<Io>>,
 }
 
 pub struct Io {
@@ -121,10 +123,10 @@ impl UdpIo {
             })?,
         }?;
         Ok(UdpIo {
-            io: Guarded::new(Io {
+            io: Arc::new(Guarded::new(Io {
                 sockets: Closable::new(sockets, UdpPair::counts),
                 buffers: ReceiveBuffers::default(),
-            }),
+            })),
         })
     }
 

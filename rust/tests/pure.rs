@@ -3,11 +3,14 @@
 #[cfg(unix)]
 #[path = "../src/fork.rs"]
 mod fork;
+#[path = "../src/pace.rs"]
+mod pace;
 #[path = "../src/panics.rs"]
 mod panics;
 #[path = "../src/time.rs"]
 mod time;
 
+use pace::{GATHERING, MODERATION, Next, Pace, RESPITE};
 use panics::{Failure, Fragile, catch};
 use proptest::prelude::*;
 use std::time::Duration;
@@ -148,4 +151,93 @@ mod after_a_fork {
         assert_eq!(dropped(|_| true), (true, true));
         assert_eq!(dropped(|_| false), (false, true));
     }
+}
+
+/// Turns, one a millisecond: (moved, refused, was ready) each.
+fn paced(pace: &mut Pace, turns: impl IntoIterator<Item = (usize, u64, bool)>) -> Vec<Next> {
+    let turns = turns.into_iter().zip(1..);
+    turns
+        .map(|((moved, refused, ready), ms)| {
+            pace.after(moved, refused, ready, Duration::from_millis(ms))
+        })
+        .collect()
+}
+
+#[test]
+fn pauses_are_shorter_than_anybody_notices() {
+    let micros = [MODERATION, GATHERING, RESPITE].map(|pause| pause.as_micros());
+    assert_eq!(micros, [80, 2_000, 50_000]);
+}
+
+#[test]
+fn a_full_turn_is_followed_by_another_one_and_a_small_one_by_a_wait() {
+    let next = paced(
+        &mut Pace::default(),
+        [(64, 0, true), (1000, 0, true), (63, 0, true), (0, 0, true)],
+    );
+    assert_eq!(next, [Next::Again, Next::Again, Next::Wait, Next::Wait]);
+}
+
+#[test]
+fn descriptors_that_say_four_times_that_they_are_ready_and_are_not_are_left_alone() {
+    let futile = (0, 0, true);
+    let next = paced(
+        &mut Pace::default(),
+        [futile, futile, futile, futile, futile, (1, 0, true), futile],
+    );
+    let alone = Next::LeaveAlone;
+    assert_eq!(
+        next,
+        [
+            Next::Wait,
+            Next::Wait,
+            Next::Wait,
+            alone,
+            alone,
+            Next::Wait,
+            Next::Wait
+        ]
+    );
+    // A call or a deadline is no descriptor that lies.
+    let next = paced(&mut Pace::default(), [(0, 0, false); 10]);
+    assert_eq!(next, [Next::Wait; 10]);
+}
+
+#[test]
+fn where_most_is_refused_what_comes_next_is_taken_together_unless_that_gathers_too_little() {
+    let mut pace = Pace::default();
+    let next = paced(&mut pace, [(7, 7, true), (1, 1, true), (40, 40, true)]);
+    assert_eq!(
+        next,
+        [Next::Wait, Next::Gather, Next::Gather],
+        "seven are not judged yet"
+    );
+    let next = paced(&mut pace, [(31, 31, true)]);
+    assert_eq!(next, [Next::Wait], "it was not worth it");
+    let next = paced(&mut pace, vec![(31, 31, true); 33]);
+    assert_eq!(next, [Next::Wait; 33], "for a thousand more");
+    assert_eq!(paced(&mut pace, [(31, 31, true)]), [Next::Gather]);
+    let next = paced(&mut Pace::default(), [(40, 20, true)]);
+    assert_eq!(next, [Next::Wait], "half of it is not most of it");
+}
+
+#[test]
+fn who_moves_64_packets_a_millisecond_for_a_while_is_busy_and_who_answers_pings_is_not() {
+    let mut pace = Pace::default();
+    paced(&mut pace, [(1, 0, true); 100]);
+    assert!(!pace.is_busy());
+    let mut pace = Pace::default();
+    paced(&mut pace, [(127, 0, true)]);
+    assert!(!pace.is_busy(), "a burst is not enough");
+    let mut pace = Pace::default();
+    paced(&mut pace, [(96, 0, true); 10]);
+    assert!(pace.is_busy());
+    let mut pace = Pace::default();
+    paced(&mut pace, [(60, 0, true); 1000]);
+    assert!(!pace.is_busy());
+    let mut pace = Pace::default();
+    paced(&mut pace, [(100_000, 0, true)]);
+    assert!(pace.is_busy());
+    pace.after(0, 0, true, Duration::from_millis(20));
+    assert!(!pace.is_busy(), "not for long");
 }

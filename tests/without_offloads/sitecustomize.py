@@ -2,7 +2,8 @@
 
 Wherever a configuration leaves offloads to connlib (`offload = true`, or nothing said), it is as if it said `false`: in
 the test's own process and in every program that it starts, `connlib-wg` included, which has no setting for that. What a
-configuration names is left as it is. The product knows nothing of this, and has no switch of the kind.
+configuration names is left as it is. And the event loop moves the packets, not a thread (`worker`). The product knows
+nothing of this, and has no switch of the kind.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
-
-_MODULE = "connlib.tun"
 
 
 class _Loader(importlib.abc.Loader):
@@ -29,14 +28,14 @@ class _Loader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        without_offloads(module)
+        _CHANGES[module.__name__](module)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name != _MODULE:
+        if name not in _CHANGES:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is not None:
@@ -50,7 +49,13 @@ def without_offloads(module: Any) -> None:
     module.offload_names = lambda offload: named(False if offload is True else offload)
 
 
-if _MODULE in sys.modules:
-    without_offloads(sys.modules[_MODULE])
-else:
-    sys.meta_path.insert(0, _Finder())
+def without_worker(module: Any) -> None:
+    """Have the module find no thread for any ends."""
+    module.worker_for = lambda *_: None
+
+
+_CHANGES = {"connlib.tun": without_offloads, "connlib._mover": without_worker}
+for _name, _change in _CHANGES.items():
+    if _name in sys.modules:
+        _change(sys.modules[_name])
+sys.meta_path.insert(0, _Finder())

@@ -52,6 +52,7 @@ def as_gateway(config: InterfaceConfig) -> Gateway:
             dns=config.dns,
             offload=config.offload,
             encryption=config.encryption,
+            worker=config.worker,
         ),
         peers=tuple(_peer(peer) for peer in config.peers),
     )

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 /// What to wait for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -11,7 +12,7 @@ pub struct Interest {
 }
 
 /// How many descriptors one poller can tell apart.
-pub const MAX_WATCHED: usize = 4;
+pub const MAX_WATCHED: usize = 5;
 
 /// An epoll instance: it is readable while any of the descriptors that it watches is as wanted, or has an error, which cannot
 /// be left out. An event loop waits for it alone, and then asks which ones it was.
@@ -75,6 +76,15 @@ impl Poller {
 
     /// Which places are as wanted now, or have an error. All of them, if the kernel does not say.
     pub fn ready(&self) -> [bool; MAX_WATCHED] {
+        self.asked(0)
+    }
+
+    /// The same, once there is one, for a thread that has nothing else to do.
+    pub fn wait(&self) -> [bool; MAX_WATCHED] {
+        self.asked(-1)
+    }
+
+    fn asked(&self, timeout: libc::c_int) -> [bool; MAX_WATCHED] {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; MAX_WATCHED];
         // SAFETY: the kernel writes at most as many events as there is room for, by the length that it is given.
         let count = unsafe {
@@ -82,7 +92,7 @@ impl Poller {
                 self.epoll.as_raw_fd(),
                 events.as_mut_ptr(),
                 MAX_WATCHED as libc::c_int,
-                0,
+                timeout,
             )
         };
         let Ok(count) = usize::try_from(count) else {
@@ -100,6 +110,18 @@ impl Poller {
         }
         ready
     }
+}
+
+/// Waits until one of these is readable or has an error, at most about so long, or until a signal arrives.
+pub fn wait_readable<const N: usize>(fds: [BorrowedFd<'_>; N], at_most: Duration) {
+    let mut fds = fds.map(|fd| libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    });
+    let millis = libc::c_int::try_from(at_most.as_millis()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the pointer and the length are those of an array that lives until the call returns.
+    unsafe { libc::poll(fds.as_mut_ptr(), N as libc::nfds_t, millis) };
 }
 
 impl AsFd for Poller {
@@ -127,12 +149,9 @@ mod tests {
         }
         assert_eq!(poller.ready(), [false; MAX_WATCHED]);
         pairs[1].1.send(&[1]).unwrap();
-        assert_eq!(poller.ready(), [false, true, false, false]);
-        assert_eq!(
-            poller.ready(),
-            [false, true, false, false],
-            "until it is read"
-        );
+        let second = [false, true, false, false, false];
+        assert_eq!(poller.wait(), second);
+        assert_eq!(poller.ready(), second, "until it is read");
         pairs[1].0.recv(&mut [0]).unwrap();
         assert_eq!(poller.ready(), [false; MAX_WATCHED]);
     }
@@ -152,6 +171,15 @@ mod tests {
         }
         poller.watch(0, ours.as_fd(), Interest::default()).unwrap();
         assert!(!poller.ready()[0]);
+    }
+
+    #[test]
+    fn who_waits_for_several_goes_on_with_the_first_that_has_something() {
+        let pairs = [(); 2].map(|()| UnixDatagram::pair().unwrap());
+        pairs[1].1.send(&[1]).unwrap();
+        let long = Duration::from_secs(600);
+        wait_readable([pairs[0].0.as_fd(), pairs[1].0.as_fd()], long);
+        wait_readable([pairs[0].0.as_fd()], Duration::ZERO);
     }
 
     #[test]
