@@ -225,9 +225,9 @@ def test_every_error_is_said_in_the_order_of_the_lines() -> None:
         "wg0.toml:5:15: listen_port: 131071 is out of range",
         "wg0.toml:7:1: mut is not a key of [interface]",
         "wg0.toml:12:14: masquerade must be an array, not a whole number",
-        "wg0.toml:19:17: rekey_timeout must be a number of seconds, not text",
-        "wg0.toml:28:16: allowed_ips: '10.7.0.2/33' is not an IP address with a prefix length",
-        "wg0.toml:30:24: persistent_keepalive: -5 is out of range",
+        "wg0.toml:20:17: rekey_timeout must be a number of seconds, not text",
+        "wg0.toml:29:16: allowed_ips: '10.7.0.2/33' is not an IP address with a prefix length",
+        "wg0.toml:31:24: persistent_keepalive: -5 is out of range",
     ]
 
 
