@@ -34,6 +34,12 @@ def test_what_is_left_to_connlib_is_nothing_in_each_process(script: str) -> None
     assert said([], script) == f"{EVERYTHING} () ('tso4',)"
 
 
+def test_and_no_thread_moves_packets() -> None:
+    script = "import connlib._mover as mover; print(mover.worker_for.__module__)"
+    assert said([TESTS / "without_offloads"], script) == "sitecustomize"
+    assert said([], script) == "connlib._pump"
+
+
 @in_namespace
 def test_a_device_has_what_the_option_says() -> None:
     """This one is run both ways: by itself, and by each run with `--offload off`."""

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,10 +20,12 @@ import anyio
 import pytest
 import trio
 
-from connlib import ClosedError, InterfaceConfig, Node, NodeConfig, PeerConfig
+from connlib import ClosedError, DeviceError, InterfaceConfig, Node, NodeConfig, PeerConfig, PrivateKey
+from connlib._mover import PumpMover, WorkerMover
 from connlib._native import LabNode, Worker
 from connlib.clock import BootClock
-from connlib.driver import Interface, open_interface
+from connlib.driver import open_interface
+from connlib.tun import make_device
 from helpers_driver import (
     CLIENT,
     GATEWAY,
@@ -32,6 +35,8 @@ from helpers_driver import (
     loopback_socket,
     packet,
 )
+from helpers_memory import keys_in, memory_of
+from helpers_netns import in_namespace, ip, run_body
 from test_native_io import Machine
 from two_tunnels import ALICE, BOB, START, UNIX_TIME, ipv4
 
@@ -53,7 +58,9 @@ def node(own: object, other: object, allowed: str, **changes: object) -> Node:
 def worker(machine: Machine, unix_epoch: float | None = None) -> Worker:
     if unix_epoch is None:
         unix_epoch = CLOCK.unix_time() - CLOCK.now()
-    return Worker(machine.tun, machine.udp, machine.node, unix_epoch)
+    made = Worker(machine.tun, machine.udp, machine.node, unix_epoch)
+    made.wake()
+    return made
 
 
 @pytest.fixture
@@ -203,9 +210,56 @@ def test_closing_it_ends_the_thread_and_so_does_forgetting_it(machines: tuple[Ma
         with pytest.raises(ClosedError):
             call()
     end.close()
-    assert end.turns >= 1
     end = worker(alice)
+    expect_threads(1)
     del end
+    expect_threads(0)
+
+
+def test_it_does_nothing_before_the_first_call_and_nothing_more_when_it_was_stopped(
+    machines: tuple[Machine, Machine],
+) -> None:
+    alice, bob = machines
+    with contextlib.closing(Worker(alice.tun, alice.udp, alice.node, CLOCK.unix_time() - CLOCK.now())) as end:
+        alice.application.send(ipv4())
+        (thread,) = expect_threads(1)
+        for _ in range(2):  # it waits, and looks now and then whether it was called
+            assert end.turns == 0 and alice.tun.stats()["packets_read"] == 0
+        end.wake()
+        assert readable(bob.socket) and readable(end)
+        end.stop()
+        expect_threads(0)
+        assert not thread.exists()
+        turns = end.turns
+        end.take()
+        end.wake()
+        assert end.turns == turns
+        end.stop()
+    end.stop()
+
+
+def test_forgetting_it_while_others_wait_for_its_ends_is_safe(machines: tuple[Machine, Machine]) -> None:
+    """Whoever waits for a lock does not have the interpreter's, and the other way round."""
+    alice, _ = machines
+    ends = threading.Event()
+
+    def look() -> None:
+        while not ends.is_set():
+            alice.tun.stats()
+            alice.udp.stats()
+            alice.node.next_timeout()
+
+    lookers = [threading.Thread(target=look) for _ in range(2)]
+    for each in lookers:
+        each.start()
+    try:
+        for _ in range(200):
+            end = worker(alice)
+            del end
+    finally:
+        ends.set()
+        for each in lookers:
+            each.join(10)
     expect_threads(0)
 
 
@@ -241,6 +295,17 @@ def test_signals_leave_the_thread_alone(machines: tuple[Machine, Machine]) -> No
         assert int(blocked, 16) | 1 << 8 | 1 << 18 | 1 << 31 | 1 << 32 == 2**64 - 1
     own = Path("/proc/thread-self/status").read_text()
     assert "SigBlk:\t0000000000000000" in own, "as before"
+
+
+def test_it_has_no_capabilities(machines: tuple[Machine, Machine]) -> None:
+    """Those of the process it would keep when that gives them up: each thread has its own."""
+    alice, _ = machines
+    with contextlib.closing(worker(alice)) as end:
+        at_rest(end)
+        (thread,) = expect_threads(1)
+        status = (thread / "status").read_text()
+        for line in ("CapInh", "CapPrm", "CapEff"):
+            assert f"{line}:\t0000000000000000" in status
 
 
 def test_a_child_process_cannot_use_it_and_ends_without_it() -> None:
@@ -280,6 +345,61 @@ def test_a_child_process_cannot_use_it_and_ends_without_it() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["refused"] * 4 + ["moves"]
+
+
+def test_no_key_of_a_session_is_left_on_the_stack_of_a_thread_that_made_it() -> None:
+    script = """
+        import sys
+        from test_worker import *
+
+        def say(word):
+            print(word, flush=True)
+            sys.stdin.readline()
+
+        bob = Machine(BOB, ALICE, "10.0.0.1/32")
+        bob.node = node(BOB, ALICE, "10.0.0.1/32")
+        alice = Machine(ALICE, BOB, "10.0.0.2/32")
+        alice.node = node(ALICE, BOB, "10.0.0.2/32", endpoint=bob.socket.getsockname())
+        ends = worker(alice), worker(bob)
+        for each in (alice, bob):
+            each.application.settimeout(10)
+        alice.application.send(ipv4(b"first"))
+        bob.application.recv(2000)
+        alice.node.capture(1 << 20)
+        bob.node.capture(1 << 20)
+        for sender, receiver, packet in ((alice, bob, ipv4(b"x")), (bob, alice, ipv4(b"x", **BACK))):
+            sender.application.send(packet)
+            assert receiver.application.recv(2000) == packet
+            (captured, *_), _, _ = sender.node.take_captured(1 << 20)
+            print(captured.data.hex())
+            receiver.node.take_captured(1 << 20)
+        say("made")
+        for each, own in ((alice, ALICE), (bob, BOB)):
+            each.node.apply(NodeConfig(private_key=own), CLOCK.now())
+        say("removed")
+        """
+    starts = [ipv4(b"x"), ipv4(b"x", **BACK)]
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as child:
+        assert child.stdin is not None and child.stdout is not None
+        datagrams = [bytes.fromhex(child.stdout.readline()) for _ in range(2)]
+        memories = []
+        for state in ("made\n", "removed\n"):
+            assert child.stdout.readline() == state
+            memories.append(memory_of(child.pid))
+            child.stdin.write("\n")
+            child.stdin.flush()
+    made, removed = memories
+    found = [keys_in(made, datagram, start) for datagram, start in zip(datagrams, starts, strict=True)]
+    keys = [key for each in found for key in each]
+    assert len(keys) == 2
+    assert all(made.count(key) >= 2 for key in keys)
+    assert [removed.count(key) for key in keys] == [0, 0]
 
 
 # --- Interfaces ------------------------------------------------------------------------------------------------------
@@ -417,12 +537,152 @@ async def test_a_clock_of_the_callers_is_kept_by_the_event_loop() -> None:
 
     with devices() as (device, *_), loopback_socket() as udp:
         async with open_interface(gateway_config(), tun=device.fileno(), udp=udp, clock=Own()) as interface:
-            await started(interface)
+            assert isinstance(interface._mover, PumpMover)
             expect_threads(0)
 
 
-async def started(interface: Interface) -> None:
-    """Its tasks run."""
-    with trio.fail_after(10):
-        while interface._udp_tasks is None:
-            await trio.sleep(0)
+@in_real_time
+async def test_changes_that_follow_each_other_leave_one_thread_or_none() -> None:
+    for last in (False, True):
+        with devices() as (device, client_app, other, gateway_app), loopback_socket() as b:
+            async with (
+                open_interface(without(gateway_config()), tun=other.fileno(), udp=b),
+                open_interface(client_config(b.getsockname()), tun=device.fileno()) as client,
+            ):
+                await exchanged(client_app, gateway_app, b"first")
+                # Without a moment for the tasks to begin, and with sockets that are replaced meanwhile.
+                for worker in (False, True, False, True, False, last):
+                    port = free_port()
+                    await client.apply(replace(client.config, worker=worker, listen_port=port))
+                    assert client.listen_port == port
+                await has_threads(int(last))
+                await exchanged(client_app, gateway_app, b"second")
+                await client.apply(replace(client.config, worker=not last))
+                await client.apply(replace(client.config, worker=last))
+                await has_threads(int(last))
+                await exchanged(client_app, gateway_app, b"third")
+        expect_threads(0)
+
+
+def free_port() -> int:
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+        probe.bind(("::", 0))
+        return int(probe.getsockname()[1])
+
+
+@in_real_time
+async def test_after_another_port_nothing_is_sent_from_the_old_one() -> None:
+    with devices() as (device, app, *_), loopback_socket() as theirs:
+        async with open_interface(client_config(theirs.getsockname()), tun=device.fileno()) as client:
+            await client.apply(replace(client.config, listen_port=free_port()))
+            # The event loop has had no turn yet.
+            app.send(packet(CLIENT, GATEWAY))
+            assert select.select([theirs], [], [], 10)[0] == [theirs]
+            _, (_, port) = theirs.recvfrom(2000)
+            assert port == client.listen_port
+
+
+@in_real_time
+async def test_a_thread_that_cannot_be_had_leaves_everything_as_it_was() -> None:
+    import resource
+
+    with (
+        devices() as (device, client_app, other, gateway_app),
+        loopback_socket() as a,
+        loopback_socket() as b,
+    ):
+        async with (
+            open_interface(without(gateway_config()), tun=other.fileno(), udp=b),
+            open_interface(without(client_config(b.getsockname())), tun=device.fileno(), udp=a) as client,
+        ):
+            await exchanged(client_app, gateway_app, b"first")
+            before = client.config
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            used = max(map(int, os.listdir("/proc/self/fd")))
+            with contextlib.ExitStack() as stack:
+                # The numbers below the limit are all taken.
+                while (fd := os.dup(0)) <= used:
+                    stack.callback(os.close, fd)
+                os.close(fd)
+                stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1, limits[1]))
+                with pytest.raises(DeviceError, match="Too many open files"):
+                    await client.apply(replace(before, worker=True))
+            assert client.config is before
+            await exchanged(client_app, gateway_app, b"second")
+    expect_threads(0)
+
+
+@in_real_time
+async def test_a_peer_that_is_made_anew_is_never_missing() -> None:
+    """Its packets would go to who has the wider prefix."""
+    wide, narrow = PrivateKey.generate().public_key(), PrivateKey.generate().public_key()
+    with (
+        devices() as (device, app, *_),
+        loopback_socket() as a,
+        loopback_socket() as b,
+        loopback_socket() as own,
+    ):
+        peers = (
+            PeerConfig(public_key=wide, allowed_ips=(ip_network("10.0.0.0/8"),), endpoint=a.getsockname()),
+            PeerConfig(
+                public_key=narrow, allowed_ips=(ip_network(f"{GATEWAY}/32"),), endpoint=b.getsockname()
+            ),
+        )
+        config = InterfaceConfig(private_key=PrivateKey.generate(), peers=peers)
+        async with open_interface(config, tun=device.fileno(), udp=own) as interface:
+            ends = threading.Event()
+
+            def send() -> None:
+                while not ends.is_set():
+                    app.send(packet(CLIENT, GATEWAY))
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anyio.to_thread.run_sync, send)
+                try:
+                    while interface.stats().tun["packets_read"] < 100:
+                        await trio.sleep(0.001)
+                    for _ in range(300):
+                        diff = await interface.apply(config, anew=[narrow])
+                        assert diff.removed == diff.added == (narrow,)
+                finally:
+                    ends.set()
+            assert interface.stats().tun["packets_read"] > 200
+            stats = {each.public_key: each.tunnel for each in interface.stats().peers}
+            assert stats[wide].initiations_sent == stats[wide].queued == 0 and not stats[wide].drops
+
+
+@in_namespace
+@in_real_time
+async def test_a_device_that_is_down_wakes_nobody_again_and_again() -> None:
+    fd, name = make_device(None, headers=True)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, fd)
+        ip("link", "set", "lo", "up")
+        ip("link", "set", name, "up")
+        device, app = (
+            stack.enter_context(each) for each in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        )
+        b = stack.enter_context(loopback_socket())
+        async with (
+            open_interface(gateway_config(), tun=fd, udp=b) as gateway,
+            open_interface(client_config(b.getsockname()), tun=device.fileno()),
+        ):
+            app.send(packet(CLIENT, GATEWAY, b"up"))
+            with trio.fail_after(10):
+                while not gateway.stats().tun["packets_written"]:
+                    await trio.sleep(0.001)
+                ip("link", "set", name, "down")
+                app.send(packet(CLIENT, GATEWAY, b"down"))
+                while not gateway.stats().tun.get("EIO"):
+                    await trio.sleep(0.001)
+            mover = gateway._mover
+            assert isinstance(mover, WorkerMover)
+            turns = 0
+            with trio.fail_after(10):
+                while turns != (turns := mover._worker._worker.turns):
+                    await trio.sleep(0.02)
+            assert turns < 100
+
+
+run_body(globals())

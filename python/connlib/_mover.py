@@ -55,7 +55,7 @@ class Mover:
         self._draining: set[tuple[UdpEnd | TunEnd, int]] = set()
 
     def start(self, tasks: TaskGroup) -> None:
-        """Move packets until the tasks are cancelled. Raises what `mover_for` does not find out."""
+        """Move packets until the tasks are cancelled."""
         self._tasks = tasks
         tasks.start_soon(self._read_tun)
         for family in self._ends.udp.families:
@@ -81,8 +81,11 @@ class Mover:
                     self._draining.add((end, descriptor))
                     self._tasks.start_soon(self._drain, end, descriptor)
 
+    def stop(self) -> None:
+        """Another one moves packets from now on; its tasks are cancelled, but have not ended."""
+
     def close(self) -> None:
-        """Its tasks have ended. What it had moved is moved."""
+        """Its tasks have ended."""
         self._tasks = None
 
     def _set_alarm(self) -> None:
@@ -178,6 +181,9 @@ class WorkerMover(Mover):
 
     def rest(self) -> None:
         self._worker.wake()
+
+    def stop(self) -> None:
+        self._worker.stop()
 
     def close(self) -> None:
         self._worker.close()

@@ -362,9 +362,22 @@ class Node:
     """
 
     def __new__(cls, config: NodeConfig, *, now: float, unix_time: float) -> Self: ...
-    def apply(self, config: NodeConfig, now: float, tunnels: Tunnels | None = None) -> ConfigDiff:
+    def apply(
+        self,
+        config: NodeConfig,
+        now: float,
+        tunnels: Tunnels | None = None,
+        *,
+        through: NodeConfig | None = None,
+        relocate: Sequence[tuple[PublicKey, _Address]] | None = None,
+    ) -> ConfigDiff:
         """Change to another configuration, all of it or, if it raises `ConfigError`, nothing. Sessions survive.
-        tunnels: what was made ahead for it, which is used up."""
+
+        tunnels: what was made ahead for it, which is used up.
+        through: a configuration to go through, so that peers which it lacks are removed and added again. No packet
+        comes between. `config` has to be right by itself. The result is what changed first, and what was added after.
+        relocate: peers that are moved to these places, as `set_endpoint` does.
+        """
 
     def initiate_handshake(self, peer: PublicKey, now: float) -> None:
         """Start a session with a peer. Raises `KeyError` for an unknown one, `ValueError` where the role forbids it or
@@ -373,8 +386,9 @@ class Node:
     def set_unix_time(self, unix_time: float, now: float) -> None:
         """Tell that the wall clock stepped. Timestamps of initiations still strictly rise."""
 
-    def set_endpoint(self, peer: PublicKey, endpoint: tuple[str, int], now: float) -> None:
-        """Move a peer to another address. Raises `KeyError` for an unknown peer."""
+    def set_endpoint(self, peer: PublicKey, endpoint: _Address, now: float, *, replace: bool = True) -> bool:
+        """Move a peer to another address, unless it has one and it is not to `replace` that. Returns whether it has
+        moved. Raises `KeyError` for an unknown peer."""
 
     def forget_sources(self) -> None:
         """Let the system choose again from where peers are sent to: sockets, mark, addresses or routes have changed."""
@@ -583,7 +597,7 @@ class Pump:
 
         Returns how many that were, how many of them no peer was found for, when the node's next timeout is, and whether
         there is anything else to see to: `Node.drain` or `take_questions` have something, `timestamps_version` changed,
-        or the device's state is or was not "up". While a socket is full the device is not read ("held_back" in its
+        or the device's state did. While a socket is full the device is not read ("held_back" in its
         `stats()`). Errors are counted, not raised.
         """
 
@@ -596,21 +610,22 @@ class Pump:
 @final
 class Worker:
     """A thread that moves packets both ways, between a `TunIo`, a `UdpIo` and a `Node`, and calls the node when its
-    timeout has come, by the system's clocks (CLOCK_BOOTTIME). It never takes the interpreter's lock. Linux only.
+    timeout has come, by the system's clocks (CLOCK_BOOTTIME). It never takes the interpreter's lock, no signal, and has
+    no capabilities. Linux only.
 
     unix_epoch: what the wall clock shows less the time since the machine started, in seconds, as the node knows it;
     when it is off by more than a second, the node is told.
 
     Its descriptor is readable while there is something to see to: `Node.take_events` or `take_questions` have
-    something, `timestamps_version` changed, the device's state is or was not "up", the wall clock was set, or the
-    thread has ended. Calls of the ends and of the node may be made meanwhile. Raises `TypeError` for a `LabNode`,
+    something, `timestamps_version` changed, the device's state did, the wall clock was set, or the thread has
+    ended. Calls of the ends and of the node may be made meanwhile. Raises `TypeError` for a `LabNode`,
     `OSError` where the kernel cannot wait for the ends or makes no thread, `ClosedError` once it, or an end, is closed.
     """
 
     def __new__(cls, tun: TunIo, udp: UdpIo, node: Node, unix_epoch: float) -> Self: ...
     def fileno(self) -> int: ...
     def wake(self) -> None:
-        """Have it take a turn: what the node put out is sent, and its next timeout heeded."""
+        """Have it take a turn: what the node put out is sent, and its next timeout heeded. The first call starts it."""
 
     def take(self) -> None:
         """Make the descriptor unreadable until there is something again. Raises what ended the thread, once."""
@@ -623,8 +638,11 @@ class Worker:
     def timer_wakes(self) -> int:
         """How often a timeout of the node had come; also after `close`."""
 
+    def stop(self) -> None:
+        """End the thread, after its turn. Its descriptor is still there."""
+
     def close(self) -> None:
-        """End the thread, after its turn, and give its descriptors back. Nobody may be waiting for them."""
+        """`stop`, and give its descriptors back. Nobody may be waiting for them."""
 
 @final
 class UdpIo:

@@ -91,8 +91,12 @@ class WorkerThread:
         """The node was called otherwise: have the thread send what it put out, and learn its next deadline."""
         self._worker.wake()
 
+    def stop(self) -> None:
+        """End the thread, once its turn is over: a few milliseconds at most."""
+        self._worker.stop()
+
     def close(self) -> None:
-        """End the thread, once its turn is over: a few milliseconds at most. Nobody may be waiting."""
+        """The same, and give its descriptors back. Nobody may be waiting."""
         self._worker.close()
 
 

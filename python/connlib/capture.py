@@ -6,7 +6,7 @@
 Datagrams are captured where the interface's node gets them and hands them out, IP packets on the other side of it: what
 the kernel loses between there and the network is in its own captures. Packets wait in a bounded memory until they are
 written; what finds no room there is missed, and counted. A capture never makes a packet wait, but it is written in the
-event loop of the interface, and a file that is slow to write to holds that up.
+event loop, and a file that is slow to write to holds that up (and with it the packets, where it moves them).
 """
 
 from __future__ import annotations
@@ -169,10 +169,13 @@ class Capture:
             blocks.append(pcapng.interface(f"{self._interface.name} {kind}", longest))
         self._target.write(b"".join(blocks))
         outer, inner = (kind in self._kinds for kind in _KINDS)
-        self._node.capture(CAPACITY, outer=outer, inner=inner, snaplen=self._snaplen)
+        # Keys first: of a handshake that is captured there are some.
         self._node.log_keys(self._keys)
+        self._node.capture(CAPACITY, outer=outer, inner=inner, snaplen=self._snaplen)
 
     def _end(self) -> None:
+        # What is left is to become less.
+        self._node.capture(CAPACITY, outer=False, inner=False, snaplen=self._snaplen)
         try:
             if self._target.works:
                 for _ in range(LAST_SLICES):

@@ -177,10 +177,10 @@ class Interface:
         self._open = True
         self._tasks: TaskGroup
         self._keeper: Keeper
-        # Those that wait for the descriptors of `_udp`, once there are any.
-        self._udp_tasks: TaskGroup | None = None
-        # Until there are some, and after them, packets are sent and nothing is waited for.
-        self._mover = Mover(self._ends())
+        # Before it starts and after it has ended, what the node puts out is sent, and nothing is waited for.
+        self._mover = Mover(self._ends(udp))
+        # What the mover's tasks are in.
+        self._serving = anyio.CancelScope()
         self._resolver: Resolver
         self._hook: Hook | NoHook
 
@@ -356,6 +356,7 @@ class Interface:
             old_link = self._surroundings.state
             with ExitStack() as undo:
                 udp = self._changed_udp(config, undo)
+                mover = self._changed_mover(config, udp, undo)
                 known = await self._set_link(config)
                 # From here on there is no await, so that nothing can come between.
                 self._check_open()
@@ -372,9 +373,8 @@ class Interface:
             self._hook.update(config.peers)
             if udp is not self._udp or config.fwmark != before.fwmark:
                 self._node.forget_sources()
-            self._replace_udp(udp)
-            if config.worker != before.worker and udp is self._udp:
-                self._move_anew()
+            if mover is not None:
+                self._replace(mover, udp)
             self._tun.set_offload(config.offload)
             diff = with_what_the_node_does_not_see(diff, before, config)
             if diff:
@@ -398,19 +398,26 @@ class Interface:
         with suppress(DeviceError):  # the interface was closed meanwhile
             self._udp.set_mark(mark)
 
-    def _replace_udp(self, udp: UdpEnd) -> None:
-        if udp is self._udp:
-            return
-        # Whoever waits for the old end closes it, when nobody waits any more.
-        udp.take_over(self._udp.stats())
-        self._udp = udp
-        self._move_anew()
+    def _changed_mover(self, config: InterfaceConfig, udp: UdpEnd, undo: ExitStack) -> Mover | None:
+        """Who moves packets with this configuration; None if it is the one who does."""
+        if udp is self._udp and config.worker == self._config.worker:
+            return None
+        mover = mover_for(self._ends(udp), self._worker_epoch(config))
+        undo.callback(mover.close)
+        return mover
 
-    def _move_anew(self) -> None:
-        if self._udp_tasks is not None:
-            self._udp_tasks.cancel_scope.cancel()
-            self._stand_still()
-        self._tasks.start_soon(self._serve_udp, self._udp)
+    def _replace(self, mover: Mover, udp: UdpEnd) -> None:
+        self._retire()
+        if udp is not self._udp:
+            # Whoever waits for the old end closes it, when nobody waits any more.
+            udp.take_over(self._udp.stats())
+        self._udp, self._mover = udp, mover
+        self._tasks.start_soon(self._serve, mover, udp)
+
+    def _retire(self) -> None:
+        self._mover.stop()
+        self._timer_wakes += self._mover.timer_wakes
+        self._serving.cancel()
 
     def _apply_to_node(
         self,
@@ -419,18 +426,15 @@ class Interface:
         anew: Collection[PublicKey],
         relocate: Collection[PublicKey],
     ) -> ConfigDiff:
-        now = self._now()
+        # In one call: packets that came between would go to whoever else has their destination.
+        through, places = None, []
         if anew:
             others = tuple(peer for peer in config.peers if peer.public_key not in anew)
-            first = self._node.apply(dataclasses.replace(config, peers=others), now)
-            last = self._node.apply(config, now, tunnels)
-            diff = dataclasses.replace(first, added=(*first.added, *last.added))
-        else:
-            diff = self._node.apply(config, now, tunnels)
+            through = dataclasses.replace(config, peers=others)
         for peer in config.peers if relocate else ():
             if peer.public_key in relocate and peer.endpoint is not None:
-                self._node.set_endpoint(peer.public_key, peer.endpoint, now)
-        return diff
+                places.append((peer.public_key, peer.endpoint))
+        return self._node.apply(config, self._now(), tunnels, through=through, relocate=places)
 
     async def _set_link(self, config: InterfaceConfig, *, starts: bool = False) -> Mapping[Endpoint, str]:
         """Returns the addresses of host names that had to be looked up for it; who `starts` waits for them."""
@@ -463,7 +467,7 @@ class Interface:
         tasks.start_soon(self._keep_time)
         if keeper.keeps:
             tasks.start_soon(keeper.run)
-        tasks.start_soon(self._serve_udp, self._udp)
+        self._replace(mover_for(self._ends(self._udp), self._worker_epoch(self._config)), self._udp)
         self._settle()
 
     def _closed(self) -> None:
@@ -475,12 +479,9 @@ class Interface:
 
     def _found(self, peer: PublicKey, endpoint: Endpoint, replace: bool) -> bool:
         # What an authenticated packet has taught is newer than a name server's answer to a question asked before it.
-        known = self._node.peer_stats(peer, self._now()).endpoint
-        if endpoint == known or not (replace or known is None):
-            return False
-        self._node.set_endpoint(peer, endpoint, self._now())
+        has_moved = self._node.set_endpoint(peer, endpoint, self._now(), replace=replace)
         self._settle()
-        return True
+        return has_moved
 
     async def _keep_time(self) -> None:
         while True:
@@ -490,37 +491,30 @@ class Interface:
             self._settle()
             self._tun.check()
 
-    async def _serve_udp(self, udp: UdpEnd) -> None:
-        """Move packets between the device and one end until another one takes its place."""
-        mover = tasks = None
+    async def _serve(self, mover: Mover, udp: UdpEnd) -> None:
+        """Have packets moved between the device and one end until another mover takes this one's place."""
         try:
             async with anyio.create_task_group() as tasks:
-                if udp is not self._udp:
+                if mover is not self._mover:
                     return  # that happened before this began
-                mover = mover_for(self._ends(), self._worker_epoch())
-                self._udp_tasks, self._mover = tasks, mover
+                self._serving = tasks.cancel_scope
                 mover.start(tasks)
                 tasks.start_soon(udp.follow_routes, self._node)
                 self._settle()
         finally:
-            if mover is not None:
-                mover.close()
-            if self._udp_tasks is tasks:
+            if mover is self._mover:
                 # The interface goes down, and may be called once more.
-                self._stand_still()
+                self._retire()
+                self._mover = Mover(self._ends(udp))
+            mover.close()
             if udp is not self._udp:
                 udp.close()
 
-    def _stand_still(self) -> None:
-        """What the node puts out is still sent, and nothing is waited for."""
-        self._timer_wakes += self._mover.timer_wakes
-        self._udp_tasks, self._mover = None, Mover(self._ends())
+    def _ends(self, udp: UdpEnd) -> Ends:
+        return Ends(self._tun, udp, self._node, self._alarm, self._now, self._settle)
 
-    def _ends(self) -> Ends:
-        return Ends(self._tun, self._udp, self._node, self._alarm, self._now, self._settle)
-
-    def _worker_epoch(self) -> float | None:
-        return self._unix_epoch if self._config.worker and type(self._clock) is BootClock else None
+    def _worker_epoch(self, config: InterfaceConfig) -> float | None:
+        return self._unix_epoch if config.worker and type(self._clock) is BootClock else None
 
     def _settle(self) -> None:
         """See to everything that the node was caused to say, and learn when it wants to be called next."""

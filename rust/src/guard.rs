@@ -2,7 +2,6 @@
 
 use parking_lot::{Mutex, MutexGuard};
 use pyo3::prelude::*;
-use pyo3::sync::MutexExt;
 
 use crate::fork::Held;
 use crate::panics::{Failure, Fragile};
@@ -30,11 +29,19 @@ impl<T: Send> Guarded<T> {
         Ok(self.state.origin().check()?)
     }
 
-    /// For calls that are shorter than letting other threads run.
+    /// For calls that are shorter than letting other threads run, which happens only where the lock has to be waited for.
+    ///
+    /// Nobody waits for the interpreter with the lock in hand: that would hold up a thread that does without.
     #[inline]
-    pub fn call<R>(&self, py: Python<'_>, call: impl FnOnce(&mut T) -> R) -> PyResult<R> {
+    pub fn call<R: Send>(
+        &self,
+        py: Python<'_>,
+        call: impl FnOnce(&mut T) -> R + Send,
+    ) -> PyResult<R> {
         self.check()?;
-        let mut state = self.state.lock_py_attached(py);
+        let Some(mut state) = self.state.try_lock() else {
+            return self.call_detached(py, call);
+        };
         let result = state.call(call);
         // Before an error is made, which runs Python code.
         drop(state);

@@ -29,7 +29,7 @@ mod public_key;
 mod pump;
 mod rate_limiter;
 mod results;
-mod signals;
+mod rights;
 mod time;
 mod timestamps;
 mod tun_io;

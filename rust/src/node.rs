@@ -1,5 +1,6 @@
 //! `Node`: an interface with many peers.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use connlib_core::{CaptureConfig, DropReason, Packets, Path};
@@ -119,6 +120,13 @@ fn tracelessly(node: &mut connlib_core::Node, call: impl FnOnce(&mut connlib_cor
     );
 }
 
+fn checked_endpoint(endpoint: &Address) -> PyResult<SocketAddr> {
+    match endpoint.0.port() {
+        0 => Err(value_error("the port of an endpoint is 1 to 65535")),
+        _ => Ok(endpoint.0),
+    }
+}
+
 fn copied(packets: &Packets) -> Packets {
     Packets {
         bytes: packets.bytes.clone(),
@@ -138,15 +146,26 @@ impl Node {
         Node::make(config, now, &unix_time, Box::new(OsRng), false)
     }
 
-    #[pyo3(signature = (config, now, tunnels=None))]
+    #[pyo3(signature = (config, now, tunnels=None, *, through=None, relocate=None))]
     fn apply<'py>(
         &self,
         py: Python<'py>,
         config: &Bound<'py, PyAny>,
         now: Now,
         tunnels: Option<&Tunnels>,
+        through: Option<&Bound<'py, PyAny>>,
+        relocate: Option<Vec<(PyRef<'py, PublicKey>, Address)>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let new = without_a_trace(|| node_config(config).map(Box::new))?;
+        let through = without_a_trace(|| {
+            through
+                .map(|one| node_config(one).map(Box::new))
+                .transpose()
+        })?;
+        let mut places = Vec::new();
+        for (peer, endpoint) in relocate.iter().flatten() {
+            places.push((peer.bytes, checked_endpoint(endpoint)?));
+        }
         let wanted = encryption::wanted(config)?;
         let current = self.engine.call(py, |node| node.encryption().choice)?;
         let encryption = match self.seeded || wanted == current {
@@ -160,9 +179,23 @@ impl Node {
         let diff = self
             .engine
             .call_detached(py, |node| {
-                let mut diff = without_a_trace(|| match tunnels {
-                    Some(tunnels) => node.apply_with(*new, *tunnels, now.0),
-                    None => node.apply(*new, now.0),
+                let mut diff = without_a_trace(|| {
+                    let first = through.map(|one| node.apply(*one, now.0)).transpose()?;
+                    let last = match tunnels {
+                        Some(tunnels) => node.apply_with(*new, *tunnels, now.0),
+                        None => node.apply(*new, now.0),
+                    }?;
+                    for (peer, endpoint) in places {
+                        // Whoever is no peer is nowhere.
+                        let _ = node.set_endpoint(&peer, endpoint, true, now.0);
+                    }
+                    Ok(match first {
+                        None => last,
+                        Some(mut first) => {
+                            first.added.extend(last.added);
+                            first
+                        }
+                    })
                 })?;
                 if let Some(encryption) = encryption {
                     node.set_encryption(encryption);
@@ -194,19 +227,19 @@ impl Node {
             .call(py, |node| node.set_unix_time(unix_time.0, now.0))
     }
 
+    #[pyo3(signature = (peer, endpoint, now, *, replace=true))]
     fn set_endpoint(
         &self,
         py: Python<'_>,
         peer: &PublicKey,
         endpoint: Address,
         now: Now,
-    ) -> PyResult<()> {
-        if endpoint.0.port() == 0 {
-            return Err(value_error("the port of an endpoint is 1 to 65535"));
-        }
+        replace: bool,
+    ) -> PyResult<bool> {
+        let endpoint = checked_endpoint(&endpoint)?;
         self.engine
             .call(py, |node| {
-                without_a_trace(|| node.set_endpoint(&peer.bytes, endpoint.0, now.0))
+                without_a_trace(|| node.set_endpoint(&peer.bytes, endpoint, replace, now.0))
             })?
             .map_err(|_| unknown(peer))
     }

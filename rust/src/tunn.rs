@@ -81,7 +81,7 @@ impl Tunn {
     fn drain<'py>(
         &self,
         py: Python<'py>,
-        call: impl FnOnce(&mut connlib_core::Tunn, &mut Output) -> Option<DropReason>,
+        call: impl FnOnce(&mut connlib_core::Tunn, &mut Output) -> Option<DropReason> + Send,
     ) -> PyResult<Bound<'py, PyAny>> {
         let mut output = results::take_scratch();
         let output_ref = &mut output;

@@ -28,7 +28,7 @@ pub struct Watch {
     reads_device: bool,
     timestamps: u64,
     was_blocked: bool,
-    was_down: bool,
+    state: DeviceState,
 }
 
 /// What a turn was.
@@ -51,7 +51,7 @@ impl Watch {
             reads_device: true,
             timestamps,
             was_blocked: false,
-            was_down: false,
+            state: DeviceState::Up,
         })
     }
 
@@ -97,7 +97,7 @@ pub fn turn(
     if is_blocked || watch.was_blocked {
         watch.update(tun, udp)?;
     }
-    let is_down = tun.state()? != DeviceState::Up;
+    let state = tun.state()?;
     let (refused, deadline, has_news, timestamps) = node.call_inside(|node| {
         let deadline = node.next_timeout();
         (
@@ -107,13 +107,10 @@ pub fn turn(
             node.timestamps_version(),
         )
     })?;
-    let is_notable = has_news
-        || timestamps != watch.timestamps
-        // That it is up again is news, too.
-        || is_down
-        || watch.was_down;
+    // What is told once is not told again: whoever hears of it has the thread take another turn.
+    let is_notable = has_news || timestamps != watch.timestamps || state != watch.state;
     watch.timestamps = timestamps;
-    watch.was_down = is_down;
+    watch.state = state;
     Ok(Turn {
         moved,
         refused,

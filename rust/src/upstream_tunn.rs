@@ -36,7 +36,7 @@ impl UpstreamTunn {
     fn drain<'py>(
         &self,
         py: Python<'py>,
-        call: impl FnOnce(&mut UpstreamEngine, &mut Output) -> Option<DropReason>,
+        call: impl FnOnce(&mut UpstreamEngine, &mut Output) -> Option<DropReason> + Send,
     ) -> PyResult<Bound<'py, PyAny>> {
         let mut output = results::take_scratch();
         let error = self.engine.call(py, |engine| {

@@ -20,7 +20,7 @@ use crate::guard::Guarded;
 use crate::node::{self, Engine, Node};
 use crate::pace::{GATHERING, MODERATION, Next, Pace, RESPITE};
 use crate::panics;
-use crate::signals;
+use crate::rights;
 use crate::tun_io::{self, TunIo};
 use crate::turn::{self, Turn, Watch};
 use crate::udp_io::{self, UdpIo};
@@ -121,17 +121,26 @@ impl Worker {
             .call(py, |running| running.counts().timer_wakes)
     }
 
+    fn stop(&self, py: Python<'_>) -> PyResult<()> {
+        self.running.call_detached(py, |running| {
+            // What is closed has no thread any more.
+            if let Ok(running) = running.get() {
+                running.stop();
+            }
+        })
+    }
+
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        // The thread may be in the middle of a turn.
+        self.stop(py)?;
         self.running.call_detached(py, Closable::close)
     }
 }
 
 impl Worker {
-    fn with<R>(
+    fn with<R: Send>(
         &self,
         py: Python<'_>,
-        call: impl FnOnce(&Running) -> Result<R, CallError>,
+        call: impl FnOnce(&Running) -> Result<R, CallError> + Send,
     ) -> PyResult<R> {
         let result = self.running.call(py, |running| -> Result<R, CallError> {
             call(running.get()?)
@@ -160,7 +169,7 @@ impl Running {
             failure: Mutex::new(None),
         });
         let thread = Thread::new(shared.clone(), unix_epoch)?;
-        let thread = signals::blocked(|| {
+        let thread = rights::without_signals(|| {
             let builder = thread::Builder::new().name("connlib".to_string());
             builder.spawn(move || thread.run())
         })?;
@@ -169,6 +178,21 @@ impl Running {
             thread: Some(thread),
             origin: Origin::here(),
         })
+    }
+
+    /// Ends the thread, after its turn if it is in the middle of one.
+    fn stop(&mut self) {
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        if !self.origin.is_here() {
+            // There is no such thread in a child process.
+            return std::mem::forget(thread);
+        }
+        self.shared.ends.store(true, Ordering::SeqCst);
+        self.shared.call.set();
+        // It catches panics, so that there is nothing to learn from it.
+        let _ = thread.join();
     }
 
     fn counts(&self) -> Counts {
@@ -181,17 +205,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let Some(thread) = self.thread.take() else {
-            return;
-        };
-        if !self.origin.is_here() {
-            // There is no such thread in a child process.
-            return std::mem::forget(thread);
-        }
-        self.shared.ends.store(true, Ordering::SeqCst);
-        self.shared.call.set();
-        // It catches panics, so that there is nothing to learn from it.
-        let _ = thread.join();
+        self.stop();
     }
 }
 
@@ -241,15 +255,21 @@ impl Thread {
 
     fn run(mut self) {
         let shared = self.shared.clone();
-        let result = panics::catch(|| self.serve());
+        let result = panics::catch(|| {
+            rights::give_up()?;
+            self.serve()
+        });
         if let Err(error) = result.map_err(CallError::from).and_then(|result| result) {
             *shared.failure.lock() = Some(error);
             shared.tell();
         }
     }
 
-    /// Takes turns until it is to end.
+    /// Takes turns until it is to end, from the first call on.
     fn serve(&mut self) -> Result<(), CallError> {
+        while !self.shared.call.take() {
+            wait_readable([self.shared.call.as_fd()], RESPITE);
+        }
         let mut pace = Pace::default();
         // The first turn finds out when the node wants to be called.
         let mut next = Next::Again;

@@ -7,6 +7,9 @@ mod fork;
 mod pace;
 #[path = "../src/panics.rs"]
 mod panics;
+#[cfg(target_os = "linux")]
+#[path = "../src/rights.rs"]
+mod rights;
 #[path = "../src/time.rs"]
 mod time;
 
@@ -240,4 +243,32 @@ fn who_moves_64_packets_a_millisecond_for_a_while_is_busy_and_who_answers_pings_
     assert!(pace.is_busy());
     pace.after(0, 0, true, Duration::from_millis(20));
     assert!(!pace.is_busy(), "not for long");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_thread_of_ours_has_neither_signals_nor_capabilities_and_its_maker_has_what_it_had() {
+    let field = |status: &str, name: &str| -> Option<u64> {
+        let line = status.lines().find(|line| line.starts_with(name))?;
+        u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok()
+    };
+    let status = || std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    let own = status();
+    let thread = rights::without_signals(|| {
+        std::thread::Builder::new().spawn(move || {
+            rights::give_up().unwrap();
+            status()
+        })
+    });
+    let theirs = thread.unwrap().join().unwrap();
+    for set in ["CapPrm:", "CapEff:", "CapInh:"] {
+        assert_eq!(field(&theirs, set), Some(0), "{set}");
+    }
+    let blocked = field(&theirs, "SigBlk:").unwrap();
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGCHLD, libc::SIGHUP] {
+        assert_ne!(blocked & 1 << (signal - 1), 0, "{signal}");
+    }
+    for name in ["SigBlk:", "CapPrm:", "CapEff:"] {
+        assert_eq!(field(&status(), name), field(&own, name), "{name}");
+    }
 }

@@ -343,8 +343,8 @@ async def _opened(config: InterfaceConfig, file: str, parts: _Parts) -> AsyncIte
 
 
 def freeze_what_stays() -> None:
-    """Leave what there is out of the search for garbage, which would hold packets up for a twentieth of a second each
-    time that it comes to all modules. What nobody refers to any more is freed as before."""
+    """Leave what there is out of the search for garbage, which would hold the event loop up for a twentieth of a second
+    each time that it comes to all modules. What nobody refers to any more is freed as before."""
     gc.collect()
     gc.freeze()
 

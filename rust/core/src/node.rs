@@ -355,7 +355,8 @@ impl Node {
         result
     }
 
-    /// Says where a peer is, until an authenticated datagram says otherwise: its host name was looked up again.
+    /// Says where a peer is, until an authenticated datagram says otherwise: its host name was looked up again. Unless it
+    /// `replace`s what is known, that is left. Returns whether the peer is elsewhere now.
     ///
     /// # Errors
     /// `UnknownPeer`.
@@ -363,15 +364,21 @@ impl Node {
         &mut self,
         public_key: &[u8; 32],
         endpoint: SocketAddr,
+        replace: bool,
         now: Instant,
-    ) -> Result<(), DropReason> {
+    ) -> Result<bool, DropReason> {
         let now = self.advance(now);
         let slot = self.peers.find(public_key).ok_or(DropReason::UnknownPeer)?;
-        if let Some(peer) = self.peers.get_mut(slot) {
-            peer.place(endpoint);
+        let Some(peer) = self.peers.get_mut(slot) else {
+            return Ok(false);
+        };
+        let known = peer.endpoint;
+        if known.is_some() && !replace {
+            return Ok(false);
         }
+        peer.place(endpoint);
         self.adjust_keepalive(slot, now);
-        Ok(())
+        Ok(known != Some(endpoint))
     }
 
     /// The wall clock was set: it shows `unix_time`, since 1970, at `now`.

@@ -209,8 +209,10 @@ fn a_keepalive_waits_for_an_endpoint_and_acts_once_there_is_one() {
     let now = net.now;
     let refused = net.call(1, |node| node.initiate_handshake(&public_key(2), now));
     assert_eq!(refused, Err(DropReason::NoEndpoint));
-    net.call(1, |node| node.set_endpoint(&public_key(2), address(2), now))
-        .unwrap();
+    net.call(1, |node| {
+        node.set_endpoint(&public_key(2), address(2), true, now)
+    })
+    .unwrap();
     assert_eq!(net.count(1, INITIATION), 1);
     net.run_for(60.0);
     // The one that confirms the session, and two that are due.
@@ -244,7 +246,7 @@ fn commands_about_a_stranger_are_refused() {
         Err(DropReason::UnknownPeer)
     );
     assert_eq!(
-        node.set_endpoint(&stranger, address(9), now),
+        node.set_endpoint(&stranger, address(9), true, now),
         Err(DropReason::UnknownPeer)
     );
     let mut net = Net::pair(Role::Responder, Role::Responder);

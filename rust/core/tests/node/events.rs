@@ -65,7 +65,8 @@ fn an_endpoint_that_is_set_is_no_news() {
     let mut net = Net::connected();
     let now = net.now;
     net.call(2, |node| {
-        node.set_endpoint(&public_key(1), place(1), now).unwrap();
+        node.set_endpoint(&public_key(1), place(1), true, now)
+            .unwrap();
     });
     let moved = PeerConfig {
         endpoint: Some(place(2)),

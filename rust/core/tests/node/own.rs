@@ -33,7 +33,7 @@ fn looped(at: SocketAddr) -> Net {
     net.send(1, &between(1, 2, b"hello"));
     net.run_for(1.0);
     let now = net.now;
-    net.call(1, |node| node.set_endpoint(&public_key(2), at, now))
+    net.call(1, |node| node.set_endpoint(&public_key(2), at, true, now))
         .unwrap();
     net.loses = |_| true;
     net.log.clear();

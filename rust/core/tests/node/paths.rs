@@ -101,7 +101,8 @@ fn a_cookie_comes_from_the_address_that_was_asked() {
 fn an_address_that_may_be_wrong_is_forgotten_until_the_peer_is_heard_again() {
     let located = |node: &mut Node| {
         let now = seconds(1.0);
-        node.set_endpoint(&public_key(1), address(1), now).unwrap();
+        node.set_endpoint(&public_key(1), address(1), true, now)
+            .unwrap();
     };
     let moved = |node: &mut Node| {
         let mut there = peer(1);

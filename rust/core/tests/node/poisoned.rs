@@ -58,8 +58,10 @@ fn the_peer_is_silent_and_what_is_for_it_is_counted() {
     changed.peers[0].preshared_key = Some(private_key(9));
     let now = net.now;
     net.call(1, |node| node.apply(changed, now)).unwrap();
-    net.call(1, |node| node.set_endpoint(&public_key(2), address(2), now))
-        .unwrap();
+    net.call(1, |node| {
+        node.set_endpoint(&public_key(2), address(2), true, now)
+    })
+    .unwrap();
     net.call(1, |node| node.set_unix_time(UNIX_TIME, now));
     net.send(1, &between(1, 2, b"there"));
     assert_eq!(
