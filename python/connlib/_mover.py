@@ -46,13 +46,15 @@ class Ends(NamedTuple):
 class Mover:
     """Tasks that wait for each end, and move batches."""
 
-    timer_wakes = 0
-    """Deadlines that it has met by itself."""
-
     def __init__(self, ends: Ends) -> None:
         self._ends = ends
         self._tasks: TaskGroup | None = None
         self._draining: set[tuple[UdpEnd | TunEnd, int]] = set()
+
+    @property
+    def timer_wakes(self) -> int:
+        """Deadlines that it has met by itself."""
+        return 0
 
     def start(self, tasks: TaskGroup) -> None:
         """Move packets until the tasks are cancelled."""
@@ -168,7 +170,7 @@ class WorkerMover(Mover):
         self._worker = worker
 
     @property
-    def timer_wakes(self) -> int:  # type: ignore[override]
+    def timer_wakes(self) -> int:
         return self._worker.timer_wakes
 
     def start(self, tasks: TaskGroup) -> None:

@@ -268,7 +268,7 @@ impl Thread {
     /// Takes turns until it is to end, from the first call on.
     fn serve(&mut self) -> Result<(), CallError> {
         while !self.shared.call.take() {
-            wait_readable([self.shared.call.as_fd()], RESPITE);
+            wait_readable([self.shared.call.as_fd()], Duration::MAX);
         }
         let mut pace = Pace::default();
         // The first turn finds out when the node wants to be called.
