@@ -176,6 +176,22 @@ async def test_a_clock_of_the_callers_is_kept_by_the_event_loop() -> None:
 
 
 @in_real_time
+async def test_nothing_moves_before_who_has_opened_the_interface_waits_for_something() -> None:
+    """It may have a recording begin, or a log of flows, which is to miss nothing."""
+    with devices() as (device, app, *_), loopback_socket() as theirs:
+        app.send(packet(CLIENT, GATEWAY))
+        config = client_config(theirs.getsockname(), persistent_keepalive=25.0)
+        async with open_interface(config, tun=device.fileno()) as client:
+            expect_threads(1)
+            assert not select.select([theirs], [], [], 0.05)[0]
+            client.record(10)
+            await anyio.wait_readable(theirs)
+            inputs, missed = client.take_recorded()
+            assert inputs and missed == 0
+            assert client.stats().peers[0].tunnel.initiations_sent == 1
+
+
+@in_real_time
 async def test_changes_that_follow_each_other_leave_one_thread_or_none() -> None:
     for last in (False, True):
         with devices() as (device, client_app, other, gateway_app), loopback_socket() as b:

@@ -191,14 +191,15 @@ WITHOUT = (
     Without("no UDP_SEGMENT", sockets="gso"),
     Without("no UDP_GRO", sockets="gro"),
     Without("none of these", offload="false", sockets="gso,gro"),
-    Without("asyncio in place of trio", backend="asyncio"),
+    Without("no thread, trio", worker=False),
+    Without("no thread, asyncio", worker=False, backend="asyncio"),
 )
 
 
 def parts(bench: Bench) -> Found:
     series: list[Series] = []
-    # The last two are of every kind.
-    without_what = WITHOUT[-2:] if bench.quick else WITHOUT
+    # The last three are of every kind.
+    without_what = WITHOUT[-3:] if bench.quick else WITHOUT
     with ExitStack() as stack:
         ends = {each: stack.enter_context(tunnel(bench, each, each)) for each in (EVERYTHING, *without_what)}
         for streams in (1,) if bench.quick else (1, 4):
@@ -264,7 +265,8 @@ CELLS = (
         "parts",
         "What each technique brings",
         "connlib at both ends without one of what makes it fast, beside connlib with everything, from the near to the "
-        "far end. Calls for many messages (sendmmsg, recvmmsg) and turns that move packets both ways are in all rows. "
+        "far end. Calls for many messages (sendmmsg, recvmmsg) and turns that move packets both ways are in all rows; "
+        "without the thread it is the event loop that takes these turns. "
         "Without UDP_SEGMENT the datagrams have no checksum, which makes the kernel refuse it; such ones it does not "
         "put together either (UDP_GRO).",
         parts,

@@ -87,6 +87,8 @@ class Without:
     """What is left of the device's offloads, as the configuration says it; None for all."""
     sockets: str = ""
     """Of `datapath.without`, separated by commas."""
+    worker: bool = True
+    """Whether a thread moves the packets."""
     backend: str = "trio"
 
 
@@ -160,8 +162,10 @@ def _make(
     name: str | Without, bench: Bench, host: Namespace, end: End, folder: Path, idle_peers: int
 ) -> Peer:
     if isinstance(name, Without):
-        lines = () if name.offload is None else (f"offload = {name.offload}",)
-        return WithoutEnd(host, replace(end, extensions=lines), folder, name)
+        said = [] if name.offload is None else [f"offload = {name.offload}"]
+        if not name.worker:
+            said.append("worker = false")
+        return WithoutEnd(host, replace(end, extensions=tuple(said)), folder, name)
     if name != CONNLIB:
         return FOREIGN[name](host, end, folder)
     lines = () if bench.offload is None else (f"offload = {bench.offload}",)

@@ -467,8 +467,8 @@ class Interface:
         tasks.start_soon(self._keep_time)
         if keeper.keeps:
             tasks.start_soon(keeper.run)
+        # It begins when this task waits for the first time, so that whoever has opened the interface misses nothing.
         self._replace(mover_for(self._ends(self._udp), self._worker_epoch(self._config)), self._udp)
-        self._settle()
 
     def _closed(self) -> None:
         try:

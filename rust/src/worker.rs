@@ -255,10 +255,9 @@ impl Thread {
 
     fn run(mut self) {
         let shared = self.shared.clone();
-        let result = panics::catch(|| {
-            rights::give_up()?;
-            self.serve()
-        });
+        // Where that is forbidden, the process cannot give them up either, and has what it was started with.
+        let _ = rights::give_up();
+        let result = panics::catch(|| self.serve());
         if let Err(error) = result.map_err(CallError::from).and_then(|result| result) {
             *shared.failure.lock() = Some(error);
             shared.tell();
