@@ -23,8 +23,8 @@ __all__ = ["connlib", "folder"]  # the fixtures
 
 
 def scanned(rows: list[bytes], scale: int = 4) -> str:
-    """What a scanner reads in an image of a byte a pixel. It does not find one code in some hundred where it looks once;
-    a phone takes many pictures, and this one does of several sizes."""
+    """What a scanner reads in an image of a byte a pixel. Looking once, it does not find one code in some hundred: a
+    phone takes many pictures, and this one does of several sizes."""
     for size in (scale, 1, 2, 3, 5):
         pixels = b"".join(bytes(value for value in row for _ in range(size)) * size for row in rows)
         shape = (len(rows) * size, len(rows[0]) * size)
