@@ -263,15 +263,18 @@ def test_signals_leave_the_thread_alone(machines: tuple[Machine, Machine]) -> No
     assert "SigBlk:\t0000000000000000" in own, "as before"
 
 
-def test_it_has_no_capabilities(machines: tuple[Machine, Machine]) -> None:
+def test_it_gives_up_its_capabilities_when_it_is_told_to(machines: tuple[Machine, Machine]) -> None:
     """Those of the process it would keep when that gives them up: each thread has its own."""
     alice, _ = machines
     with contextlib.closing(worker(alice)) as end:
         at_rest(end)
         (thread,) = expect_threads(1)
+        end.give_up()
         status = (thread / "status").read_text()
         for line in ("CapInh", "CapPrm", "CapEff"):
             assert f"{line}:\t0000000000000000" in status
+        end.stop()
+        end.give_up()  # there is nobody left
 
 
 def test_a_child_process_cannot_use_it_and_ends_without_it() -> None:

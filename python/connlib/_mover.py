@@ -83,6 +83,9 @@ class Mover:
                     self._draining.add((end, descriptor))
                     self._tasks.start_soon(self._drain, end, descriptor)
 
+    def give_up_rights(self) -> None:
+        """What moves packets needs no capabilities: give up what this thread of the program does not give up itself."""
+
     def stop(self) -> None:
         """Another one moves packets from now on; its tasks are cancelled, but have not ended."""
 
@@ -183,6 +186,9 @@ class WorkerMover(Mover):
 
     def rest(self) -> None:
         self._worker.wake()
+
+    def give_up_rights(self) -> None:
+        self._worker.give_up()
 
     def stop(self) -> None:
         self._worker.stop()

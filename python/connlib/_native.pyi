@@ -610,8 +610,8 @@ class Pump:
 @final
 class Worker:
     """A thread that moves packets both ways, between a `TunIo`, a `UdpIo` and a `Node`, and calls the node when its
-    timeout has come, by the system's clocks (CLOCK_BOOTTIME). It never takes the interpreter's lock, no signal, and has
-    no capabilities. Linux only.
+    timeout has come, by the system's clocks (CLOCK_BOOTTIME). It never takes the interpreter's lock, nor any
+    signal. Linux only.
 
     unix_epoch: what the wall clock shows less the time since the machine started, in seconds, as the node knows it;
     when it is off by more than a second, the node is told.
@@ -626,6 +626,10 @@ class Worker:
     def fileno(self) -> int: ...
     def wake(self) -> None:
         """Have it take a turn: what the node put out is sent, and its next timeout heeded. The first call starts it."""
+
+    def give_up(self) -> None:
+        """Have the thread give up all its capabilities, and wait until it has, because the process did: each thread has
+        its own. Not before the process has become another user: the C library ends it if not all threads may."""
 
     def take(self) -> None:
         """Make the descriptor unreadable until there is something again. Raises what ended the thread, once."""

@@ -91,6 +91,10 @@ class WorkerThread:
         """The node was called otherwise: have the thread send what it put out, and learn its next deadline."""
         self._worker.wake()
 
+    def give_up(self) -> None:
+        """Have the thread give up its capabilities."""
+        self._worker.give_up()
+
     def stop(self) -> None:
         """End the thread, once its turn is over: a few milliseconds at most."""
         self._worker.stop()

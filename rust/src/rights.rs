@@ -1,5 +1,5 @@
-//! What a thread of ours is left with: no signals, which are for the interpreter's threads, and none of the process's
-//! capabilities. Free of Python, so that tests/pure.rs can include it.
+//! What a thread of ours is left with: no signals, which are for the interpreter's threads, and, when it is told so, none of the
+//! process's capabilities. Free of Python, so that tests/pure.rs can include it.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -45,7 +45,8 @@ struct Sets {
 const VERSION: u32 = 0x2008_0522;
 
 /// Gives up all capabilities of this thread. Each has its own: a process that gives its own up later keeps those of a thread
-/// that was there already.
+/// that was there already. Not before the process has become another user: the C library has every thread do so, and ends the
+/// process if one may not.
 pub fn give_up() -> io::Result<()> {
     let header = Header {
         version: VERSION,

@@ -61,6 +61,7 @@ struct Shared {
     /// For the thread: something was put out, or it is to end.
     call: Notice,
     ends: AtomicBool,
+    gives_up: AtomicBool,
     /// For the interpreter: there is something to see to. Whether it was told of it, and has not come yet.
     news: Notice,
     is_told: AtomicBool,
@@ -98,6 +99,15 @@ impl Worker {
             running.shared.call.set();
             Ok(())
         })
+    }
+
+    fn give_up(&self, py: Python<'_>) -> PyResult<()> {
+        self.running
+            .call_detached(py, |running| -> Result<(), CallError> {
+                running.get()?.give_up();
+                Ok(())
+            })??;
+        Ok(())
     }
 
     fn take(&self, py: Python<'_>) -> PyResult<()> {
@@ -162,6 +172,7 @@ impl Running {
             node,
             call: Notice::new()?,
             ends: AtomicBool::new(false),
+            gives_up: AtomicBool::new(false),
             news: Notice::new()?,
             is_told: AtomicBool::new(false),
             turns: AtomicU64::new(0),
@@ -178,6 +189,20 @@ impl Running {
             thread: Some(thread),
             origin: Origin::here(),
         })
+    }
+
+    /// Has the thread give up its capabilities, and waits until it has.
+    fn give_up(&self) {
+        self.shared.gives_up.store(true, Ordering::SeqCst);
+        self.shared.call.set();
+        let is_there = || {
+            self.thread
+                .as_ref()
+                .is_some_and(|thread| !thread.is_finished())
+        };
+        while self.shared.gives_up.load(Ordering::SeqCst) && is_there() {
+            thread::sleep(Duration::from_micros(100));
+        }
     }
 
     /// Ends the thread, after its turn if it is in the middle of one.
@@ -255,8 +280,6 @@ impl Thread {
 
     fn run(mut self) {
         let shared = self.shared.clone();
-        // Where that is forbidden, the process cannot give them up either, and has what it was started with.
-        let _ = rights::give_up();
         let result = panics::catch(|| self.serve());
         if let Err(error) = result.map_err(CallError::from).and_then(|result| result) {
             *shared.failure.lock() = Some(error);
@@ -279,6 +302,11 @@ impl Thread {
             }
             if self.shared.ends.load(Ordering::SeqCst) {
                 return Ok(());
+            }
+            if self.shared.gives_up.load(Ordering::SeqCst) {
+                // Where that is forbidden, the process cannot give them up either, and has what it was started with.
+                let _ = rights::give_up();
+                self.shared.gives_up.store(false, Ordering::SeqCst);
             }
             if ready[TIMER] && self.timer.fired()? {
                 self.timer_at = None;

@@ -1,9 +1,9 @@
 """What `connlib up` may do: to begin with no more than it needs to begin, and then no more than it needs to go on.
 
 Capabilities belong to threads, and a thread starts with those of the one that starts it. So the first step is taken
-while there is one thread. The second may find the thread that moves packets, which has none from its beginning, and
-idle threads of the event loop, which end after seconds without work: where it changes the user, libc does so in all
-threads, and those that have not asked to keep capabilities lose them.
+while there is one thread. The second may find the thread that moves packets, which is told to give up its own
+(`Interface.give_up_rights`), and idle threads of the event loop, which end after seconds without work: where it changes
+the user, libc does so in all threads, and those that have not asked to keep capabilities lose them.
 """
 
 from __future__ import annotations

@@ -83,6 +83,7 @@ class Service:
             # Where the device is somebody else's, so are its addresses and routes.
             later = needed((self._port(interface.config),)) if self.given.tun is None else ()
             drop(self._user, later)
+            interface.give_up_rights()
             # As above.
             forbid_dumps(log)
         self._say(interface, "READY=1")
