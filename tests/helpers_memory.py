@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+
+_TESTS = Path(__file__).resolve().parent
 
 _QUARTERS = [(0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15)]
 _QUARTERS += [(0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14)]
@@ -30,6 +36,37 @@ def keys_in(memory: bytes, datagram: bytes, start: bytes) -> set[bytes]:
         if len(set(window)) >= 24:
             tried.add(window)
     return {key for key in tried if chacha20(key, counter)[:size] == keystream}
+
+
+def require_no_key_left(script: str, starts: list[bytes], end: str) -> None:
+    """Of two ends of a session in a process of their own.
+
+    script: prints a datagram of each end, in hexadecimal; then "made", and `end` when there is to be no key left, and
+    waits for a line after each.
+    starts: how the packets in the datagrams begin.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(_TESTS), *sys.path])},
+    ) as child:
+        assert child.stdin is not None and child.stdout is not None
+        datagrams = [bytes.fromhex(child.stdout.readline()) for _ in range(2)]
+        memories = []
+        for state in ("made\n", f"{end}\n"):
+            assert child.stdout.readline() == state
+            memories.append(memory_of(child.pid))
+            child.stdin.write("\n")
+            child.stdin.flush()
+    made, ended = memories
+    found = [keys_in(made, datagram, start) for datagram, start in zip(datagrams, starts, strict=True)]
+    keys = [key for each in found for key in each]
+    # One for each direction; each end had both.
+    assert len(keys) == 2
+    assert all(made.count(key) >= 2 for key in keys)
+    assert [ended.count(key) for key in keys] == [0, 0]
 
 
 def chacha20(key: bytes, counter: bytes) -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from helpers_encryption import need
-from helpers_memory import chacha20, keys_in, memory_of
+from helpers_memory import chacha20, memory_of, require_no_key_left
 from two_tunnels import ipv4
 
 TESTS = Path(__file__).parent
@@ -234,27 +234,7 @@ def test_no_key_of_a_session_is_left_when_it_has_expired() -> None:
             tunn.handle_timeout(START + 180)
         say("expired")
         """
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
-    ) as child:
-        assert child.stdin is not None and child.stdout is not None
-        datagrams = [bytes.fromhex(child.stdout.readline()) for _ in range(2)]
-        memories = []
-        for state in ("made\n", "expired\n"):
-            assert child.stdout.readline() == state
-            memories.append(memory_of(child.pid))
-            child.stdin.write("\n")
-            child.stdin.flush()
-    made, expired = memories
-    keys = [key for datagram in datagrams for key in keys_in(made, datagram, ipv4())]
-    # One for each direction; each end had both.
-    assert len(keys) == 2
-    assert all(made.count(key) >= 2 for key in keys)
-    assert [expired.count(key) for key in keys] == [0, 0]
+    require_no_key_left(script, [ipv4(), ipv4()], "expired")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/PID/mem")
@@ -305,27 +285,7 @@ def test_no_key_of_a_session_is_left_with_the_backend_that_seals_and_opens_batch
         say("expired")
         """
     starts = [ipv4(), ipv4(source="10.0.0.2", destination="10.0.0.1")]
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
-    ) as child:
-        assert child.stdin is not None and child.stdout is not None
-        datagrams = [bytes.fromhex(child.stdout.readline()) for _ in range(2)]
-        memories = []
-        for state in ("made\n", "expired\n"):
-            assert child.stdout.readline() == state
-            memories.append(memory_of(child.pid))
-            child.stdin.write("\n")
-            child.stdin.flush()
-    made, expired = memories
-    found = [keys_in(made, datagram, start) for datagram, start in zip(datagrams, starts, strict=True)]
-    keys = [key for each in found for key in each]
-    assert len(keys) == 2
-    assert all(made.count(key) >= 2 for key in keys)
-    assert [expired.count(key) for key in keys] == [0, 0]
+    require_no_key_left(script, starts, "expired")
 
 
 HANDSHAKE = """

@@ -20,7 +20,7 @@ import pytest
 from connlib import ClosedError, Node, NodeConfig, PeerConfig
 from connlib._native import LabNode, Worker
 from connlib.clock import BootClock
-from helpers_memory import keys_in, memory_of
+from helpers_memory import require_no_key_left
 from helpers_worker import expect_threads, threads
 from test_native_io import Machine
 from two_tunnels import ALICE, BOB, START, UNIX_TIME, ipv4
@@ -348,24 +348,4 @@ def test_no_key_of_a_session_is_left_on_the_stack_of_a_thread_that_made_it() -> 
         say("removed")
         """
     starts = [ipv4(b"x"), ipv4(b"x", **BACK)]
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    ) as child:
-        assert child.stdin is not None and child.stdout is not None
-        datagrams = [bytes.fromhex(child.stdout.readline()) for _ in range(2)]
-        memories = []
-        for state in ("made\n", "removed\n"):
-            assert child.stdout.readline() == state
-            memories.append(memory_of(child.pid))
-            child.stdin.write("\n")
-            child.stdin.flush()
-    made, removed = memories
-    found = [keys_in(made, datagram, start) for datagram, start in zip(datagrams, starts, strict=True)]
-    keys = [key for each in found for key in each]
-    assert len(keys) == 2
-    assert all(made.count(key) >= 2 for key in keys)
-    assert [removed.count(key) for key in keys] == [0, 0]
+    require_no_key_left(script, starts, "removed")
