@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use connlib_core::{CaptureConfig, DropReason, Packets, Path};
+use connlib_core::{CaptureConfig, DropReason, NodeOutput, Packets, Path};
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -74,6 +74,18 @@ impl Node {
         }
         self.engine.check()?;
         Ok(&self.engine)
+    }
+}
+
+/// A call that puts out here what it causes, or leaves it in the node.
+pub fn putting_out<R>(
+    node: &mut connlib_core::Node,
+    here: Option<&mut NodeOutput>,
+    call: impl FnOnce(&mut connlib_core::Node) -> R,
+) -> R {
+    match here {
+        Some(here) => node.putting_out(here, call),
+        None => call(node),
     }
 }
 

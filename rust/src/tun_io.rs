@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use connlib_core::NodeOutput;
 use connlib_net::offload::Offloads;
 use connlib_net::{DeviceState, Interest, Packets, Poller, ReadBatch, Tun, TunCounts};
 
@@ -14,7 +15,7 @@ use crate::call_error::CallError;
 use crate::descriptors::{self, Closable};
 use crate::errors::value_error;
 use crate::guard::Guarded;
-use crate::node::{Engine, Node, handle_packets};
+use crate::node::{self, Engine, Node, handle_packets};
 
 #[pyclass(module = "connlib._native", frozen)]
 pub struct TunIo {
@@ -27,26 +28,31 @@ pub struct Io {
 }
 
 impl Io {
-    pub fn read(&mut self, node: &Engine, now: Now, budget: usize) -> Result<usize, CallError> {
+    /// out: where what comes of it goes; `None` leaves it in the node.
+    pub fn read(
+        &mut self,
+        node: &Engine,
+        now: Now,
+        budget: usize,
+        out: Option<&mut NodeOutput>,
+    ) -> Result<usize, CallError> {
         let count = self.tun.get()?.read(budget, &mut self.batch);
         if count > 0 {
-            node.call_inside(|node| handle_packets(node, self.batch.iter(), now))?;
+            let packets = self.batch.iter();
+            node.call_inside(|node| {
+                node::putting_out(node, out, |node| handle_packets(node, packets, now))
+            })?;
         }
         Ok(count)
     }
 
-    pub fn write(&mut self, node: &Engine) -> Result<usize, CallError> {
-        let tun = self.tun.get()?;
-        let count = node.call_inside(|node| {
-            let packets = &node.output().packets;
-            let count = tun.write(Packets {
-                bytes: &packets.bytes,
-                lengths: &packets.lengths,
-            });
-            node.drain_packets(usize::MAX);
-            count
-        })?;
-        Ok(count)
+    /// Writes the packets that were put out.
+    pub fn write(&mut self, out: &NodeOutput) -> Result<usize, CallError> {
+        let packets = &out.packets;
+        Ok(self.tun.get()?.write(Packets {
+            bytes: &packets.bytes,
+            lengths: &packets.lengths,
+        }))
     }
 
     /// Another descriptor of the device.
@@ -107,13 +113,21 @@ impl TunIo {
         let node = node.for_io()?;
         let count = self
             .io
-            .call_detached(py, |io| io.read(node, now, budget))??;
+            .call_detached(py, |io| io.read(node, now, budget, None))??;
         Ok(count)
     }
 
     fn write(&self, py: Python<'_>, node: &Node) -> PyResult<usize> {
         let node = node.for_io()?;
-        let count = self.io.call_detached(py, |io| io.write(node))??;
+        let count = self
+            .io
+            .call_detached(py, |io| -> Result<usize, CallError> {
+                node.call_inside(|node| {
+                    let count = io.write(node.output());
+                    node.drain_packets(usize::MAX);
+                    count
+                })?
+            })??;
         Ok(count)
     }
 

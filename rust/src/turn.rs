@@ -2,8 +2,8 @@
 
 use std::os::fd::BorrowedFd;
 
-use connlib_core::Instant;
-use connlib_net::{DeviceState, Interest, MAX_WATCHED, Poller};
+use connlib_core::{Instant, NodeOutput};
+use connlib_net::{DeviceState, Family, Interest, MAX_WATCHED, Poller};
 
 use crate::arguments::Now;
 use crate::call_error::CallError;
@@ -24,6 +24,8 @@ pub const OTHERS: usize = DEVICE + 1;
 /// What there is to wait for, and what the last turn told, so that the next one can say what is new.
 pub struct Watch {
     poller: Poller,
+    /// What the node has put out in a turn: nobody who wants to call the node waits until the kernel has taken it.
+    out: NodeOutput,
     /// Whether the device is watched for packets. If not, it is held back.
     reads_device: bool,
     timestamps: u64,
@@ -48,6 +50,7 @@ impl Watch {
     pub fn new(timestamps: u64) -> Result<Self, CallError> {
         Ok(Watch {
             poller: Poller::new()?,
+            out: NodeOutput::default(),
             reads_device: true,
             timestamps,
             was_blocked: false,
@@ -91,8 +94,18 @@ pub fn turn(
     budget: usize,
     ready: &[bool; MAX_WATCHED],
 ) -> Result<Turn, CallError> {
-    let before = node.call_inside(|node| node.unclaimed())?;
-    let moved = move_both_ways(watch.reads_device, tun, udp, node, now, budget, ready)?;
+    let before = node.call_inside(|node| {
+        node.move_output(&mut watch.out);
+        node.unclaimed()
+    })?;
+    let mut ends = Ends {
+        tun,
+        udp,
+        node,
+        out: &mut watch.out,
+        now,
+    };
+    let moved = ends.move_both_ways(watch.reads_device, budget, ready)?;
     let is_blocked = tun.is_blocked()? || udp.is_full()?;
     if is_blocked || watch.was_blocked {
         watch.update(tun, udp)?;
@@ -119,53 +132,91 @@ pub fn turn(
     })
 }
 
-/// Rounds, until one finds little or about `budget` packets and datagrams were moved.
-fn move_both_ways(
-    reads_device: bool,
-    tun: &mut tun_io::Io,
-    udp: &mut udp_io::Io,
-    node: &Engine,
+/// Between what a turn moves packets.
+struct Ends<'a> {
+    tun: &'a mut tun_io::Io,
+    udp: &'a mut udp_io::Io,
+    node: &'a Engine,
+    out: &'a mut NodeOutput,
     now: Now,
-    budget: usize,
-    ready: &[bool; MAX_WATCHED],
-) -> Result<usize, CallError> {
-    // What waited for a descriptor to be writable goes first.
-    let mut moved = tun.write(node)? + udp.send(node)?;
-    // A socket that has nothing, or nothing any more, is not asked again.
-    let mut is_quiet: [bool; FAMILIES.len()] =
-        std::array::from_fn(|place| !ready.get(place).is_some_and(|ready| *ready));
-    let is_ready = ready.get(DEVICE).is_some_and(|ready| *ready);
-    // Of what was read already the poller knows nothing.
-    let mut has_packets = is_ready || tun.has_rest()?;
-    // It was not asked for packets, and yet says something: it may be gone.
-    let may_be_gone = is_ready && !reads_device;
-    loop {
-        let mut count = 0;
-        for (family, is_quiet) in FAMILIES.into_iter().zip(&mut is_quiet) {
-            if !*is_quiet {
-                let received = udp.receive(node, now, ROUND, family)?;
-                *is_quiet = received == 0;
-                count += received;
+}
+
+impl Ends<'_> {
+    /// Rounds, until one finds little or about `budget` packets and datagrams were moved.
+    fn move_both_ways(
+        &mut self,
+        reads_device: bool,
+        budget: usize,
+        ready: &[bool; MAX_WATCHED],
+    ) -> Result<usize, CallError> {
+        // What waited for a descriptor to be writable goes first.
+        let mut moved = self.write()? + self.send()?;
+        // A socket that has nothing, or nothing any more, is not asked again.
+        let mut is_quiet: [bool; FAMILIES.len()] =
+            std::array::from_fn(|place| !ready.get(place).is_some_and(|ready| *ready));
+        let is_ready = ready.get(DEVICE).is_some_and(|ready| *ready);
+        // Of what was read already the poller knows nothing.
+        let mut has_packets = is_ready || self.tun.has_rest()?;
+        // It was not asked for packets, and yet says something: it may be gone.
+        let may_be_gone = is_ready && !reads_device;
+        loop {
+            let mut count = 0;
+            for (family, is_quiet) in FAMILIES.into_iter().zip(&mut is_quiet) {
+                if !*is_quiet {
+                    let received = self.receive(family)?;
+                    *is_quiet = received == 0;
+                    count += received;
+                }
+            }
+            if count > 0 {
+                self.write()?;
+                self.send()?;
+            }
+            // What was written may have been answered already.
+            if (has_packets || count > 0) && (may_be_gone || !self.udp.is_full()?) {
+                let read = self.read()?;
+                has_packets = read > 0;
+                if read > 0 {
+                    self.send()?;
+                    // What a policy refuses is answered.
+                    self.write()?;
+                    count += read;
+                }
+            }
+            moved += count;
+            if count < ROUND || moved >= budget {
+                return Ok(moved);
             }
         }
-        if count > 0 {
-            tun.write(node)?;
-            udp.send(node)?;
+    }
+
+    fn read(&mut self) -> Result<usize, CallError> {
+        self.tun
+            .read(self.node, self.now, ROUND, Some(&mut *self.out))
+    }
+
+    fn receive(&mut self, family: Family) -> Result<usize, CallError> {
+        self.udp
+            .receive(self.node, self.now, ROUND, family, Some(&mut *self.out))
+    }
+
+    fn write(&mut self) -> Result<usize, CallError> {
+        let written = self.tun.write(self.out)?;
+        self.out.drain_packets(usize::MAX);
+        Ok(written)
+    }
+
+    fn send(&mut self) -> Result<usize, CallError> {
+        let sent = self.udp.send(self.out)?;
+        self.out.drain_datagrams(usize::MAX);
+        let refused = self.udp.refused_sources()?;
+        if !refused.is_empty() {
+            self.node.call_inside(|node| {
+                for (remote, source) in refused {
+                    node.source_refused(remote, source);
+                }
+            })?;
         }
-        // What was written may have been answered already.
-        if (has_packets || count > 0) && (may_be_gone || !udp.is_full()?) {
-            let read = tun.read(node, now, ROUND)?;
-            has_packets = read > 0;
-            if read > 0 {
-                udp.send(node)?;
-                // What a policy refuses is answered.
-                tun.write(node)?;
-                count += read;
-            }
-        }
-        moved += count;
-        if count < ROUND || moved >= budget {
-            return Ok(moved);
-        }
+        Ok(sent)
     }
 }

@@ -1,8 +1,9 @@
 //! `UdpIo`: datagrams between UDP sockets and a node.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use connlib_core::Path;
+use connlib_core::{NodeOutput, Path};
 use connlib_net::{Datagrams, Family, Interest, Poller, ReceiveBuffers, UdpCounts, UdpPair};
 
 use pyo3::prelude::*;
@@ -13,7 +14,7 @@ use crate::call_error::CallError;
 use crate::descriptors::{self, Closable};
 use crate::errors::value_error;
 use crate::guard::Guarded;
-use crate::node::{Engine, Node, handle_datagrams};
+use crate::node::{self, Engine, Node, handle_datagrams};
 
 #[pyclass(module = "connlib._native", frozen)]
 pub struct UdpIo {
@@ -32,6 +33,7 @@ impl Io {
         now: Now,
         budget: usize,
         family: Family,
+        mut out: Option<&mut NodeOutput>,
     ) -> Result<usize, CallError> {
         let mut result = Ok(());
         let received = self
@@ -42,7 +44,10 @@ impl Io {
                     let (remote, source) = (one.source, one.local);
                     (Path { remote, source }, one.ecn, one.bytes)
                 });
-                let handled = node.call_inside(|node| handle_datagrams(node, datagrams, now));
+                let out = out.as_deref_mut();
+                let handled = node.call_inside(|node| {
+                    node::putting_out(node, out, |node| handle_datagrams(node, datagrams, now))
+                });
                 if handled.is_err() {
                     result = handled;
                 }
@@ -51,24 +56,20 @@ impl Io {
         Ok(received)
     }
 
-    pub fn send(&mut self, node: &Engine) -> Result<usize, CallError> {
-        let sockets = self.sockets.get()?;
-        let sent = node.call_inside(|node| {
-            let output = node.output();
-            let sent = sockets.send(Datagrams {
-                bytes: &output.datagrams.bytes,
-                lengths: &output.datagrams.lengths,
-                destinations: &output.destinations,
-                sources: &output.sources,
-                ecn: &output.ecn,
-            });
-            for (remote, source) in sockets.take_refused_sources() {
-                node.source_refused(remote, source);
-            }
-            node.drain_datagrams(usize::MAX);
-            sent
-        })?;
-        Ok(sent)
+    /// Sends the datagrams that were put out. [`Self::refused_sources`] may have something then.
+    pub fn send(&mut self, out: &NodeOutput) -> Result<usize, CallError> {
+        Ok(self.sockets.get()?.send(Datagrams {
+            bytes: &out.datagrams.bytes,
+            lengths: &out.datagrams.lengths,
+            destinations: &out.destinations,
+            sources: &out.sources,
+            ecn: &out.ecn,
+        }))
+    }
+
+    /// Where the kernel would not let datagrams come from, for `Node::source_refused`.
+    pub fn refused_sources(&mut self) -> Result<Vec<(SocketAddr, IpAddr)>, CallError> {
+        Ok(self.sockets.get()?.take_refused_sources().collect())
     }
 
     /// Has the sockets watched, from place 0 on: for reading, and for writing if one is full.
@@ -149,7 +150,7 @@ impl UdpIo {
             .call_detached(py, |io| -> Result<usize, CallError> {
                 let mut received = 0;
                 for family in families {
-                    received += io.receive(node, now, budget, family)?;
+                    received += io.receive(node, now, budget, family, None)?;
                 }
                 Ok(received)
             })??;
@@ -158,7 +159,18 @@ impl UdpIo {
 
     fn send(&self, py: Python<'_>, node: &Node) -> PyResult<usize> {
         let node = node.for_io()?;
-        let sent = self.io.call_detached(py, |io| io.send(node))??;
+        let sent = self
+            .io
+            .call_detached(py, |io| -> Result<usize, CallError> {
+                node.call_inside(|node| {
+                    let sent = io.send(node.output())?;
+                    for (remote, source) in io.refused_sources()? {
+                        node.source_refused(remote, source);
+                    }
+                    node.drain_datagrams(usize::MAX);
+                    Ok(sent)
+                })?
+            })??;
         Ok(sent)
     }
 

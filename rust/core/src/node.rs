@@ -239,6 +239,26 @@ impl Node {
         self.output.clear();
     }
 
+    /// A call that puts its datagrams and packets out here, behind what is there: they are the caller's at once, in order, and
+    /// whoever else calls the node meanwhile does not wait until they are sent. Its events, and what was put out before, stay in
+    /// [`output`](Node::output).
+    pub fn putting_out<R>(
+        &mut self,
+        here: &mut NodeOutput,
+        call: impl FnOnce(&mut Self) -> R,
+    ) -> R {
+        mem::swap(&mut self.output, here);
+        let result = call(self);
+        mem::swap(&mut self.output, here);
+        self.output.events.append(&mut here.events);
+        result
+    }
+
+    /// Appends the datagrams and packets that nobody took yet. Events stay.
+    pub fn move_output(&mut self, to: &mut NodeOutput) {
+        to.append(&mut self.output);
+    }
+
     /// Takes the first `count` datagrams out, or as many as there are.
     pub fn drain_datagrams(&mut self, count: usize) {
         self.output.drain_datagrams(count);

@@ -99,6 +99,21 @@ impl NodeOutput {
         self.events.clear();
     }
 
+    /// Takes the datagrams and packets of another one, but not its events.
+    pub(crate) fn append(&mut self, other: &mut NodeOutput) {
+        self.destinations.append(&mut other.destinations);
+        self.sources.append(&mut other.sources);
+        let (to, from) = (&mut self.tunnels, &mut other.tunnels);
+        to.ecn.append(&mut from.ecn);
+        for (to, from) in [
+            (&mut to.datagrams, &mut from.datagrams),
+            (&mut to.packets, &mut from.packets),
+        ] {
+            to.bytes.append(&mut from.bytes);
+            to.lengths.append(&mut from.lengths);
+        }
+    }
+
     /// Takes the first `count` datagrams out, or as many as there are.
     pub fn drain_datagrams(&mut self, count: usize) {
         drain(&mut self.tunnels.datagrams, count);

@@ -19,6 +19,7 @@ mod own;
 mod paths;
 mod poisoned;
 mod policy;
+mod putting_out;
 mod recording;
 mod routing;
 mod sources;
