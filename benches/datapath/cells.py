@@ -185,14 +185,16 @@ def peers(bench: Bench) -> Found:
 
 EVERYTHING = Without("everything")
 WITHOUT = (
-    Without("no offloads of the device", offload="false"),
-    Without("no cutting (TSO, USO)", offload="checksum, coalesce_tcp, coalesce_udp"),
-    Without("no merging", offload="tso4, tso6, tso_ecn, uso"),
+    Without("two threads for a batch", settings=("threads = 2",)),
+    Without("two queues, a thread each", settings=("queues = 2",)),
+    Without("no offloads of the device", settings=("offload = false",)),
+    Without("no cutting (TSO, USO)", settings=("offload = checksum, coalesce_tcp, coalesce_udp",)),
+    Without("no merging", settings=("offload = tso4, tso6, tso_ecn, uso",)),
     Without("no UDP_SEGMENT", sockets="gso"),
     Without("no UDP_GRO", sockets="gro"),
-    Without("none of these", offload="false", sockets="gso,gro"),
-    Without("no thread, trio", worker=False),
-    Without("no thread, asyncio", worker=False, backend="asyncio"),
+    Without("none of these", settings=("offload = false",), sockets="gso,gro"),
+    Without("no thread, trio", settings=("worker = false",)),
+    Without("no thread, asyncio", settings=("worker = false",), backend="asyncio"),
 )
 
 
@@ -265,7 +267,7 @@ CELLS = (
         "parts",
         "What each technique brings",
         "connlib at both ends without one of what makes it fast, beside connlib with everything, from the near to the "
-        "far end. Calls for many messages (sendmmsg, recvmmsg) and turns that move packets both ways are in all rows; "
+        "far end, and, in the first rows, with what is off by default. Calls for many messages (sendmmsg, recvmmsg) and turns that move packets both ways are in all rows; "
         "without the thread it is the event loop that takes these turns. "
         "Without UDP_SEGMENT the datagrams have no checksum, which makes the kernel refuse it; such ones it does not "
         "put together either (UDP_GRO).",

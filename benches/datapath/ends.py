@@ -79,16 +79,14 @@ def _idle_peer(number: int) -> str:
 
 @dataclass(frozen=True)
 class Without:
-    """What an end of connlib's does without."""
+    """What an end of connlib's does without, or otherwise."""
 
     what: str = ""
     """In words."""
-    offload: str | None = None
-    """What is left of the device's offloads, as the configuration says it; None for all."""
+    settings: tuple[str, ...] = ()
+    """Lines of its configuration."""
     sockets: str = ""
     """Of `datapath.without`, separated by commas."""
-    worker: bool = True
-    """Whether a thread moves the packets."""
     backend: str = "trio"
 
 
@@ -162,10 +160,7 @@ def _make(
     name: str | Without, bench: Bench, host: Namespace, end: End, folder: Path, idle_peers: int
 ) -> Peer:
     if isinstance(name, Without):
-        said = [] if name.offload is None else [f"offload = {name.offload}"]
-        if not name.worker:
-            said.append("worker = false")
-        return WithoutEnd(host, replace(end, extensions=tuple(said)), folder, name)
+        return WithoutEnd(host, replace(end, extensions=name.settings), folder, name)
     if name != CONNLIB:
         return FOREIGN[name](host, end, folder)
     lines = () if bench.offload is None else (f"offload = {bench.offload}",)

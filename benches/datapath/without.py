@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import anyio
@@ -44,11 +45,15 @@ OF_THE_SOCKETS: dict[str, Callable[[tuple[socket.socket, socket.socket]], None]]
 async def run(path: Path, names: list[str]) -> None:
     """Bring the interface up, until a signal comes."""
     config = dataclasses.replace(load_config(path), name=path.stem)
-    first, second = bind_pair(config.listen_port).values()
-    with first, second:
-        async with open_interface(config, udp=(first, second)):
+    with ExitStack() as stack:
+        sockets: tuple[socket.socket, socket.socket] | None = None
+        if names:
+            first, second = bind_pair(config.listen_port).values()
+            sockets = stack.enter_context(first), stack.enter_context(second)
+        async with open_interface(config, udp=sockets):
             for name in names:
-                OF_THE_SOCKETS[name]((first, second))
+                assert sockets is not None
+                OF_THE_SOCKETS[name](sockets)
             with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 async for _ in signals:
                     return

@@ -2,7 +2,7 @@
 ends and its configuration allow.
 
 - `WorkerMover`: a thread of its own waits and moves packets, without the interpreter, which it calls only for what is
-  worth it: events, questions, timestamps, a device that is gone.
+  worth it: events, questions, timestamps, a device that is gone. A device with several queues has one for each.
 - `PumpMover`: the event loop waits for all descriptors as one, and one call moves what there is, both ways.
 - `Mover`: a task of the event loop for each end. Ends in memory, and systems other than Linux.
 
@@ -203,6 +203,11 @@ class WorkerMover(Mover):
             self._ends.now()
             self._ends.settle()
             self._ends.tun.check()
+
+
+def queues_for(wanted: int) -> int:
+    """How many queues of a device somebody would serve, of so many that a configuration wants: the event loop serves one."""
+    return wanted if sys.platform == "linux" else 1
 
 
 def mover_for(ends: Ends, worker_epoch: float | None) -> Mover:

@@ -613,6 +613,9 @@ class Worker:
     timeout has come, by the system's clocks (CLOCK_BOOTTIME). It never takes the interpreter's lock, nor any
     signal. Linux only.
 
+    beside: more ends, each pair of which has a thread of its own: other queues of the device, with other sockets of the
+    same port. What is said here of the thread is true of all.
+
     unix_epoch: what the wall clock shows less the time since the machine started, in seconds, as the node knows it;
     when it is off by more than a second, the node is told.
 
@@ -622,7 +625,14 @@ class Worker:
     `OSError` where the kernel cannot wait for the ends or makes no thread, `ClosedError` once it, or an end, is closed.
     """
 
-    def __new__(cls, tun: TunIo, udp: UdpIo, node: Node, unix_epoch: float) -> Self: ...
+    def __new__(
+        cls,
+        tun: TunIo,
+        udp: UdpIo,
+        node: Node,
+        unix_epoch: float,
+        beside: Sequence[tuple[TunIo, UdpIo]] = ...,
+    ) -> Self: ...
     def fileno(self) -> int: ...
     def wake(self) -> None:
         """Have it take a turn: what the node put out is sent, and its next timeout heeded. The first call starts it."""

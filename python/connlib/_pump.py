@@ -14,7 +14,7 @@ import anyio
 
 from ._errors import DeviceError
 from ._native import Node, Pump, Worker
-from .tun import TunEnd, device_of
+from .tun import TunEnd, queues_of
 from .udp import UdpEnd, sockets_of
 
 _BUDGET = 1024
@@ -64,7 +64,7 @@ class DescriptorPump:
 
 
 class WorkerThread:
-    """A thread that moves packets, and what it says."""
+    """A thread that moves packets, or one for each queue of the device, and what they say."""
 
     def __init__(self, worker: Worker, name: str) -> None:
         self._worker = worker
@@ -117,12 +117,12 @@ def _waiter() -> Callable[[Pump | Worker], Awaitable[None]]:
 
 def pump_for(tun: TunEnd, udp: UdpEnd, node: Node) -> DescriptorPump | None:
     """None where an end is in memory. Raises `DeviceError` if the kernel cannot wait for them."""
-    device, sockets = device_of(tun), sockets_of(udp)
-    if device is None or sockets is None:
+    queues, sockets = queues_of(tun), sockets_of(udp)
+    if not queues or not sockets:
         return None
-    tun_io, descriptor = device
+    tun_io, descriptor = queues[0]
     try:
-        return DescriptorPump(Pump(tun_io, sockets, node), descriptor, tun.name)
+        return DescriptorPump(Pump(tun_io, sockets[0], node), descriptor, tun.name)
     except OSError as error:
         raise _error(tun.name, error) from error
 
@@ -132,11 +132,12 @@ def worker_for(tun: TunEnd, udp: UdpEnd, node: Node, unix_epoch: float) -> Worke
 
     unix_epoch: what the wall clock shows less the time of `BootClock`, in seconds, as the node knows it.
     """
-    device, sockets = device_of(tun), sockets_of(udp)
-    if device is None or sockets is None:
+    devices, sockets = [io for io, _ in queues_of(tun)], sockets_of(udp)
+    if not devices or not sockets:
         return None
+    beside = list(zip(devices[1:], sockets[1:], strict=True))
     try:
-        return WorkerThread(Worker(device[0], sockets, node, unix_epoch), tun.name)
+        return WorkerThread(Worker(devices[0], sockets[0], node, unix_epoch, beside), tun.name)
     except OSError as error:
         raise _error(tun.name, error) from error
 

@@ -28,7 +28,7 @@ from ._explain import Explanation, explain
 from ._flows import FlowRecord
 from ._groups import WithoutGroup
 from ._interfacestats import InterfaceStats
-from ._mover import Ends, Mover, mover_for
+from ._mover import Ends, Mover, mover_for, queues_for
 from ._native import Node, PublicKey, Tunnels
 from ._nodeconfig import config_errors, make_ahead, node_config, with_what_the_node_does_not_see
 from ._types import (
@@ -124,9 +124,12 @@ async def open_interface(
     async with AsyncExitStack() as stack:
         surroundings = Surroundings(managed=tun is None)
         stack.callback(surroundings.close)  # after the device is gone
-        udp_end = open_udp(udp, config.listen_port, config.fwmark)
+        # What is not made here has one queue, and so has what no thread may serve.
+        is_ours = tun is None and udp is None and type(clock) is BootClock
+        queues = queues_for(config.queues) if is_ours else 1
+        udp_end = open_udp(udp, config.listen_port, config.fwmark, queues)
         stack.callback(udp_end.close)
-        tun_end = open_tun(tun, config.name, config.offload)
+        tun_end = open_tun(tun, config.name, config.offload, queues)
         stack.callback(tun_end.close)
         alarm = alarm_for(clock)
         stack.callback(alarm.close)

@@ -15,6 +15,8 @@ import os
 import socket
 import stat
 import struct
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -34,6 +36,7 @@ _TUNSETIFF = 0x4004_54CA
 _TUNGETIFF = 0x8004_54D2
 _IFF_TUN = 0x0001
 _IFF_TAP = 0x0002
+_IFF_MULTI_QUEUE = 0x0100
 _IFF_NO_PI = 0x1000
 _IFF_VNET_HDR = 0x4000
 # Fail if there is such a device, instead of taking over one that somebody else has made persistent.
@@ -85,7 +88,9 @@ class TunEnd(Protocol):
         """Close what was opened here; a device that was made here is gone then."""
 
 
-def open_tun(tun: int | MemoryTun | None, name: str | None, offload: bool | tuple[str, ...] = True) -> TunEnd:
+def open_tun(
+    tun: int | MemoryTun | None, name: str | None, offload: bool | tuple[str, ...] = True, queues: int = 1
+) -> TunEnd:
     """Open the device of an interface.
 
     tun: None makes a device called `name` (None: the kernel chooses connlib0 or the like); a descriptor of a TUN
@@ -93,6 +98,8 @@ def open_tun(tun: int | MemoryTun | None, name: str | None, offload: bool | tupl
     IFF_VNET_HDR; or a `MemoryTun`.
 
     offload: which to use (`InterfaceConfig.offload`).
+
+    queues: of a device that is made; the kernel keeps a flow in one of them. Each has to be read (`queues_of`).
 
     Raises `DeviceError` with one line if that cannot be done, and `TypeError` for anything else; nothing is left open
     then.
@@ -102,18 +109,27 @@ def open_tun(tun: int | MemoryTun | None, name: str | None, offload: bool | tupl
     if tun is not None:
         if type(tun) is not int:  # True is an int, too, and no descriptor that anybody means
             raise TypeError(f"tun must be a file descriptor, a MemoryTun or None, not {type(tun).__name__}")
-        return _DeviceEnd(tun, name_of(tun) or name or f"descriptor {tun}", offload, owned=False)
-    fd, made = make_device(name, headers=True)
-    return _DeviceEnd(fd, made, offload, owned=True)
+        return _DeviceEnd([tun], name_of(tun) or name or f"descriptor {tun}", offload, owned=False)
+    fd, made = make_device(name, headers=True, several=queues > 1)
+    descriptors = [fd]
+    try:
+        while len(descriptors) < queues:
+            descriptors.append(add_queue(fd, made))
+    except BaseException:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise
+    return _DeviceEnd(descriptors, made, offload, owned=True)
 
 
-def make_device(name: str | None, *, headers: bool = False) -> tuple[int, str]:
+def make_device(name: str | None, *, headers: bool = False, several: bool = False) -> tuple[int, str]:
     """Make a TUN device; its descriptor and its name. The device is down and has no address.
 
     name: 1 to 15 letters, digits and _=+.- ; None lets the kernel choose.
     headers: whether each packet has a `struct virtio_net_hdr` before it (IFF_VNET_HDR), where this kernel has such.
+    several: whether it may have more queues (IFF_MULTI_QUEUE, `add_queue`).
 
-    Raises `DeviceError`: bad name, name taken, no permission, no TUN in this kernel.
+    Raises `DeviceError`: bad name, name taken, no permission, no TUN in this kernel, or none with several queues.
     """
     import fcntl
 
@@ -127,7 +143,7 @@ def make_device(name: str | None, *, headers: bool = False) -> tuple[int, str]:
     except OSError as error:
         raise _open_error(error) from error
     try:
-        flags = _IFF_TUN | _IFF_NO_PI | _IFF_TUN_EXCL
+        flags = _IFF_TUN | _IFF_NO_PI | _IFF_TUN_EXCL | (several and _IFF_MULTI_QUEUE)
         # "%d" is for the kernel to fill in; a name that a caller chose never gets there with one.
         pattern = b"connlib%d" if name is None else name.encode("ascii")
         try:
@@ -144,10 +160,37 @@ def make_device(name: str | None, *, headers: bool = False) -> tuple[int, str]:
         return fd, made
     except OSError as error:
         os.close(fd)
+        if several and error.errno == errno.EINVAL:
+            raise DeviceError(
+                "this kernel makes no TUN device with several queues", hint="leave queues at 1"
+            ) from error
         raise _make_error(name, error) from error
     except BaseException:
         os.close(fd)
         raise
+
+
+def add_queue(fd: int, name: str) -> int:
+    """Another queue of a device that was made for `several`; its descriptor. Raises `DeviceError`."""
+    import fcntl
+
+    try:
+        other = os.open(_CLONE_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise _open_error(error) from error
+    try:
+        flags = _IFREQ.unpack(fcntl.ioctl(fd, _TUNGETIFF, bytes(_IFREQ.size)))[1]
+        # The kernel wants those of the first one again.
+        flags &= _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_MULTI_QUEUE
+        fcntl.ioctl(other, _TUNSETIFF, _IFREQ.pack(name.encode("ascii"), flags))
+    except OSError as error:
+        os.close(other)
+        hint = "ask for fewer queues, or see what the kernel logged: dmesg"
+        raise DeviceError.from_os(f"cannot add a queue to {name}", error, hint=hint) from error
+    except BaseException:
+        os.close(other)
+        raise
+    return other
 
 
 def set_mtu(name: str, mtu: int) -> None:
@@ -216,63 +259,74 @@ def name_of(fd: int) -> str | None:
     return str(name.rstrip(b"\0").decode())
 
 
-def device_of(end: TunEnd) -> tuple[TunIo, int] | None:
-    """What moves the packets of a real device, and its descriptor; None if it is in memory."""
-    return (end._io, end._fd) if isinstance(end, _DeviceEnd) else None
+def queues_of(end: TunEnd) -> Sequence[tuple[TunIo, int]]:
+    """What moves the packets of each queue of a real device, and its descriptor; nothing if it is in memory."""
+    return list(zip(end._ios, end._descriptors, strict=True)) if isinstance(end, _DeviceEnd) else ()
 
 
 class _DeviceEnd:
-    """A device behind a descriptor."""
+    """A device behind a descriptor, or behind one for each of its queues."""
 
-    def __init__(self, fd: int, name: str, offload: bool | tuple[str, ...], *, owned: bool) -> None:
+    def __init__(
+        self, descriptors: list[int], name: str, offload: bool | tuple[str, ...], *, owned: bool
+    ) -> None:
         self.name = name
-        self._fd = fd
+        self._descriptors = descriptors
         self._owned = owned
         self._was_down = False
         self._offload: bool | tuple[str, ...] | None = None
+        self._ios: list[TunIo] = []
         try:
-            self._io = TunIo(fd)
+            for fd in descriptors:
+                self._ios.append(TunIo(fd))
         except BaseException as error:
-            self._close_descriptor()
+            self.close()
             if isinstance(error, OSError):
                 hint = "give the descriptor of an open TUN device"
                 raise DeviceError.from_os(f"cannot use the descriptor of {name}", error, hint=hint) from error
             raise
+        self._states = [io.state for io in self._ios]
         self.set_offload(offload)
 
     async def wait_readable(self) -> None:
-        await anyio.wait_readable(self._fd)
+        await anyio.wait_readable(self._descriptors[0])
 
     def read(self, node: Node, now: float, budget: int) -> int:
-        return self._io.read(node, now, budget)
+        return self._ios[0].read(node, now, budget)
 
     def write(self, node: Node) -> None:
-        self._io.write(node)
+        self._ios[0].write(node)
 
     def deliver(self, packets: list[bytes]) -> None:
         assert not packets, "write() takes everything"
 
     def check(self) -> None:
-        state = self._io.state
-        if state == "gone":
+        states = [io.state for io in self._ios]
+        if "gone" in states:
             raise DeviceError(
                 f"the TUN device {self.name} was deleted", hint="start the interface again to make it anew"
             )
-        if (state == "down") != self._was_down:
-            self._was_down = state == "down"
+        # Each queue knows what its last packet met: the latest news is true.
+        news = [state for state, before in zip(states, self._states, strict=True) if state != before]
+        self._states = states
+        if news and (news[-1] == "down") != self._was_down:
+            self._was_down = not self._was_down
             if self._was_down:
                 _log.warning("%s is down, packets to it are lost; ip link set %s up", self.name, self.name)
             else:
                 _log.info("%s is up again", self.name)
 
     def blocked(self) -> tuple[int, ...]:
-        return (self._fd,) if self._io.blocked else ()
+        return tuple(fd for io, fd in zip(self._ios, self._descriptors, strict=True) if io.blocked)
 
     def set_offload(self, offload: bool | tuple[str, ...]) -> None:
         if offload == self._offload:
             return
         self._offload = offload
-        on = self._io.set_offloads(offload_names(offload))
+        on: list[str] = []
+        # A property of the device, which each queue has to know.
+        for io in self._ios:
+            on = io.set_offloads(offload_names(offload))
         _log.debug("%s: offloads: %s", self.name, ", ".join(on) or "none")
         if not isinstance(offload, bool) and (missing := [name for name in offload if name not in on]):
             _log.warning(
@@ -280,17 +334,18 @@ class _DeviceEnd:
             )
 
     def stats(self) -> dict[str, int]:
-        return self._io.stats()
+        counters: Counter[str] = Counter()
+        for io in self._ios:
+            counters.update(io.stats())
+        return dict(counters)
 
     def close(self) -> None:
-        if not self._owned:
-            # Whoever reads from it next may not know what to do with more than a packet.
-            with suppress(ClosedError):
-                self._io.set_offloads(())
-        self._io.close()
-        self._close_descriptor()
-
-    def _close_descriptor(self) -> None:
-        if self._owned and self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        for io in self._ios:
+            if not self._owned:
+                # Whoever reads from it next may not know what to do with more than a packet.
+                with suppress(ClosedError):
+                    io.set_offloads(())
+            io.close()
+        if self._owned:
+            while self._descriptors:
+                os.close(self._descriptors.pop())

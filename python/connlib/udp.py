@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 from collections import Counter
+from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Protocol
 
@@ -83,12 +84,16 @@ class UdpEnd(Protocol):
         """Close what was opened here. What the caller brought stays open."""
 
 
-def open_udp(udp: Sockets | MemoryUdp | MemoryHost | None, port: int, mark: int = 0) -> UdpEnd:
+def open_udp(
+    udp: Sockets | MemoryUdp | MemoryHost | None, port: int, mark: int = 0, queues: int = 1
+) -> UdpEnd:
     """Open the network side of an interface.
 
     udp: None binds sockets to `port` (0: the system chooses) on all addresses; sockets that the caller has bound are
     used as they are and left open afterwards; a network or host in memory opens `port` there.
     mark: what real sockets mark their datagrams with; 0 leaves the sockets as they are.
+    queues: how many sockets of each family share the port, if they are bound here; the kernel keeps what comes from an
+    address to one of them. Each has to be read (`sockets_of`).
 
     Raises `DeviceError` with one line if that cannot be done, and `TypeError` for anything else; nothing is left open
     then.
@@ -98,7 +103,7 @@ def open_udp(udp: Sockets | MemoryUdp | MemoryHost | None, port: int, mark: int 
     if isinstance(udp, MemoryHost):
         return udp.open(port)
     if udp is None:
-        return _marked(_SocketEnd(bind_pair(port), owned=True), mark)
+        return _marked(_SocketEnd(bind_pairs(port, queues), owned=True), mark)
     sockets = udp if isinstance(udp, tuple) else (udp,)
     for one in sockets or [udp]:
         if not isinstance(one, socket.socket):
@@ -106,7 +111,7 @@ def open_udp(udp: Sockets | MemoryUdp | MemoryHost | None, port: int, mark: int 
                 "udp must be a UDP socket, a pair of them, a MemoryUdp, a MemoryHost or None, not "
                 + ("an empty tuple" if one == () else type(one).__name__)
             )
-    return _marked(_SocketEnd(_by_family(sockets), owned=False), mark)
+    return _marked(_SocketEnd([_by_family(sockets)], owned=False), mark)
 
 
 def _marked(end: _SocketEnd, mark: int) -> _SocketEnd:
@@ -141,6 +146,33 @@ def bind_pair(port: int) -> dict[int, socket.socket]:
                 bound.close()
             raise
     raise AssertionError("unreachable")
+
+
+def bind_pairs(port: int, count: int) -> list[dict[int, socket.socket]]:
+    """The same so many times, with one port for all of them (SO_REUSEPORT).
+
+    Raises `DeviceError`.
+    """
+    # Alone at first: that fails where somebody else has the port, and be it to share it.
+    pairs = [bind_pair(port)]
+    try:
+        for _ in range(1, count):
+            pairs.append({})
+            for family, first in pairs[0].items():
+                first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                made = pairs[-1][family] = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+                if family == socket.AF_INET6:
+                    made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                made.bind(first.getsockname()[:2])
+    except BaseException as error:
+        for pair in pairs:
+            for made in pair.values():
+                made.close()
+        if isinstance(error, OSError):
+            raise _bind_error(port, error) from error
+        raise
+    return pairs
 
 
 def _bind_pair(port: int, sockets: dict[int, socket.socket]) -> dict[int, socket.socket]:
@@ -223,23 +255,27 @@ def _mark_error(mark: int, error: OSError) -> DeviceError:
 _BUFFER_SIZES = ("receive_buffer_ipv4", "send_buffer_ipv4", "receive_buffer_ipv6", "send_buffer_ipv6")
 
 
-def sockets_of(end: UdpEnd) -> UdpIo | None:
-    """What moves the datagrams of real sockets; None for one in memory."""
-    return end._io if isinstance(end, _SocketEnd) else None
+def sockets_of(end: UdpEnd) -> Sequence[UdpIo]:
+    """What moves the datagrams of real sockets, of one of each family at a time; nothing for one in memory."""
+    return end._ios if isinstance(end, _SocketEnd) else ()
 
 
 class _SocketEnd:
-    """Real sockets."""
+    """Real sockets: one of each family, or several that share a port."""
 
-    def __init__(self, sockets: dict[int, socket.socket], *, owned: bool) -> None:
-        self._sockets = sockets
+    def __init__(self, pairs: list[dict[int, socket.socket]], *, owned: bool) -> None:
+        self._pairs = pairs
+        self._sockets = pairs[0]
         self._owned = owned
-        self.port = int(next(iter(sockets.values())).getsockname()[1])
+        self.port = int(next(iter(self._sockets.values())).getsockname()[1])
+        self._ios: list[UdpIo] = []
         try:
-            descriptors = {family: made.fileno() for family, made in sockets.items()}
-            self._io = UdpIo(descriptors.get(socket.AF_INET), descriptors.get(socket.AF_INET6))
+            for sockets in pairs:
+                descriptors = {family: made.fileno() for family, made in sockets.items()}
+                io = UdpIo(descriptors.get(socket.AF_INET), descriptors.get(socket.AF_INET6))
+                self._ios.append(io)
         except BaseException as error:
-            self._close_sockets()
+            self.close()
             if isinstance(error, OSError):
                 hint = "is it an open UDP socket, and not a wrapper of one?"
                 raise DeviceError.from_os("cannot set the UDP socket up", error, hint=hint) from error
@@ -249,7 +285,7 @@ class _SocketEnd:
         self._before: dict[str, int] = {}
         self._buffer_sizes: dict[str, int] = {}
         for family, names in ((socket.AF_INET, _BUFFER_SIZES[:2]), (socket.AF_INET6, _BUFFER_SIZES[2:])):
-            if (sizes := self._io.buffer_sizes(family)) is not None:
+            if (sizes := self._ios[0].buffer_sizes(family)) is not None:
                 self._buffer_sizes.update(zip(names, sizes, strict=True))
 
     @property
@@ -260,16 +296,21 @@ class _SocketEnd:
         await anyio.wait_readable(self._sockets[family])
 
     def receive(self, node: Node, now: float, budget: int, family: int) -> int:
-        return self._io.receive(node, now, budget, family)
+        return self._ios[0].receive(node, now, budget, family)
 
     def send(self, node: Node) -> None:
-        self._io.send(node)
+        self._ios[0].send(node)
 
     def deliver(self, transmits: list[Transmit]) -> None:
         assert not transmits, "send() takes everything"
 
     def blocked(self) -> tuple[int, ...]:
-        return tuple(made.fileno() for family, made in self._sockets.items() if self._io.blocked(family))
+        return tuple(
+            made.fileno()
+            for io, sockets in zip(self._ios, self._pairs, strict=True)
+            for family, made in sockets.items()
+            if io.blocked(family)
+        )
 
     def can_reach(self, address: str) -> bool:
         family = socket.AF_INET if ip_address(address).version == 4 else socket.AF_INET6
@@ -295,7 +336,7 @@ class _SocketEnd:
     def set_mark(self, mark: int) -> None:
         before, changed = self._mark, []
         try:
-            for made in self._sockets.values():
+            for made in self._all_sockets():
                 _set_mark(made, mark)
                 changed.append(made)
         except OSError as error:
@@ -310,21 +351,23 @@ class _SocketEnd:
                 f"the listen port cannot change from {self.port}: the sockets are the caller's",
                 hint="leave the listen port as it is, or let connlib open the sockets",
             )
-        return open_udp(None, port, mark)
+        return open_udp(None, port, mark, len(self._pairs))
 
     def take_over(self, counters: dict[str, int]) -> None:
         self._before = {name: count for name, count in counters.items() if name not in _BUFFER_SIZES}
 
     def stats(self) -> dict[str, int]:
         counters = Counter(self._before)
-        counters.update(self._io.stats())
+        for io in self._ios:
+            counters.update(io.stats())
         return dict(counters) | self._buffer_sizes
 
     def close(self) -> None:
-        self._io.close()
-        self._close_sockets()
-
-    def _close_sockets(self) -> None:
+        for io in self._ios:
+            io.close()
         if self._owned:
-            for made in self._sockets.values():
+            for made in self._all_sockets():
                 made.close()
+
+    def _all_sockets(self) -> list[socket.socket]:
+        return [made for sockets in self._pairs for made in sockets.values()]

@@ -17,6 +17,7 @@ mod key_log;
 mod key_material;
 mod lab_node;
 mod lab_tunn;
+mod lane;
 mod node;
 mod node_config;
 mod node_output;

@@ -1,6 +1,8 @@
 //! A turn: both directions at once, between a TUN descriptor, UDP sockets and a node.
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use connlib_core::{Instant, NodeOutput};
 use connlib_net::{DeviceState, Family, Interest, MAX_WATCHED, Poller};
@@ -31,6 +33,10 @@ pub struct Watch {
     timestamps: u64,
     was_blocked: bool,
     state: DeviceState,
+    /// Whether it keeps the node's time.
+    is_first: bool,
+    /// The deadline that the first one knows, in nanoseconds. Read and written with the node's lock only.
+    known: Arc<AtomicU64>,
 }
 
 /// What a turn was.
@@ -41,6 +47,8 @@ pub struct Turn {
     pub refused: u64,
     /// When the node wants to be called next.
     pub deadline: Option<Instant>,
+    /// Whether that is sooner than whoever keeps the time knows, who is another one.
+    pub is_sooner: bool,
     /// Whether there is anything else to see to.
     pub is_notable: bool,
 }
@@ -55,7 +63,22 @@ impl Watch {
             timestamps,
             was_blocked: false,
             state: DeviceState::Up,
+            is_first: true,
+            known: Arc::new(AtomicU64::new(u64::MAX)),
         })
+    }
+
+    /// For other ends of the same node, which are served at the same time.
+    pub fn beside(first: &Watch) -> Result<Self, CallError> {
+        let mut other = Watch::new(first.timestamps)?;
+        other.is_first = false;
+        other.known = first.known.clone();
+        Ok(other)
+    }
+
+    /// Whether it keeps the node's time.
+    pub fn is_first(&self) -> bool {
+        self.is_first
     }
 
     pub fn poller(&self) -> &Poller {
@@ -95,6 +118,7 @@ pub fn turn(
     ready: &[bool; MAX_WATCHED],
 ) -> Result<Turn, CallError> {
     let before = node.call_inside(|node| {
+        // What others than turns have put out is sent by whoever comes first.
         node.move_output(&mut watch.out);
         node.unclaimed()
     })?;
@@ -111,11 +135,16 @@ pub fn turn(
         watch.update(tun, udp)?;
     }
     let state = tun.state()?;
-    let (refused, deadline, has_news, timestamps) = node.call_inside(|node| {
-        let deadline = node.next_timeout();
+    let (refused, deadline, is_sooner, has_news, timestamps) = node.call_inside(|node| {
+        let deadline = node.next_timeout().map(|next| next.at);
+        let at = deadline.map_or(u64::MAX, Instant::as_nanos);
+        if watch.is_first {
+            watch.known.store(at, Ordering::Relaxed);
+        }
         (
-            node.unclaimed() - before,
-            deadline.map(|next| next.at),
+            node.unclaimed().saturating_sub(before),
+            deadline,
+            at < watch.known.load(Ordering::Relaxed),
             node.has_news(),
             node.timestamps_version(),
         )
@@ -128,6 +157,7 @@ pub fn turn(
         moved,
         refused,
         deadline,
+        is_sooner,
         is_notable,
     })
 }

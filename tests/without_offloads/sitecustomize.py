@@ -52,6 +52,7 @@ def without_offloads(module: Any) -> None:
 def without_worker(module: Any) -> None:
     """Have the module find no thread for any ends."""
     module.worker_for = lambda *_: None
+    module.queues_for = lambda _: 1
 
 
 _CHANGES = {"connlib.tun": without_offloads, "connlib._mover": without_worker}
