@@ -41,6 +41,7 @@ LAYERS = {
         "_configfile",
         "_filechange",
         "_gatewayedit",
+        "_gatewayrules",
         "_gatewayvalues",
         "_tomlplaces",
         "_wgvalues",

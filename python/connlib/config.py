@@ -10,13 +10,31 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import re
+from abc import ABC
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import TYPE_CHECKING
 
 from ._errors import ConfigError
 from ._native import PrivateKey, PublicKey
 from ._types import Limits, NodeConfig, PeerConfig, Role, Timers
+
+if TYPE_CHECKING:
+    Prefix = IPv4Network | IPv6Network
+    Address = IPv4Interface | IPv6Interface
+else:
+    # msgspec wants one class for a value; each of these stands for two.
+    class Prefix(ABC):  # noqa: B024
+        """An IPv4 or IPv6 prefix."""
+
+    class Address(ABC):  # noqa: B024
+        """An IPv4 or IPv6 address with the length of its prefix."""
+
+    Prefix.register(IPv4Network)
+    Prefix.register(IPv6Network)
+    Address.register(IPv4Interface)
+    Address.register(IPv6Interface)
 
 # RFC 791 and RFC 8200 put the floor at 68 and 1280; 576 is what every IPv4 host accepts. The ceiling is the largest
 # UDP payload over IPv4 less WireGuard's 32 bytes, on a padding boundary.

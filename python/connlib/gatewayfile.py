@@ -39,6 +39,7 @@ from ._configfile import (
     read_file,
 )
 from ._errors import ConfigError
+from ._gatewayrules import GatewayRule, check_protocol_of_ranges, check_some, first_excess
 from ._native import PresharedKey, PrivateKey, PublicKey
 from ._policy import Action
 from ._tomlplaces import Path, Place, Places, dotted_keys
@@ -49,14 +50,10 @@ from .gateway import (
     Gateway,
     GatewayInterface,
     GatewayPeer,
-    GatewayRule,
     Secret,
     check_preshared_key,
     check_private_key,
-    check_protocol_of_ranges,
-    check_some,
     contradictions,
-    first_excess,
     read_key,
 )
 
