@@ -44,6 +44,7 @@ LAYERS = {
         "_gatewayrules",
         "_gatewayvalues",
         "_tomlplaces",
+        "_wgsections",
         "_wgvalues",
         "_wholefile",
         "config",
