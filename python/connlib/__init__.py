@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     )
     from connlib._explain import Explanation, Obstacle, PeerState, explain
     from connlib._flows import Direction, EndReason, FlowEnd, FlowQuestion, FlowRecord
+    from connlib._gatewayrules import GatewayRule
     from connlib._native import (
         IndexTable,
         Node,
@@ -78,7 +79,7 @@ if TYPE_CHECKING:
     from connlib.config import InterfaceConfig
     from connlib.control import ControlClient, ControlError, ControlServer, serve_control
     from connlib.driver import Interface, InterfaceStats, open_interface
-    from connlib.gateway import Gateway, GatewayInterface, GatewayPeer, GatewayRule
+    from connlib.gateway import Gateway, GatewayInterface, GatewayPeer
     from connlib.gatewayfile import load_gateway, parse_gateway
     from connlib.metrics import MetricsServer, serve_metrics
     from connlib.timestamps import TimestampStore
@@ -287,11 +288,11 @@ _HOMES = {
         "PeerState",
         "explain",
     ),
+    "_gatewayrules": ("GatewayRule",),
     "gateway": (
         "Gateway",
         "GatewayInterface",
         "GatewayPeer",
-        "GatewayRule",
     ),
     "gatewayfile": (
         "load_gateway",

@@ -16,8 +16,8 @@ from ._native import PresharedKey, PrivateKey, PublicKey
 from ._text import listed
 from ._tomlplaces import headers
 from ._types import PeerConfig
-from .config import InterfaceConfig
-from .gateway import Address, Gateway, GatewayInterface, GatewayPeer, Prefix
+from .config import Address, InterfaceConfig, Prefix
+from .gateway import Gateway, GatewayInterface, GatewayPeer
 from .gatewayfile import MAX_FILE_BYTES, parse_gateway
 from .wgquick import format_config
 

@@ -61,6 +61,15 @@ def whole_text(pattern: str) -> str:
     return f"^(?:{pattern})$"
 
 
+NAME = {
+    "minLength": 1,
+    "maxLength": values.MOST_OF_NAME,
+    "pattern": whole_text(PRINTABLE),
+    "not": {"pattern": values.KEY_IN_A_NAME},
+}
+"""What JSON Schema is told of the name of a peer, or of a rule."""
+
+
 @cache
 def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern)

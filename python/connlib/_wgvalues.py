@@ -10,6 +10,7 @@ import ipaddress
 import math
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import TypeVar
 
@@ -53,6 +54,15 @@ class BadValue(Exception):
         super().__init__(problem)
         self.problem = problem
         self.hint = hint
+
+
+@contextmanager
+def as_config_error() -> Iterator[None]:
+    """Raise `ConfigError` in place of `BadValue`, for who has no file and no line."""
+    try:
+        yield
+    except BadValue as bad:
+        raise ConfigError(bad.problem, hint=bad.hint) from None
 
 
 def key(kind: type[Key], name: str, value: str) -> Key:

@@ -12,11 +12,8 @@ for a value of another type), and frozen: to change one, make another (`msgspec.
 
 from __future__ import annotations
 
-from abc import ABC
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -25,12 +22,13 @@ from . import _wgvalues as values
 from ._configfile import EXPOSED_HINT, KEY_FOR_A_PATH, read_file
 from ._errors import ConfigError
 from ._fieldtypes import check_types
-from ._gatewayvalues import DEVICE_NAME, DNS, ENDPOINT, PRINTABLE, RANGE, RANGES, read_range, whole_text
+from ._gatewayrules import GatewayRule, first_excess
+from ._gatewayvalues import DEVICE_NAME, DNS, ENDPOINT, NAME, PRINTABLE, whole_text
 from ._gatewayvalues import endpoint as check_endpoint
 from ._native import PresharedKey, PrivateKey, PublicKey
-from ._policy import ICMP, ICMPV6, MOST_RANGES, MOST_RULES, TCP, UDP, Action, Policy, Protocol, Rule
+from ._policy import MOST_RULES, Action, Policy
 from ._types import Limits, PeerConfig, Role, Timers
-from ._wgvalues import BadValue
+from ._wgvalues import BadValue, as_config_error
 from .config import (
     ENCRYPTIONS,
     IPV6_MTU_HINT,
@@ -38,122 +36,27 @@ from .config import (
     MAX_MTU,
     MIN_MTU,
     MOST_OF_DOMAIN,
+    MOST_QUEUES,
+    MOST_THREADS,
     OFFLOADS,
+    QUEUES_HINT,
     RESERVED_NAMES,
+    Address,
     InterfaceConfig,
+    Prefix,
     address_identity,
     check_interface_name,
     check_mtu,
     mtu_is_too_small,
+    queues_without_worker,
 )
-
-if TYPE_CHECKING:
-    Prefix = IPv4Network | IPv6Network
-    Address = IPv4Interface | IPv6Interface
-else:
-    # msgspec wants one class for a value; each of these stands for two.
-    class Prefix(ABC):  # noqa: B024
-        """An IPv4 or IPv6 prefix."""
-
-    class Address(ABC):  # noqa: B024
-        """An IPv4 or IPv6 address with the length of its prefix."""
-
-    Prefix.register(IPv4Network)
-    Prefix.register(IPv6Network)
-    Address.register(IPv4Interface)
-    Address.register(IPv6Interface)
 
 Secret = TypeVar("Secret", PrivateKey, PresharedKey)
 
 _KEY_FILE_BYTES = 4096
 
-_NAME = {
-    "minLength": 1,
-    "maxLength": values.MOST_OF_NAME,
-    "pattern": whole_text(PRINTABLE),
-    "not": {"pattern": values.KEY_IN_A_NAME},
-}
 _FILE = {"pattern": whole_text(PRINTABLE), "not": {"pattern": whole_text(f" *{KEY_FOR_A_PATH} *")}}
 _ENDPOINT = {"pattern": whole_text(ENDPOINT)}
-
-
-class GatewayRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a peer may reach, or may not. The first rule that fits a packet decides."""
-
-    allow: Annotated[
-        bool | Literal["ask"],
-        Meta(
-            description="Whether what fits this rule passes; ask leaves that to the hook of the program that runs "
-            "the gateway. connlib up has none, and refuses it."
-        ),
-    ]
-    name: Annotated[
-        str | None,
-        Meta(
-            description="What the rule is called where it decides. Up to 64 printable characters.",
-            extra_json_schema=_NAME,
-        ),
-    ] = None
-    protocol: Annotated[
-        Literal["tcp", "udp", "icmp"] | Annotated[int, Meta(ge=0, le=255)] | None,
-        Meta(description="The protocol, or its number; every one if left out. icmp is ICMPv6 as well."),
-    ] = None
-    to: Annotated[
-        Annotated[tuple[Prefix, ...], Meta(min_length=1)] | None,
-        Meta(description="Destinations, as prefixes; everywhere if left out."),
-    ] = None
-    ports: Annotated[
-        Annotated[
-            tuple[
-                Annotated[str, Meta(pattern=whole_text(RANGE["ports"]))]
-                | Annotated[int, Meta(ge=1, le=65535)],
-                ...,
-            ],
-            Meta(min_length=1),
-        ]
-        | None,
-        Meta(description='Destination ports of tcp or udp, such as 443 and "8000-8080"; all if left out.'),
-    ] = None
-    icmp_types: Annotated[
-        Annotated[
-            tuple[
-                Annotated[str, Meta(pattern=whole_text(RANGE["icmp_types"]))]
-                | Annotated[int, Meta(ge=0, le=255)],
-                ...,
-            ],
-            Meta(min_length=1),
-        ]
-        | None,
-        Meta(description='Types of icmp messages, such as 8 and "133-136"; all if left out.'),
-    ] = None
-
-    def __post_init__(self) -> None:
-        # What is neither would count as true, and allow.
-        if not isinstance(self.allow, bool) and self.allow != "ask":
-            raise TypeError('allow must be a bool or "ask"')
-        with _as_config_error():
-            if self.name is not None:
-                values.display_name(self.name)
-            if isinstance(self.protocol, int):
-                values.whole("protocol", str(self.protocol), 0, 255)
-            elif self.protocol not in (None, "tcp", "udp", "icmp"):
-                raise BadValue("protocol: there is none of this name", "use tcp, udp, icmp or a number")
-            for field in ("to", "ports", "icmp_types"):
-                check_some(field, getattr(self, field))
-            check_protocol_of_ranges(self.protocol, bool(self.ports), bool(self.icmp_types))
-            self.to_rule()
-
-    def to_rule(self) -> Rule:
-        """What a `Policy` is made of."""
-        protocol = self.protocol
-        return Rule(
-            action=Action.ASK if self.allow == "ask" else Action.ALLOW if self.allow else Action.DENY,
-            protocol=protocol if isinstance(protocol, int) else Protocol(protocol or "any"),
-            destinations=() if self.to is None else self.to,
-            ports=_ranges("ports", self.ports),
-            icmp_types=_ranges("icmp_types", self.icmp_types),
-            name=self.name,
-        )
 
 
 class GatewayPeer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -164,7 +67,7 @@ class GatewayPeer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         str | None,
         Meta(
             description="What logs call the peer; no two peers have the same name. Up to 64 printable characters.",
-            extra_json_schema=_NAME,
+            extra_json_schema=NAME,
         ),
     ] = None
     preshared_key: Annotated[
@@ -220,7 +123,7 @@ class GatewayPeer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __post_init__(self) -> None:
         check_types(self)
-        with _as_config_error():
+        with as_config_error():
             values.require_peers_key(self.public_key, "public_key")
             if self.name is not None:
                 values.display_name(self.name)
@@ -339,17 +242,36 @@ class GatewayInterface(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             extra_json_schema={"enum": list(ENCRYPTIONS)},
         ),
     ] = "auto"
+    threads: Annotated[
+        int,
+        Meta(
+            description="How many threads share the sealing and opening of packets that come together.",
+            ge=1,
+            le=MOST_THREADS,
+        ),
+    ] = 1
     worker: Annotated[
         bool, Meta(description="Whether a thread of its own moves the packets, beside the event loop.")
     ] = True
+    queues: Annotated[
+        int,
+        Meta(
+            description="How many queues the device has, each with a thread and UDP sockets of its own; fixed when "
+            "the interface starts.",
+            ge=1,
+            le=MOST_QUEUES,
+        ),
+    ] = 1
 
     def __post_init__(self) -> None:
         check_types(self)
-        with _as_config_error():
+        with as_config_error():
             check_private_key(self.private_key is not None, self.private_key_file is not None)
             for entry in self.dns:
                 values.dns_entry("dns", entry)
             values.encryption("encryption", self.encryption)
+            values.whole("threads", str(self.threads), 1, MOST_THREADS)
+            values.whole("queues", str(self.queues), 1, MOST_QUEUES)
             values.whole("listen_port", str(self.listen_port), 0, 65535)
             values.whole("fwmark", str(self.fwmark), 0, MAX_FWMARK)
             if self.endpoint is not None:
@@ -371,7 +293,7 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """A WireGuard gateway: its interface and its peers.
 
     Raises `ConfigError` if two parts contradict each other: a name, a public key or a prefix that is there twice, a
-    peer with the gateway's own key, an address that the MTU is too small for.
+    peer with the gateway's own key, an address that the MTU is too small for, queues without a worker.
     """
 
     interface: Annotated[GatewayInterface, Meta(description="The gateway's own end.")]
@@ -431,7 +353,9 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             dns=interface.dns,
             offload=interface.offload,
             encryption=interface.encryption,
+            threads=interface.threads,
             worker=interface.worker,
+            queues=interface.queues,
         )
 
 
@@ -523,6 +447,8 @@ def _link_contradictions(
             "masquerade: no address has a network with others in it",
             'name the sources instead: ["10.0.0.0/24"]',
         )
+    if queues := queues_without_worker(interface.queues, interface.worker):
+        yield Contradiction(("interface", "queues"), queues, QUEUES_HINT)
     routed = [prefix for _, peer in peers for prefix in peer.allowed_ips if interface.routes]
     if too_small_for := mtu_is_too_small(interface.mtu, interface.addresses, routed):
         problem = f"mtu: {interface.mtu} is too small for {too_small_for}"
@@ -543,54 +469,3 @@ def check_preshared_key(inline: bool, in_file: bool) -> None:
     """Raise `BadValue` if a preshared key is in two places."""
     if inline and in_file:
         raise BadValue("there are a preshared_key and a preshared_key_file", "keep one of the two")
-
-
-def _ranges(field: str, ranges: tuple[str | int, ...] | None) -> tuple[int | tuple[int, int], ...]:
-    if ranges is None:
-        return ()
-    if not isinstance(ranges, tuple):  # a text would be read letter by letter
-        raise TypeError(f"{field} must be a tuple")
-    read = []
-    for each in ranges:
-        first, last = read_range(field, each) if isinstance(each, str) else (each, each)
-        values.whole(field, str(first), *RANGES[field])
-        read.append(first if first == last else (first, last))
-    return tuple(read)
-
-
-def check_some(field: str, elements: Sized | None) -> None:
-    """Raise `BadValue` for a list of what a rule fits that is empty: a program may write it that found nothing."""
-    if elements is not None and len(elements) == 0:
-        raise BadValue(f"{field} is empty, and so would restrict nothing", "leave it out if that is meant")
-
-
-def check_protocol_of_ranges(protocol: object, has_ports: bool, has_types: bool) -> None:
-    """Raise `BadValue` unless the ports or types that a rule has are those of its protocol."""
-    if has_ports and protocol not in ("tcp", "udp", TCP, UDP):
-        raise BadValue("ports: only tcp and udp have ports", 'add protocol = "tcp", or remove the ports')
-    if has_types and protocol not in ("icmp", ICMP, ICMPV6):
-        raise BadValue("icmp_types: only icmp has types", 'add protocol = "icmp", or remove the types')
-
-
-def first_excess(rules: Iterable[GatewayRule | None]) -> tuple[int, BadValue] | None:
-    """The number of the first rule that is too much for one policy, and what is to be said of it."""
-    ranges = 0
-    for number, rule in enumerate(rules):
-        if rule is not None:
-            ranges += sum(len(each) for each in (rule.to, rule.ports, rule.icmp_types) if each is not None)
-        if number >= MOST_RULES:
-            return number, BadValue(f"rules: a peer has at most {MOST_RULES:,}", "merge some of them")
-        if ranges > MOST_RANGES:
-            problem = (
-                f"rules: a peer has at most {MOST_RANGES:,} destinations, ports and types in all of them"
-            )
-            return number, BadValue(problem, "merge some of them")
-    return None
-
-
-@contextmanager
-def _as_config_error() -> Iterator[None]:
-    try:
-        yield
-    except BadValue as bad:
-        raise ConfigError(bad.problem, hint=bad.hint) from None

@@ -37,7 +37,9 @@ Settings that wg-quick has no word for are comments to it, `# connlib: key = val
     protect-addresses    true or false: whether Address answers only what comes through the tunnel; default true
     offload              true, false or names of `connlib.config.OFFLOADS`: what the device does many packets at once
     encryption           one of `connlib.config.ENCRYPTIONS`: what seals and opens packets
+    threads              1 to 64: how many threads share the sealing and opening of packets; default 1
     worker               true or false: whether a thread of its own moves packets; default true
+    queues               1 to 16: how many queues the device has; more than one need worker = true; default 1
     [Peer]
     role                 initiator or responder (either only if the interface does not say otherwise)
     name                 what logs call the peer
@@ -48,30 +50,38 @@ may be a private or preshared key, also not where a key was put in the wrong pla
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import re
 from collections.abc import Callable
-from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import NoReturn
 
 from . import _wgvalues as values
 from ._configfile import ConfigFileError, display_path, guess, read_file
 from ._errors import ConfigError
-from ._native import PresharedKey, PrivateKey, PublicKey
+from ._native import PublicKey
 from ._text import host_and_port
 from ._types import Limits, PeerConfig, Role, Timers
+from ._wgsections import (
+    INTERFACE_EXTENSIONS,
+    LIMITS,
+    PEER_EXTENSIONS,
+    REPEATABLE,
+    TIMERS,
+    InterfaceSection,
+    PeerSection,
+    no_equals,
+    unknown_key,
+)
 from ._wgvalues import BadValue
 from .config import (
     IPV6_MTU_HINT,
-    MAX_MTU,
-    MIN_MTU,
+    QUEUES_HINT,
     InterfaceConfig,
-    address_identity,
-    check_interface_name,
     describe_offload,
     mtu_is_too_small,
+    queues_without_worker,
     shown,
     without_policies,
 )
@@ -81,34 +91,6 @@ log = logging.getLogger("connlib.config")
 MAX_FILE_BYTES = 16 * 1024 * 1024
 MAX_PROBLEMS = 1000
 
-_INTERFACE_KEYS = {
-    key.lower(): key
-    for key in (
-        *("PrivateKey", "ListenPort", "Address", "MTU", "Table", "FwMark", "DNS", "SaveConfig"),
-        *("PreUp", "PostUp", "PreDown", "PostDown"),
-    )
-}
-_PEER_KEYS = {
-    key.lower(): key for key in ("PublicKey", "PresharedKey", "AllowedIPs", "Endpoint", "PersistentKeepalive")
-}
-_REPEATABLE = {"address", "dns", "allowedips", "preup", "postup", "predown", "postdown"}
-_TIMERS = {field.name.replace("_", "-"): field.name for field in dataclasses.fields(Timers)}
-_LIMITS = {field.name.replace("_", "-"): field.name for field in dataclasses.fields(Limits)}
-_INTERFACE_EXTENSIONS = {
-    key: key
-    for key in (
-        "role",
-        "interface",
-        "masquerade",
-        "protect-addresses",
-        "offload",
-        "encryption",
-        "worker",
-        *_TIMERS,
-        *_LIMITS,
-    )
-}
-_PEER_EXTENSIONS = {key: key for key in ("role", "name")}
 _EXTENSION = re.compile(r"\s*connlib\s*:(.*)", re.IGNORECASE | re.DOTALL)
 # Without its colon, it is a comment like any other: that must not go unseen.
 # Two runs of blanks have a sign between them: in a row, they could be divided in as many ways as they are long.
@@ -145,15 +127,17 @@ def format_config(config: InterfaceConfig) -> str:
     lines = ["[Interface]"]
     lines += _extension("interface", config.name)
     lines += _extension("role", config.role.name.lower() if config.role is not Role.EITHER else None)
-    for name, seconds in _changed(config.timers, Timers(), _TIMERS):
+    for name, seconds in _changed(config.timers, Timers(), TIMERS):
         lines += _extension(name, seconds)
-    for name, count in _changed(config.limits, Limits(), _LIMITS):
+    for name, count in _changed(config.limits, Limits(), LIMITS):
         lines += _extension(name, count)
     lines += _extension("masquerade", ", ".join(map(str, config.masquerade)) or None)
     lines += _extension("protect-addresses", None if config.protect_addresses else "false")
     lines += _extension("offload", None if config.offload is True else describe_offload(config.offload))
     lines += _extension("encryption", None if config.encryption == "auto" else config.encryption)
+    lines += _extension("threads", None if config.threads == 1 else config.threads)
     lines += _extension("worker", None if config.worker else "false")
+    lines += _extension("queues", None if config.queues == 1 else config.queues)
     lines.append(f"PrivateKey = {config.private_key.to_base64()}")
     if config.listen_port:
         lines.append(f"ListenPort = {config.listen_port}")
@@ -203,12 +187,6 @@ def _check_writable(what: str, text: str, read: Callable[[str], object], value: 
     raise ConfigError(f"a wg-quick file cannot say this {what} of a peer: {shown(text)}", hint=hint)
 
 
-def _offload(value: str) -> bool | tuple[str, ...]:
-    if value.lower() in ("true", "false"):
-        return values.flag("offload", value)
-    return tuple(values.offload("offload", name.strip()) for name in value.split(","))
-
-
 def _extension(key: str, value: object) -> list[str]:
     return [] if value is None else [f"# connlib: {key} = {value}"]
 
@@ -218,141 +196,15 @@ def _changed(values: object, defaults: object, names: dict[str, str]) -> list[tu
     return [(name, value) for name, value, default in pairs if value != default]
 
 
-@dataclasses.dataclass
-class _InterfaceDraft:
-    """What the lines of an [Interface] section have said so far."""
-
-    line: int
-    seen: dict[str, int] = dataclasses.field(default_factory=dict)
-    private_key: PrivateKey | None = None
-    listen_port: int = 0
-    fwmark: int = 0
-    addresses: list[IPv4Interface | IPv6Interface] = dataclasses.field(default_factory=list)
-    address_lines: dict[IPv4Interface | IPv6Address, int] = dataclasses.field(default_factory=dict)
-    mtu: int | None = None
-    routes: bool = True
-    name: str | None = None
-    role: Role = Role.EITHER
-    timers: dict[str, float] = dataclasses.field(default_factory=dict)
-    limits: dict[str, int] = dataclasses.field(default_factory=dict)
-    masquerade: tuple[IPv4Network | IPv6Network, ...] = ()
-    protect_addresses: bool = True
-    offload: bool | tuple[str, ...] = True
-    encryption: str = "auto"
-    worker: bool = True
-    dns: list[str] = dataclasses.field(default_factory=list)
-
-    keys = _INTERFACE_KEYS
-    extensions = _INTERFACE_EXTENSIONS
-    title = "[Interface]"
-
-    def set(self, key: str, value: str, line: int) -> str | None:
-        """Take one line. Returns a warning, or None; raises `BadValue`."""
-        match key:
-            case "privatekey":
-                self.private_key = values.key(PrivateKey, "PrivateKey", value)
-            case "listenport":
-                self.listen_port = values.whole("ListenPort", value, 0, 65535)
-            case "address":
-                for address in values.addresses("Address", value):
-                    identity = address_identity(address)
-                    if (first := self.address_lines.get(identity)) is not None:
-                        problem = f"Address: {address} is there twice, first at line {first}"
-                        raise BadValue(problem, "remove one of the two")
-                    self.address_lines[identity] = line
-                    self.addresses.append(address)
-            case "mtu":
-                self.mtu = values.whole("MTU", value, MIN_MTU, MAX_MTU)
-            case "table":
-                self.routes = values.table(value)
-            case "fwmark":
-                self.fwmark = values.fwmark(value)
-            case "dns":
-                self.dns += values.dns("DNS", value)
-            case "saveconfig":
-                if values.flag("SaveConfig", value):
-                    return "SaveConfig is ignored: connlib never writes to this file"
-            case _:
-                hint = "remove the line, and run the command yourself; for NAT, a TOML file has masquerade"
-                raise BadValue(f"{_INTERFACE_KEYS[key]}: connlib runs no hooks", hint)
-        return None
-
-    def extend(self, key: str, value: str) -> None:
-        """Take one `# connlib:` line. Raises `BadValue`."""
-        if key == "role":
-            self.role = values.role(value)
-        elif key == "interface":
-            try:
-                self.name = check_interface_name(value)
-            except ConfigError as error:
-                raise BadValue(error.problem, error.hint or "use another name") from None
-        elif key == "masquerade":
-            self.masquerade = tuple(values.prefixes(key, value))
-        elif key == "protect-addresses":
-            self.protect_addresses = values.flag(key, value)
-        elif key == "offload":
-            self.offload = _offload(value)
-        elif key == "encryption":
-            self.encryption = values.encryption(key, value)
-        elif key == "worker":
-            self.worker = values.flag(key, value)
-        elif key in _TIMERS:
-            self.timers[_TIMERS[key]] = values.seconds(key, value)
-        else:
-            self.limits[_LIMITS[key]] = values.whole(key, value, *values.limit_range(_LIMITS[key]))
-
-
-@dataclasses.dataclass
-class _PeerDraft:
-    """What the lines of one [Peer] section have said so far."""
-
-    line: int
-    seen: dict[str, int] = dataclasses.field(default_factory=dict)
-    public_key: PublicKey | None = None
-    preshared_key: PresharedKey | None = None
-    allowed_ips: dict[IPv4Network | IPv6Network, int] = dataclasses.field(default_factory=dict)
-    endpoint: tuple[str, int] | None = None
-    persistent_keepalive: float | None = None
-    name: str | None = None
-    role: Role | None = None
-
-    keys = _PEER_KEYS
-    extensions = _PEER_EXTENSIONS
-    title = "[Peer]"
-
-    def set(self, key: str, value: str, line: int) -> str | None:
-        """Take one line. Returns a warning, or None; raises `BadValue`."""
-        match key:
-            case "publickey":
-                self.public_key = values.public_key(value)
-            case "presharedkey":
-                self.preshared_key = values.key(PresharedKey, "PresharedKey", value)
-            case "allowedips":
-                for prefix in values.prefixes("AllowedIPs", value):
-                    self.allowed_ips.setdefault(prefix, line)
-            case "endpoint":
-                self.endpoint = values.endpoint(value)
-            case _:
-                self.persistent_keepalive = values.keepalive(value)
-        return None
-
-    def extend(self, key: str, value: str) -> None:
-        """Take one `# connlib:` line. Raises `BadValue`."""
-        if key == "role":
-            self.role = values.role(value)
-        else:
-            self.name = values.display_name(value)
-
-
 class _Parser:
     """Reads the lines one by one, notes what is wrong with each, and looks at the whole of what is right."""
 
     def __init__(self, path: str) -> None:
         self.path = display_path(path)
         self.problems: list[ConfigError] = []
-        self.interface: _InterfaceDraft | None = None
-        self.peers: list[_PeerDraft] = []
-        self.section: _InterfaceDraft | _PeerDraft | None = None
+        self.interface: InterfaceSection | None = None
+        self.peers: list[PeerSection] = []
+        self.section: InterfaceSection | PeerSection | None = None
         self.unknown_section = False
         self.lines: list[str] = []
         # Where in its line is what is being read, counted from 0.
@@ -401,7 +253,7 @@ class _Parser:
             self._extend(extension[1], line, comment_at + 1 + extension.start(1))
         elif hash_ and (almost := _ALMOST_EXTENSION.match(comment)):
             key = almost[1].lower()
-            if key in _INTERFACE_EXTENSIONS or key in _PEER_EXTENSIONS:
+            if key in INTERFACE_EXTENSIONS or key in PEER_EXTENSIONS:
                 log.warning(
                     "%s:%d: this is only a comment; if it is to be a setting, write # connlib: %s = value",
                     self.path,
@@ -414,14 +266,14 @@ class _Parser:
         # Blanks inside the brackets are nothing to `wg`.
         match "".join(header.lower().split()) if len(header) < 64 else header:
             case "[interface]":
-                self.section = _InterfaceDraft(line)
+                self.section = InterfaceSection(line)
                 if self.interface is not None:
                     raise BadValue(
                         f"[Interface] is already at line {self.interface.line}", "keep one of the two"
                     )
                 self.interface = self.section
             case "[peer]":
-                self.section = _PeerDraft(line)
+                self.section = PeerSection(line)
                 self.peers.append(self.section)
             case _:
                 self.unknown_section = True
@@ -436,8 +288,8 @@ class _Parser:
             raise BadValue("this line is in no section", "begin the file with [Interface]")
         key = name.lower()
         if not equals or key not in section.keys:
-            raise _unknown(name, value, section) if equals else _no_equals(section)
-        if key not in _REPEATABLE:
+            raise unknown_key(name, value, section) if equals else no_equals(section)
+        if key not in REPEATABLE:
             first = section.seen.setdefault(key, line)
             if first != line:
                 raise BadValue(f"{section.keys[key]} is already set at line {first}", "keep one of the two")
@@ -478,18 +330,20 @@ class _Parser:
         if too_small_for := mtu_is_too_small(interface.mtu, interface.addresses, routed):
             problem = f"MTU: {interface.mtu} is too small for {too_small_for}"
             self._note(interface.seen["mtu"], BadValue(problem, IPV6_MTU_HINT))
+        if queues := queues_without_worker(interface.queues, interface.worker):
+            self._note(interface.seen["# queues"], BadValue(queues, QUEUES_HINT))
         try:
-            if all(_TIMERS[key[2:]] in interface.timers for key in interface.seen if key[2:] in _TIMERS):
+            if all(TIMERS[key[2:]] in interface.timers for key in interface.seen if key[2:] in TIMERS):
                 Timers(**interface.timers)
         except ValueError as error:  # each is in range, but they contradict each other
             problem = re.sub(r"timers\.(\w+)", lambda name: name[1].replace("_", "-"), str(error))
             line = max(
-                line for key, line in interface.seen.items() if key[2:] in problem and key[2:] in _TIMERS
+                line for key, line in interface.seen.items() if key[2:] in problem and key[2:] in TIMERS
             )
             self._note(line, BadValue(problem, "correct it, or the others to go with it"))
         own = interface.private_key.public_key() if interface.private_key is not None else None
         keys: dict[PublicKey, int] = {}
-        owners: dict[IPv4Network | IPv6Network, tuple[_PeerDraft, int]] = {}
+        owners: dict[IPv4Network | IPv6Network, tuple[PeerSection, int]] = {}
         for peer in self.peers:
             if "publickey" not in peer.seen:
                 self._note(peer.line, BadValue("this [Peer] has no PublicKey", "add the peer's public key"))
@@ -531,7 +385,7 @@ class _Parser:
                 fwmark=interface.fwmark,
                 addresses=tuple(interface.addresses),
                 mtu=interface.mtu,
-                peers=tuple(_peer(draft) for draft in self.peers),
+                peers=tuple(_peer(section) for section in self.peers),
                 name=interface.name,
                 role=interface.role,
                 routes=interface.routes,
@@ -542,7 +396,9 @@ class _Parser:
                 dns=tuple(interface.dns),
                 offload=interface.offload,
                 encryption=interface.encryption,
+                threads=interface.threads,
                 worker=interface.worker,
+                queues=interface.queues,
             )
         except ConfigError as error:
             hint = error.hint
@@ -552,16 +408,16 @@ class _Parser:
             raise ConfigError(str(error), hint=hint, path=self.path, line=interface.line) from None
 
 
-def _peer(draft: _PeerDraft) -> PeerConfig:
-    assert draft.public_key is not None  # _check noted it otherwise
+def _peer(section: PeerSection) -> PeerConfig:
+    assert section.public_key is not None  # _check noted it otherwise
     return PeerConfig(
-        public_key=draft.public_key,
-        preshared_key=draft.preshared_key,
-        allowed_ips=tuple(draft.allowed_ips),
-        endpoint=draft.endpoint,
-        persistent_keepalive=draft.persistent_keepalive,
-        role=Role.EITHER if draft.role is None else draft.role,
-        name=draft.name,
+        public_key=section.public_key,
+        preshared_key=section.preshared_key,
+        allowed_ips=tuple(section.allowed_ips),
+        endpoint=section.endpoint,
+        persistent_keepalive=section.persistent_keepalive,
+        role=Role.EITHER if section.role is None else section.role,
+        name=section.name,
     )
 
 
@@ -573,26 +429,3 @@ def _value_at(setting: str) -> int:
     """Where the value begins."""
     after = setting.index("=") + 1
     return after + _indent(setting[after:])
-
-
-def _no_equals(section: _InterfaceDraft | _PeerDraft) -> BadValue:
-    return BadValue(
-        f"this line of {section.title} has no =", "write Key = value, or put a # before a comment"
-    )
-
-
-def _unknown(name: str, value: str, section: _InterfaceDraft | _PeerDraft) -> BadValue:
-    # On a broken line, what stands before the = may be part of a key: quote it only if it has the shape of a name.
-    has_shape = re.fullmatch("[A-Za-z]{1,20}", name) and value.strip("=")
-    quoted = f"{name} is" if has_shape else "this is"
-    other = _PEER_KEYS if section.keys is _INTERFACE_KEYS else _INTERFACE_KEYS
-    title = "[Peer]" if other is _PEER_KEYS else "[Interface]"
-    if name.lower() in other:
-        return BadValue(f"{other[name.lower()]} does not belong in {section.title}", f"move it to {title}")
-    if near := guess(name.lower(), section.keys):
-        hint = f"did you mean {section.keys[near]}?"
-    elif near := guess(name.lower(), other):
-        hint = f"did you mean {other[near]}? That belongs in {title}"
-    else:
-        hint = f"use one of {', '.join(section.keys.values())}"
-    return BadValue(f"{quoted} not a key of {section.title}", hint)

@@ -13,8 +13,7 @@ from connlib._gatewayedit import change_of
 from connlib._native import PrivateKey
 from connlib._text import host_and_port
 from connlib._wgvalues import BadValue
-from connlib.config import shown
-from connlib.gateway import Address
+from connlib.config import Address, shown
 
 from ._files import GATEWAY_ENDING, name_after, require_gateway
 from .keys import print_line

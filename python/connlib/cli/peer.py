@@ -30,8 +30,8 @@ from connlib._native import PresharedKey, PrivateKey, PublicKey
 from connlib._text import host_and_port, listed
 from connlib._types import Role
 from connlib._wgvalues import BadValue
-from connlib.config import shown
-from connlib.gateway import Address, Gateway, GatewayInterface, GatewayPeer, Prefix
+from connlib.config import Address, Prefix, shown
+from connlib.gateway import Gateway, GatewayInterface, GatewayPeer
 from connlib.gatewayfile import MAX_FILE_BYTES, read_gateway
 
 from ._files import GATEWAY_ENDING, find_peer, load_without_keys, require_gateway

@@ -18,14 +18,15 @@ from typing import Any
 import msgspec
 
 from connlib._errors import ConfigError
+from connlib._gatewayrules import GatewayRule
 from connlib._gatewayvalues import address, prefix
 from connlib._native import PresharedKey, PrivateKey, PublicKey
 from connlib._policy import Action, Protocol, Rule
 from connlib._text import host_and_port
 from connlib._types import Limits, PeerConfig, Timers
 from connlib._wgvalues import BadValue
-from connlib.config import InterfaceConfig, describe_peer, shown
-from connlib.gateway import Address, Gateway, GatewayInterface, GatewayPeer, GatewayRule, Prefix
+from connlib.config import Address, InterfaceConfig, Prefix, describe_peer, shown
+from connlib.gateway import Gateway, GatewayInterface, GatewayPeer
 
 from .. import _wgvalues as values
 
@@ -52,7 +53,9 @@ def as_gateway(config: InterfaceConfig) -> Gateway:
             dns=config.dns,
             offload=config.offload,
             encryption=config.encryption,
+            threads=config.threads,
             worker=config.worker,
+            queues=config.queues,
         ),
         peers=tuple(_peer(peer) for peer in config.peers),
     )
