@@ -267,7 +267,8 @@ CELLS = (
         "parts",
         "What each technique brings",
         "connlib at both ends without one of what makes it fast, beside connlib with everything, from the near to the "
-        "far end, and, in the first rows, with what is off by default. Calls for many messages (sendmmsg, recvmmsg) and turns that move packets both ways are in all rows; "
+        "far end, and, in the first rows, with what is off by default. "
+        "Calls for many messages (sendmmsg, recvmmsg) and turns that move packets both ways are in all rows; "
         "without the thread it is the event loop that takes these turns. "
         "Without UDP_SEGMENT the datagrams have no checksum, which makes the kernel refuse it; such ones it does not "
         "put together either (UDP_GRO).",

@@ -206,7 +206,7 @@ class WorkerMover(Mover):
 
 
 def queues_for(wanted: int) -> int:
-    """How many queues of a device somebody would serve, of so many that a configuration wants: the event loop serves one."""
+    """How many queues of a device would be served, of so many that are wanted: the event loop serves one."""
     return wanted if sys.platform == "linux" else 1
 
 
