@@ -60,7 +60,7 @@ ENCRYPTIONS = ("auto", "ring", "ipsec-mb")
 """
 
 MOST_THREADS = 64
-# Of Linux's 256. More than these do not pay: each has a thread and sockets of its own.
+# Linux has up to 256, but each takes a thread and sockets of its own here.
 MOST_QUEUES = 16
 
 # Linux: at most 15 bytes. Slashes, "." and ".." would leave the directory of a control socket, "%" is the kernel's
