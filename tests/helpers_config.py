@@ -18,6 +18,7 @@ FULL = f"""\
 # connlib: protect-addresses = false
 # connlib: offload = coalesce_tcp, tso4
 # connlib: encryption = ring
+# connlib: threads = 4
 # connlib: worker = false
 PrivateKey = {OWN.to_base64()}
 ListenPort = 51820

@@ -23,6 +23,7 @@ masquerade = true
 protect_addresses = false
 offload = ["tso4", "coalesce_tcp"]
 encryption = "ring"
+threads = 4
 worker = false
 dns = ["10.7.0.53", "example.org", "fd07::53"]
 
@@ -69,6 +70,7 @@ GATEWAY = Gateway(
         protect_addresses=False,
         offload=("tso4", "coalesce_tcp"),
         encryption="ring",
+        threads=4,
         worker=False,
         dns=("10.7.0.53", "example.org", "fd07::53"),
     ),

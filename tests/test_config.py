@@ -45,6 +45,7 @@ def test_every_key_of_a_file_arrives() -> None:
         protect_addresses=False,
         offload=("tso4", "coalesce_tcp"),
         encryption="ring",
+        threads=4,
         worker=False,
         dns=("10.7.0.53", "example.org", "fd07::53"),
         peers=(
@@ -69,6 +70,13 @@ def test_every_key_of_a_file_arrives() -> None:
 def test_a_minimal_file_has_the_defaults() -> None:
     assert parse_config(MINIMAL) == InterfaceConfig(private_key=OWN)
     assert parse_config(MINIMAL).routes
+
+
+def test_queues_arrive_with_a_worker_and_one_without() -> None:
+    """The file with every key has no worker, and so cannot have more than one queue."""
+    assert parse_config(MINIMAL + "# connlib: queues = 16\n").queues == 16
+    single = parse_config(MINIMAL + "# connlib: worker = false\n# connlib: queues = 1\n")
+    assert (single.worker, single.queues) == (False, 1)
 
 
 def test_line_ends_and_a_byte_order_mark_of_windows_are_fine(tmp_path: Path) -> None:
@@ -128,6 +136,22 @@ BAD_LINES = [
         3,
         "encryption: 'aes' is no encryption",
         "use one of auto, ring, ipsec-mb",
+    ),
+    (MINIMAL + "# connlib: threads = 0\n", 3, "threads: 0 is out of range", "use 1 to 64"),
+    (MINIMAL + "# connlib: threads = 65\n", 3, "threads: 65 is out of range", "use 1 to 64"),
+    (MINIMAL + "# connlib: threads = two\n", 3, "threads: 'two' is not a whole number", "use 1 to 64"),
+    (MINIMAL + "# connlib: threads = true\n", 3, "threads: 'true' is not a whole number", "use 1 to 64"),
+    (MINIMAL + "# connlib: threads = 1.5\n", 3, "threads: '1.5' is not a whole number", "use 1 to 64"),
+    (MINIMAL + "# connlib: queues = 0\n", 3, "queues: 0 is out of range", "use 1 to 16"),
+    (MINIMAL + "# connlib: queues = 17\n", 3, "queues: 17 is out of range", "use 1 to 16"),
+    (MINIMAL + "# connlib: queues = two\n", 3, "queues: 'two' is not a whole number", "use 1 to 16"),
+    (MINIMAL + "# connlib: queues = true\n", 3, "queues: 'true' is not a whole number", "use 1 to 16"),
+    (MINIMAL + "# connlib: queues = 1.5\n", 3, "queues: '1.5' is not a whole number", "use 1 to 16"),
+    (
+        MINIMAL + "# connlib: queues = 2\n# connlib: worker = false\n",
+        3,
+        "queues: 2 need worker = true",
+        "have one queue, or worker = true",
     ),
     (
         MINIMAL + "# connlib: offload = tso4, tcp\n",

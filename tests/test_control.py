@@ -246,6 +246,15 @@ async def test_a_configuration_that_contradicts_itself_changes_nothing(
         await client.apply(wrong)
     assert caught.value.kind == "config"
     assert pair.gateway.config == before
+    queued = dataclasses.replace(before, queues=2)
+    (change,) = await client.apply(queued, dry_run=True)
+    assert str(change) == "! queues: 1 -> 2, which takes a restart"
+    with pytest.raises(
+        ControlError, match=r"queues are made when .*; stop the interface and start"
+    ) as caught:
+        await client.apply(queued)
+    assert caught.value.kind == "config"
+    assert pair.gateway.config == before
     half = dataclasses.replace(before.peers[0], persistent_keepalive=2.5)
     with pytest.raises(ConfigError, match=r"the persistent keepalive of client is 2\.5 seconds"):
         await client.apply(dataclasses.replace(before, peers=(half,)))
@@ -278,6 +287,7 @@ EVERYTHING = InterfaceConfig(
     protect_addresses=False,
     offload=("tso4", "coalesce_tcp"),
     encryption="ring",
+    threads=4,
     worker=False,
     dns=("10.0.0.53", "example.org"),
     peers=(
@@ -310,19 +320,25 @@ EVERYTHING = InterfaceConfig(
 )
 
 
+WITH_QUEUES = dataclasses.replace(EVERYTHING, worker=True, queues=2)
+"""What `EVERYTHING`, which has no worker, cannot have."""
+
+
 def test_every_field_of_a_configuration_arrives_as_it_was() -> None:
     """A field that is added to a configuration fails here until `as_gateway` knows it."""
     defaults = InterfaceConfig(private_key=PrivateKey.generate())
     for field in dataclasses.fields(InterfaceConfig):
-        assert getattr(EVERYTHING, field.name) != getattr(defaults, field.name), field.name
+        default = getattr(defaults, field.name)
+        assert any(getattr(config, field.name) != default for config in (EVERYTHING, WITH_QUEUES)), field.name
     (peer,) = EVERYTHING.peers
     nobody = PeerConfig(public_key=PrivateKey.generate().public_key())
     for field in dataclasses.fields(PeerConfig):
         assert getattr(peer, field.name) != getattr(nobody, field.name), field.name
-    line = protocol.dump_request(protocol.Apply(gateway=as_gateway(EVERYTHING)))
-    request = protocol.parse_request(line)
-    assert isinstance(request, protocol.Apply)
-    assert request.gateway.to_interface_config() == EVERYTHING
+    for config in (EVERYTHING, WITH_QUEUES):
+        line = protocol.dump_request(protocol.Apply(gateway=as_gateway(config)))
+        request = protocol.parse_request(line)
+        assert isinstance(request, protocol.Apply)
+        assert request.gateway.to_interface_config() == config
 
 
 # --- events ---------------------------------------------------------------------------------------------------------

@@ -82,6 +82,8 @@ def test_equal_configurations_have_no_difference() -> None:
         (dataclasses.replace(OLD, offload=False), "~ offload: tso4, coalesce_tcp -> false"),
         (dataclasses.replace(OLD, encryption="auto"), "~ encryption: ring -> auto"),
         (dataclasses.replace(OLD, encryption="ipsec-mb"), "~ encryption: ring -> ipsec-mb"),
+        (dataclasses.replace(OLD, threads=1), "~ threads: 4 -> 1"),
+        (dataclasses.replace(OLD, threads=64), "~ threads: 4 -> 64"),
         (dataclasses.replace(OLD, offload=True), "~ offload: tso4, coalesce_tcp -> true"),
         (
             dataclasses.replace(OLD, dns=("10.7.0.54", "example.org")),
@@ -104,6 +106,13 @@ def test_equal_configurations_have_no_difference() -> None:
 )
 def test_each_difference_is_a_line(new: InterfaceConfig, expected: str) -> None:
     assert lines(OLD, new) == [expected]
+
+
+def test_other_queues_take_a_restart() -> None:
+    old = dataclasses.replace(OLD, worker=True)
+    new = dataclasses.replace(old, queues=2)
+    assert lines(old, new) == ["! queues: 1 -> 2, which takes a restart"]
+    assert lines(new, old) == ["! queues: 2 -> 1, which takes a restart"]
 
 
 def test_an_added_peer_is_a_line_too_and_the_peer_itself_is_not_a_change() -> None:

@@ -297,6 +297,7 @@ async def test_apply_moves_the_deadline_of_the_sleeper() -> None:
     "change",
     [
         {"name": "other"},
+        {"queues": 2},
         {"listen_port": 65536},
         {"peers": (gateway_config().peers[0], gateway_config().peers[0])},
     ],
@@ -509,3 +510,14 @@ async def test_apply_reports_what_only_the_interface_sees() -> None:
         diff = await pair.client.apply(moved)
         assert (diff.changed, diff.node) == ((), ("addresses", "routes"))
         assert not await pair.client.apply(moved)
+
+
+@in_virtual_time
+async def test_threads_change_at_any_time() -> None:
+    async with open_pair() as pair:
+        for threads in (64, 2, 1):
+            wanted = dataclasses.replace(client_config(), threads=threads)
+            diff = await pair.client.apply(wanted)
+            assert (diff.changed, diff.node) == ((), ("threads",))
+            assert not await pair.client.apply(wanted)
+            await pair.exchange()

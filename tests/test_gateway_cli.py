@@ -260,6 +260,10 @@ def test_a_hangup_applies_what_the_file_says_now_at_once(
             UP.replace("[interface]\n", '[interface]\nname = "gw1"\n'),
             "the name cannot change from gw0 to gw1 while the interface is up",
         ),
+        (
+            UP + "queues = 2\n",
+            "queues are made when the interface starts, and cannot change from 1 to 2; stop the interface and",
+        ),
         ("?" + UP, "gw0.toml:1:1: this is not TOML"),
         (UP.replace("own.key", "other.key"), "other.key: cannot read it: no such file or directory"),
         # Its address is taken back, because the route cannot be had: the loopback device has it.
@@ -269,7 +273,7 @@ def test_a_hangup_applies_what_the_file_says_now_at_once(
             "gw0: cannot add the route to 10.3.0.0/24",
         ),
     ],
-    ids=["value", "name", "syntax", "key", "route"],
+    ids=["value", "name", "queues", "syntax", "key", "route"],
 )
 def test_a_bad_file_is_said_to_be_and_changes_nothing(
     namespace: Namespace, gateway: Background, tmp_path: Path, text: str, said: str

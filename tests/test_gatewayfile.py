@@ -37,6 +37,14 @@ def test_every_key_of_a_file_arrives_as_a_script_would_build_it() -> None:
     assert parse_gateway(FULL) == GATEWAY
 
 
+def test_queues_arrive_which_need_a_worker() -> None:
+    """The file with every key has no worker, and so cannot have more than one queue."""
+    assert parse_gateway(MINIMAL + "queues = 16\n").to_interface_config().queues == 16
+    with pytest.raises(ConfigFileError) as caught:
+        parse_gateway(MINIMAL + "mtu = 1\nqueues = 2\nworker = false\n")
+    assert [problem.line for problem in caught.value.problems] == [3, 4], "with another problem as well"
+
+
 def test_inline_tables_and_dotted_keys_mean_the_same() -> None:
     inline = (
         f'interface = {{ private_key = "{OWN.to_base64()}", timers.rekey_timeout = 2 }}\n'
@@ -109,6 +117,17 @@ BAD = [
         "encryption: 'aes' is no encryption",
         "use one of auto, ring, ipsec-mb",
     ),
+    (MINIMAL + "threads = 0\n", 3, 11, "threads: 0 is out of range", "use 1 to 64"),
+    (MINIMAL + "threads = 65\n", 3, 11, "threads: 65 is out of range", "use 1 to 64"),
+    (MINIMAL + 'threads = "two"\n', 3, 11, "threads must be a whole number, not text", "1 to 64, without"),
+    (MINIMAL + "threads = true\n", 3, 11, "threads must be a whole number, not true or false", "1 to 64"),
+    (MINIMAL + "threads = 1.5\n", 3, 11, "threads must be a whole number, not a number", "1 to 64"),
+    (MINIMAL + "queues = 0\n", 3, 10, "queues: 0 is out of range", "use 1 to 16"),
+    (MINIMAL + "queues = 17\n", 3, 10, "queues: 17 is out of range", "use 1 to 16"),
+    (MINIMAL + 'queues = "two"\n', 3, 10, "queues must be a whole number, not text", "1 to 16, without"),
+    (MINIMAL + "queues = true\n", 3, 10, "queues must be a whole number, not true or false", "1 to 16"),
+    (MINIMAL + "queues = 1.5\n", 3, 10, "queues must be a whole number, not a number", "1 to 16"),
+    (MINIMAL + "worker = false\nqueues = 2\n", 4, 10, "queues: 2 need worker = true", "have one queue"),
     (MINIMAL + "protect_addresses = 1\n", 3, 21, "protect_addresses must be true or false", "true"),
     (MINIMAL + 'dns = "10.0.0.1"\n', 3, 7, "dns must be an array, not text", '["'),
     (
@@ -225,9 +244,9 @@ def test_every_error_is_said_in_the_order_of_the_lines() -> None:
         "wg0.toml:5:15: listen_port: 131071 is out of range",
         "wg0.toml:7:1: mut is not a key of [interface]",
         "wg0.toml:12:14: masquerade must be an array, not a whole number",
-        "wg0.toml:20:17: rekey_timeout must be a number of seconds, not text",
-        "wg0.toml:29:16: allowed_ips: '10.7.0.2/33' is not an IP address with a prefix length",
-        "wg0.toml:31:24: persistent_keepalive: -5 is out of range",
+        "wg0.toml:21:17: rekey_timeout must be a number of seconds, not text",
+        "wg0.toml:30:16: allowed_ips: '10.7.0.2/33' is not an IP address with a prefix length",
+        "wg0.toml:32:24: persistent_keepalive: -5 is out of range",
     ]
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from connlib._errors import ConfigError
 from connlib._native import PrivateKey
 from connlib._types import Limits, PeerConfig, Role, Timers
-from connlib.config import ENCRYPTIONS, OFFLOADS, InterfaceConfig
+from connlib.config import ENCRYPTIONS, MOST_QUEUES, MOST_THREADS, OFFLOADS, InterfaceConfig
 from connlib.wgquick import format_config, parse_config
 from helpers_config import ALICE, BOB, FULL, OWN, SHARED
 
@@ -54,6 +55,7 @@ def configs(draw: st.DrawFn) -> InterfaceConfig:
         )
         for number in range(count)
     )
+    worker = draw(st.booleans())
     return InterfaceConfig(
         private_key=OWN,
         listen_port=draw(st.integers(0, 65535)),
@@ -68,7 +70,9 @@ def configs(draw: st.DrawFn) -> InterfaceConfig:
         masquerade=tuple(draw(st.lists(PREFIX.map(lambda item: ip_network(item, strict=False)), max_size=3))),
         protect_addresses=draw(st.booleans()),
         encryption=draw(st.sampled_from(ENCRYPTIONS)),
-        worker=draw(st.booleans()),
+        threads=draw(st.integers(1, MOST_THREADS)),
+        worker=worker,
+        queues=draw(st.integers(1, MOST_QUEUES if worker else 1)),
         offload=draw(st.booleans() | st.lists(st.sampled_from(OFFLOADS)).map(tuple)),
         dns=tuple(
             draw(st.lists(st.ip_addresses().map(str) | st.sampled_from(["a.example", "b"]), max_size=3))
@@ -131,6 +135,11 @@ def test_what_the_format_cannot_say_is_not_written(peer: PeerConfig, message: st
         ({"fwmark": 2**32}, "fwmark 4294967296 is out of range; use 0 to 0xffffffff"),
         ({"fwmark": -1}, "fwmark -1 is out of range; use 0 to 0xffffffff"),
         ({"mtu": 100}, "MTU 100 is out of range"),
+        ({"threads": 0}, "0 threads are out of range; use 1 to 64"),
+        ({"threads": 65}, "65 threads are out of range; use 1 to 64"),
+        ({"queues": 0}, "0 queues are out of range; use 1 to 16"),
+        ({"queues": 17}, "17 queues are out of range; use 1 to 16"),
+        ({"queues": 2, "worker": False}, "queues: 2 need worker = true; have one queue, or worker = true"),
         (
             {"mtu": 1279, "addresses": (ip_interface("fd00::1/64"),)},
             "MTU 1279 is too small for an IPv6 address; use 1280 or more",
@@ -178,6 +187,15 @@ def test_what_the_format_cannot_say_is_not_written(peer: PeerConfig, message: st
 def test_an_interface_that_cannot_be_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(InterfaceConfig(private_key=OWN), **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("field", ["threads", "queues"])
+@pytest.mark.parametrize(
+    ("value", "kind"), [("two", "str"), (True, "bool"), (1.5, "float"), (None, "NoneType")]
+)
+def test_a_count_that_is_no_int_is_refused(field: str, value: Any, kind: str) -> None:
+    with pytest.raises(TypeError, match=f"^{field} must be an int, not {kind}$"):
+        InterfaceConfig(private_key=OWN, **{field: value})
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def node_config(config: InterfaceConfig) -> NodeConfig:
         timers=config.timers,
         limits=config.limits,
         encryption=config.encryption,
+        threads=config.threads,
     )
 
 
@@ -77,6 +78,7 @@ _DEVICE_FIELDS = (
     "dns",
     "offload",
     "encryption",
+    "threads",
     "worker",
 )
 

@@ -399,6 +399,8 @@ class NodeConfig:
     """Handshake messages per second, all peers together, above which cookies are demanded (paper section 5.3)."""
     encryption: str = "auto"
     """What seals and opens packets that come in batches: one of `connlib.config.ENCRYPTIONS`."""
+    threads: int = 1
+    """How many threads share the sealing and opening of one batch, 1 to 64, where it is large enough to pay."""
 
 
 class PeerChange(NamedTuple):

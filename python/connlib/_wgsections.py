@@ -12,7 +12,7 @@ from ._errors import ConfigError
 from ._native import PresharedKey, PrivateKey, PublicKey
 from ._types import Limits, Role, Timers
 from ._wgvalues import BadValue
-from .config import MAX_MTU, MIN_MTU, address_identity, check_interface_name
+from .config import MAX_MTU, MIN_MTU, MOST_QUEUES, MOST_THREADS, address_identity, check_interface_name
 
 INTERFACE_KEYS = {
     key.lower(): key
@@ -36,7 +36,9 @@ INTERFACE_EXTENSIONS = {
         "protect-addresses",
         "offload",
         "encryption",
+        "threads",
         "worker",
+        "queues",
         *TIMERS,
         *LIMITS,
     )
@@ -65,7 +67,9 @@ class InterfaceSection:
     protect_addresses: bool = True
     offload: bool | tuple[str, ...] = True
     encryption: str = "auto"
+    threads: int = 1
     worker: bool = True
+    queues: int = 1
     dns: list[str] = dataclasses.field(default_factory=list)
 
     keys = INTERFACE_KEYS
@@ -120,8 +124,12 @@ class InterfaceSection:
             self.offload = _offload(value)
         elif key == "encryption":
             self.encryption = values.encryption(key, value)
+        elif key == "threads":
+            self.threads = values.whole(key, value, 1, MOST_THREADS)
         elif key == "worker":
             self.worker = values.flag(key, value)
+        elif key == "queues":
+            self.queues = values.whole(key, value, 1, MOST_QUEUES)
         elif key in TIMERS:
             self.timers[TIMERS[key]] = values.seconds(key, value)
         else:

@@ -59,6 +59,10 @@ ENCRYPTIONS = ("auto", "ring", "ipsec-mb")
 `auto`: that one if it is there and the processor has AVX-512, which it is made for; else ring.
 """
 
+MOST_THREADS = 64
+# Linux has up to 256, but each takes a thread and sockets of its own here.
+MOST_QUEUES = 16
+
 # Linux: at most 15 bytes. Slashes, "." and ".." would leave the directory of a control socket, "%" is the kernel's
 # own pattern, ":" is the syntax of alias addresses: none of them reach the kernel or the file system from here.
 INTERFACE_NAME = "[A-Za-z0-9_=+.-]{1,15}"
@@ -117,6 +121,14 @@ def check_encryption(name: str) -> str:
     return name
 
 
+def check_count(what: str, number: int, most: int) -> None:
+    """Raise `ConfigError` unless `number` is 1 to `most`; `TypeError` for what is no int, as True is none here."""
+    if type(number) is not int:
+        raise TypeError(f"{what} must be an int, not {type(number).__name__}")
+    if not 1 <= number <= most:
+        raise ConfigError(f"{number} {what} are out of range", hint=f"use 1 to {most}")
+
+
 def offload_names(offload: bool | tuple[str, ...]) -> tuple[str, ...]:
     """The names that `InterfaceConfig.offload` stands for."""
     if isinstance(offload, bool):
@@ -153,9 +165,9 @@ class InterfaceConfig:
 
     Raises `ConfigError` (without file and line) if a number is out of range, a name cannot name a device, an
     address is there twice or does not go with the MTU, `dns` has what is neither an address nor a domain, `offload`
-    what is no offload, `encryption` is unknown, two peers have the same public key, a peer has the interface's own
-    public key, or two peers claim the same prefix. A prefix within another peer's prefix is fine: the longest match
-    owns the packet.
+    what is no offload, `encryption` is unknown, there are `queues` but no `worker`, two peers have the same public
+    key, a peer has the interface's own public key, or two peers claim the same prefix. A prefix within another peer's
+    prefix is fine: the longest match owns the packet.
     """
 
     private_key: PrivateKey
@@ -185,9 +197,14 @@ class InterfaceConfig:
     """What the TUN device does many packets at once: those of `OFFLOADS`, or all that the kernel can, or nothing."""
     encryption: str = "auto"
     """What seals and opens packets that come in batches: one of `ENCRYPTIONS`."""
+    threads: int = 1
+    """How many threads share the sealing and opening of one batch, 1 to 64, where it is large enough to pay."""
     worker: bool = True
     """Whether a thread of its own moves the packets, which then wait neither for the event loop nor for what else that
     does. Where that cannot be (ends in memory, a clock of the caller's, other systems than Linux) it moves them."""
+    queues: int = 1
+    """How many queues the device has, 1 to 16, each with a thread and UDP sockets of its own on the same port. They are
+    made when the interface starts. More than one need `worker`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.listen_port <= 65535:
@@ -204,6 +221,10 @@ class InterfaceConfig:
             # One way to say each: none of them is False.
             object.__setattr__(self, "offload", tuple(filter(wanted.__contains__, OFFLOADS)) or False)
         check_encryption(self.encryption)
+        check_count("threads", self.threads, MOST_THREADS)
+        check_count("queues", self.queues, MOST_QUEUES)
+        if problem := queues_without_worker(self.queues, self.worker):
+            raise ConfigError(problem, hint=QUEUES_HINT)
         for peer in self.peers:
             _check_peer(peer)
         if self.role is not Role.EITHER:
@@ -278,6 +299,14 @@ def mtu_is_too_small(
     if any(prefix.version == 6 and prefix.prefixlen > 0 for prefix in routed):
         return "a route to an IPv6 prefix of a peer"
     return None
+
+
+QUEUES_HINT = "have one queue, or worker = true"
+
+
+def queues_without_worker(queues: int, worker: bool) -> str | None:
+    """What is wrong with more queues than one without threads that move their packets, or None."""
+    return f"queues: {queues} need worker = true" if queues > 1 and not worker else None
 
 
 def address_identity(address: IPv4Interface | IPv6Interface) -> IPv4Interface | IPv6Address:

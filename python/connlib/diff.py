@@ -62,8 +62,10 @@ def compute_diff(old: InterfaceConfig, new: InterfaceConfig) -> ConfigDiff:
 
     Raises `ConfigError` or `ValueError` as that does.
     """
-    # What is compared may be for another machine, which has another encryption.
-    before, after = (dataclasses.replace(node_config(config), encryption="ring") for config in (old, new))
+    # What is compared may be for another machine, which has another encryption and more processors.
+    before, after = (
+        dataclasses.replace(node_config(config), encryption="ring", threads=1) for config in (old, new)
+    )
     node = Node(before, now=0.0, unix_time=0.0)
     return with_what_the_node_does_not_see(node.apply(after, 0.0), old, new)
 
@@ -73,6 +75,8 @@ def describe_diff(diff: ConfigDiff, old: InterfaceConfig, new: InterfaceConfig) 
     # None leaves it as it is.
     if new.name is not None and new.name != old.name:
         yield Change("!", f"name: {old.name or 'any'} -> {new.name}, which takes a restart")
+    if new.queues != old.queues:
+        yield Change("!", f"queues: {old.queues} -> {new.queues}, which takes a restart")
     for field in diff.node:
         yield Change("~", _INTERFACE.get(field, _plain(field))(old, new))
     peers = {peer.public_key: peer for peer in (*new.peers, *old.peers)}

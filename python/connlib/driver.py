@@ -346,7 +346,7 @@ class Interface:
 
         What is around a device that was made here changes along. Another `listen_port` moves the interface to new
         sockets, or is refused if the caller brought them; 0 leaves a port that the system chose, and has it choose in
-        place of another one. `name` cannot change while the interface is up; None leaves it as it is.
+        place of another one. `name` and `queues` cannot change while the interface is up; None leaves the name.
 
         anew: peers that are removed and added although they stay: no session, counter or address of theirs is kept.
         relocate: peers whose `endpoint`, if it is an address, is where they are now, wherever they roamed to.
@@ -356,7 +356,7 @@ class Interface:
         """
         async with self._applying:
             self._check_open()
-            self._check_name(config)
+            self._check_fixed(config)
             new = node_config(config)
             # A rehearsal: what is wrong with it is known before anything is touched.
             tunnels = await make_ahead(what_is_new(node_config(self._config), new, anew), self._clock)
@@ -452,11 +452,17 @@ class Interface:
         await self._surroundings.change(self.name, config)
         return known
 
-    def _check_name(self, config: InterfaceConfig) -> None:
+    def _check_fixed(self, config: InterfaceConfig) -> None:
         new, old = config.name or self.name, self._config.name or self.name
         if new != old:
             raise ConfigError(
                 f"the name cannot change from {old} to {new} while the interface is up",
+                hint="stop the interface and start it again",
+            )
+        if config.queues != self._config.queues:
+            raise ConfigError(
+                f"queues are made when the interface starts, and cannot change from {self._config.queues} to "
+                f"{config.queues}",
                 hint="stop the interface and start it again",
             )
 

@@ -36,7 +36,10 @@ from .config import (
     MAX_MTU,
     MIN_MTU,
     MOST_OF_DOMAIN,
+    MOST_QUEUES,
+    MOST_THREADS,
     OFFLOADS,
+    QUEUES_HINT,
     RESERVED_NAMES,
     Address,
     InterfaceConfig,
@@ -45,6 +48,7 @@ from .config import (
     check_interface_name,
     check_mtu,
     mtu_is_too_small,
+    queues_without_worker,
 )
 
 Secret = TypeVar("Secret", PrivateKey, PresharedKey)
@@ -238,9 +242,26 @@ class GatewayInterface(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             extra_json_schema={"enum": list(ENCRYPTIONS)},
         ),
     ] = "auto"
+    threads: Annotated[
+        int,
+        Meta(
+            description="How many threads share the sealing and opening of packets that come together.",
+            ge=1,
+            le=MOST_THREADS,
+        ),
+    ] = 1
     worker: Annotated[
         bool, Meta(description="Whether a thread of its own moves the packets, beside the event loop.")
     ] = True
+    queues: Annotated[
+        int,
+        Meta(
+            description="How many queues the device has, each with a thread and UDP sockets of its own; fixed when "
+            "the interface starts.",
+            ge=1,
+            le=MOST_QUEUES,
+        ),
+    ] = 1
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -249,6 +270,8 @@ class GatewayInterface(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             for entry in self.dns:
                 values.dns_entry("dns", entry)
             values.encryption("encryption", self.encryption)
+            values.whole("threads", str(self.threads), 1, MOST_THREADS)
+            values.whole("queues", str(self.queues), 1, MOST_QUEUES)
             values.whole("listen_port", str(self.listen_port), 0, 65535)
             values.whole("fwmark", str(self.fwmark), 0, MAX_FWMARK)
             if self.endpoint is not None:
@@ -270,7 +293,7 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """A WireGuard gateway: its interface and its peers.
 
     Raises `ConfigError` if two parts contradict each other: a name, a public key or a prefix that is there twice, a
-    peer with the gateway's own key, an address that the MTU is too small for.
+    peer with the gateway's own key, an address that the MTU is too small for, queues without a worker.
     """
 
     interface: Annotated[GatewayInterface, Meta(description="The gateway's own end.")]
@@ -330,7 +353,9 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             dns=interface.dns,
             offload=interface.offload,
             encryption=interface.encryption,
+            threads=interface.threads,
             worker=interface.worker,
+            queues=interface.queues,
         )
 
 
@@ -422,6 +447,8 @@ def _link_contradictions(
             "masquerade: no address has a network with others in it",
             'name the sources instead: ["10.0.0.0/24"]',
         )
+    if queues := queues_without_worker(interface.queues, interface.worker):
+        yield Contradiction(("interface", "queues"), queues, QUEUES_HINT)
     routed = [prefix for _, peer in peers for prefix in peer.allowed_ips if interface.routes]
     if too_small_for := mtu_is_too_small(interface.mtu, interface.addresses, routed):
         problem = f"mtu: {interface.mtu} is too small for {too_small_for}"

@@ -45,7 +45,16 @@ from ._policy import Action
 from ._tomlplaces import Path, Place, Places, dotted_keys
 from ._types import Limits, Role, Timers
 from ._wgvalues import BadValue
-from .config import MAX_FWMARK, MAX_MTU, MIN_MTU, InterfaceConfig, check_interface_name, shown
+from .config import (
+    MAX_FWMARK,
+    MAX_MTU,
+    MIN_MTU,
+    MOST_QUEUES,
+    MOST_THREADS,
+    InterfaceConfig,
+    check_interface_name,
+    shown,
+)
 from .gateway import (
     Gateway,
     GatewayInterface,
@@ -324,7 +333,10 @@ def _interface(reader: _Reader, path: Path, value: object) -> GatewayInterface |
     def check(given: dict[str, Any]) -> None:
         check_private_key("private_key" in given, "private_key_file" in given)
 
-    compared = ("private_key", "private_key_file", "addresses", "mtu", "routes", "role", "masquerade")
+    compared = (
+        *("private_key", "private_key_file", "addresses", "mtu", "routes", "role", "masquerade"),
+        *("worker", "queues"),
+    )
     return reader.build(path, value, _INTERFACE, GatewayInterface, check, compared=compared)
 
 
@@ -521,7 +533,9 @@ _INTERFACE: dict[str, Read] = {
     "dns": _each(_text(values.dns_entry)),
     "offload": _either(bool, _boolean, _each(_text(values.offload))),
     "encryption": _text(values.encryption),
+    "threads": _whole(1, MOST_THREADS),
     "worker": _boolean,
+    "queues": _whole(1, MOST_QUEUES),
 }
 _RULE: dict[str, Read] = {
     "allow": _allow,

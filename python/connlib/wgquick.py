@@ -37,7 +37,9 @@ Settings that wg-quick has no word for are comments to it, `# connlib: key = val
     protect-addresses    true or false: whether Address answers only what comes through the tunnel; default true
     offload              true, false or names of `connlib.config.OFFLOADS`: what the device does many packets at once
     encryption           one of `connlib.config.ENCRYPTIONS`: what seals and opens packets
+    threads              1 to 64: how many threads share the sealing and opening of packets; default 1
     worker               true or false: whether a thread of its own moves packets; default true
+    queues               1 to 16: how many queues the device has; more than one need worker = true; default 1
     [Peer]
     role                 initiator or responder (either only if the interface does not say otherwise)
     name                 what logs call the peer
@@ -75,9 +77,11 @@ from ._wgsections import (
 from ._wgvalues import BadValue
 from .config import (
     IPV6_MTU_HINT,
+    QUEUES_HINT,
     InterfaceConfig,
     describe_offload,
     mtu_is_too_small,
+    queues_without_worker,
     shown,
     without_policies,
 )
@@ -131,7 +135,9 @@ def format_config(config: InterfaceConfig) -> str:
     lines += _extension("protect-addresses", None if config.protect_addresses else "false")
     lines += _extension("offload", None if config.offload is True else describe_offload(config.offload))
     lines += _extension("encryption", None if config.encryption == "auto" else config.encryption)
+    lines += _extension("threads", None if config.threads == 1 else config.threads)
     lines += _extension("worker", None if config.worker else "false")
+    lines += _extension("queues", None if config.queues == 1 else config.queues)
     lines.append(f"PrivateKey = {config.private_key.to_base64()}")
     if config.listen_port:
         lines.append(f"ListenPort = {config.listen_port}")
@@ -324,6 +330,8 @@ class _Parser:
         if too_small_for := mtu_is_too_small(interface.mtu, interface.addresses, routed):
             problem = f"MTU: {interface.mtu} is too small for {too_small_for}"
             self._note(interface.seen["mtu"], BadValue(problem, IPV6_MTU_HINT))
+        if queues := queues_without_worker(interface.queues, interface.worker):
+            self._note(interface.seen["# queues"], BadValue(queues, QUEUES_HINT))
         try:
             if all(TIMERS[key[2:]] in interface.timers for key in interface.seen if key[2:] in TIMERS):
                 Timers(**interface.timers)
@@ -388,7 +396,9 @@ class _Parser:
                 dns=tuple(interface.dns),
                 offload=interface.offload,
                 encryption=interface.encryption,
+                threads=interface.threads,
                 worker=interface.worker,
+                queues=interface.queues,
             )
         except ConfigError as error:
             hint = error.hint

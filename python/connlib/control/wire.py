@@ -53,7 +53,9 @@ def as_gateway(config: InterfaceConfig) -> Gateway:
             dns=config.dns,
             offload=config.offload,
             encryption=config.encryption,
+            threads=config.threads,
             worker=config.worker,
+            queues=config.queues,
         ),
         peers=tuple(_peer(peer) for peer in config.peers),
     )
