@@ -57,7 +57,9 @@ fn parts_become_smaller_towards_the_end_but_not_too_small() {
         .iter()
         .map(|part| part.messages.iter().map(cost).sum())
         .collect();
-    assert_eq!(costs[0], 64 * (1436 + EACH), "half of a half");
+    // A quarter of what is left each time, which is half of one's half.
+    let large = [64, 48, 36, 27].map(|count| count * (1436 + EACH));
+    assert_eq!(costs[..4], large);
     assert!(costs.is_sorted_by(|one, next| one >= next), "{costs:?}");
     let (last, others) = costs.split_last().unwrap();
     assert!(others.iter().all(|cost| *cost >= SMALLEST), "{costs:?}");
