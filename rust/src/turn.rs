@@ -12,8 +12,8 @@ use crate::tun_io;
 use crate::udp_io::{self, FAMILIES};
 
 /// Packets or datagrams that one round moves each way: few enough that they are still in the processor's caches when they
-/// are written.
-pub const ROUND: usize = 64;
+/// are written. Several threads, which have caches of their own, get as many as they seal or open together.
+const ROUND: usize = 64;
 
 /// The device's place in the poller: after those of the sockets.
 pub const DEVICE: usize = FAMILIES.len();
@@ -129,6 +129,8 @@ fn move_both_ways(
     budget: usize,
     ready: &[bool; MAX_WATCHED],
 ) -> Result<usize, CallError> {
+    let round = node.call_inside(|node| node.encryption().engine.most())?;
+    let round = round.max(ROUND);
     // What waited for a descriptor to be writable goes first.
     let mut moved = tun.write(node)? + udp.send(node)?;
     // A socket that has nothing, or nothing any more, is not asked again.
@@ -143,7 +145,7 @@ fn move_both_ways(
         let mut count = 0;
         for (family, is_quiet) in FAMILIES.into_iter().zip(&mut is_quiet) {
             if !*is_quiet {
-                let received = udp.receive(node, now, ROUND, family)?;
+                let received = udp.receive(node, now, round, family)?;
                 *is_quiet = received == 0;
                 count += received;
             }
@@ -154,7 +156,7 @@ fn move_both_ways(
         }
         // What was written may have been answered already.
         if (has_packets || count > 0) && (may_be_gone || !udp.is_full()?) {
-            let read = tun.read(node, now, ROUND)?;
+            let read = tun.read(node, now, round)?;
             has_packets = read > 0;
             if read > 0 {
                 udp.send(node)?;
@@ -164,7 +166,7 @@ fn move_both_ways(
             }
         }
         moved += count;
-        if count < ROUND || moved >= budget {
+        if count < round || moved >= budget {
             return Ok(moved);
         }
     }
