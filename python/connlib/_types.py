@@ -399,6 +399,8 @@ class NodeConfig:
     """Handshake messages per second, all peers together, above which cookies are demanded (paper section 5.3)."""
     encryption: str = "auto"
     """What seals and opens packets that come in batches: one of `connlib.config.ENCRYPTIONS`."""
+    threads: int = 1
+    """How many threads share that, 1 to 64, the one that calls included."""
 
 
 class PeerChange(NamedTuple):
