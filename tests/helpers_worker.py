@@ -7,19 +7,19 @@ import time
 from pathlib import Path
 
 
-def threads() -> list[Path]:
-    """The threads of this process that move packets."""
+def threads(name: str = "connlib") -> list[Path]:
+    """The threads of this process that move packets; "connlib-team": those that share its encryption."""
     found = []
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(OSError):  # it has ended meanwhile
-            if (task / "comm").read_text().strip() == "connlib":
+            if (task / "comm").read_text().strip().rstrip("-0123456789") == name:
                 found.append(task)
     return found
 
 
-def expect_threads(count: int) -> list[Path]:
+def expect_threads(count: int, name: str = "connlib") -> list[Path]:
     """One gives itself its name when it begins, and one that was joined may be listed for another moment."""
     end = time.monotonic() + 10
-    while len(found := threads()) != count:
+    while len(found := threads(name)) != count:
         assert time.monotonic() < end, found
     return found

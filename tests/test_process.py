@@ -238,9 +238,13 @@ def test_no_key_of_a_session_is_left_when_it_has_expired() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/PID/mem")
-@pytest.mark.parametrize("encryption", ["ring", "ipsec-mb"])
-def test_no_key_of_a_session_is_left_with_the_backend_that_seals_and_opens_batches(encryption: str) -> None:
-    """Neither in its memory nor on its stack, which the library wipes by itself (SAFE_DATA)."""
+@pytest.mark.parametrize(
+    ("encryption", "threads"), [("ring", 1), ("ipsec-mb", 1), ("ring", 3), ("ipsec-mb", 3)]
+)
+def test_no_key_of_a_session_is_left_with_the_backend_that_seals_and_opens_batches(
+    encryption: str, threads: int
+) -> None:
+    """Neither in its memory nor on its stacks, which the library wipes by itself (SAFE_DATA)."""
     need(encryption)
     script = f"""
         import sys
@@ -255,7 +259,7 @@ def test_no_key_of_a_session_is_left_with_the_backend_that_seals_and_opens_batch
         def node(own, other, inner, at):
             network = ip_network(inner)
             peer = PeerConfig(public_key=other.public_key(), allowed_ips=(network,), endpoint=(at, 51820))
-            config = NodeConfig(private_key=own, peers=(peer,), encryption="{encryption}")
+            config = NodeConfig(private_key=own, peers=(peer,), encryption="{encryption}", threads={threads})
             return Node(config, now=START, unix_time=UNIX_TIME)
 
         alice = node(ALICE, BOB, "10.0.0.2/32", "192.0.2.2")
@@ -272,11 +276,13 @@ def test_no_key_of_a_session_is_left_with_the_backend_that_seals_and_opens_batch
             carry(alice, bob, "192.0.2.1")
             carry(bob, alice, "192.0.2.2")
         bob.drain()
-        back = ipv4(source="10.0.0.2", destination="10.0.0.1")
+        # So much that several threads share it.
+        there = ipv4(bytes(1000))
+        back = ipv4(bytes(1000), source="10.0.0.2", destination="10.0.0.1")
         for sender, receiver, source, packet in (
-            (alice, bob, "192.0.2.1", ipv4()), (bob, alice, "192.0.2.2", back),
+            (alice, bob, "192.0.2.1", there), (bob, alice, "192.0.2.2", back),
         ):
-            sender.handle_packets(packet * 100, [20] * 100, START)
+            sender.handle_packets(packet * 100, [len(packet)] * 100, START)
             print(carry(sender, receiver, source)[-1].hex())
             assert receiver.drain().packets == [packet] * 100
         say("made")
@@ -284,7 +290,7 @@ def test_no_key_of_a_session_is_left_with_the_backend_that_seals_and_opens_batch
             each.handle_timeout(START + 180)
         say("expired")
         """
-    starts = [ipv4(), ipv4(source="10.0.0.2", destination="10.0.0.1")]
+    starts = [ipv4(bytes(1000)), ipv4(bytes(1000), source="10.0.0.2", destination="10.0.0.1")]
     require_no_key_left(script, starts, "expired")
 
 

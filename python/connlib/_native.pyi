@@ -717,9 +717,10 @@ class Encryption:
     """A backend that seals and opens messages in batches, to be measured.
 
     name: one of `connlib.config.ENCRYPTIONS`. Raises `ConfigError` for another one, and for one that cannot be had.
+    threads: how many share a batch, 1 to 64, the one that calls included.
     """
 
-    def __new__(cls, name: str = "auto") -> Self: ...
+    def __new__(cls, name: str = "auto", threads: int = 1) -> Self: ...
     @property
     def name(self) -> str:
         """ "ring" or "ipsec-mb"."""
@@ -728,7 +729,11 @@ class Encryption:
     def why(self) -> str:
         """Why it is this one, for people to read."""
 
+    @property
+    def threads(self) -> int:
+        """How many threads share a batch: as many as were asked for, or one if the system had no more."""
+
     def measure(self, size: int, seconds: float) -> tuple[float, float]:
-        """Nanoseconds that sealing and opening a message of `size` bytes takes: medians of batches of 64 messages, as
-        many as fit into `seconds`, one at least. Other threads run meanwhile. Raises `ValueError` for a
-        size beyond 0 to 65,535 bytes, and for more than a minute."""
+        """Nanoseconds that sealing and opening a message of `size` bytes takes: medians of batches of 64 messages, of
+        256 with several threads, as many as fit into `seconds`, one at least. Other threads run meanwhile. Raises
+        `ValueError` for a size beyond 0 to 65,535 bytes, and for more than a minute."""

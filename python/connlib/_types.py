@@ -400,7 +400,7 @@ class NodeConfig:
     encryption: str = "auto"
     """What seals and opens packets that come in batches: one of `connlib.config.ENCRYPTIONS`."""
     threads: int = 1
-    """How many threads share the sealing and opening of one batch, 1 to 64, where it is large enough to pay."""
+    """How many threads share that, 1 to 64, the one that calls included, where a batch is large enough to pay."""
 
 
 class PeerChange(NamedTuple):

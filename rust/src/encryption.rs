@@ -1,15 +1,18 @@
-//! `Encryption`: a backend that is measured, and the one that a configuration wants.
+//! `Encryption`: a backend that is measured, and what a configuration wants.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use connlib_core::aead::{Batch, Choice, Chosen, Key, MOST, TAG_LEN, choose};
+use connlib_core::aead::{
+    Batch, Choice, Chosen, Key, MOST_THREADS, Refusal, TAG_LEN, choose, choose_for,
+};
 use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::arguments;
 use crate::errors::{self, value_error};
 use crate::guard::Guarded;
+use crate::rights;
 
 /// The longest message that UDP could carry, and more.
 const LONGEST: u64 = 65_535;
@@ -18,19 +21,46 @@ const LONGEST_MEASURE: f64 = 60.0;
 /// Before a message, where a datagram has its header.
 const HEADER: usize = 16;
 
-/// The backend that is wanted, at work. Raises `ConfigError` if it cannot be had.
-pub fn chosen(choice: Choice, py: Python<'_>) -> PyResult<Chosen> {
-    choose(choice).map_err(|refusal| {
-        let problem = format!("the encryption {} cannot be used: {refusal}", choice.name());
-        errors::config(py, &problem, Some(refusal.hint()))
-    })
+/// What is to seal and open packets.
+#[derive(Clone, Copy)]
+pub struct Wanted {
+    pub choice: Choice,
+    pub threads: usize,
 }
 
-/// Raises `ConfigError` if it cannot be had.
-pub fn check(choice: Choice, py: Python<'_>) -> PyResult<()> {
-    match choice {
-        Choice::Auto | Choice::Ring => Ok(()),
-        Choice::IpsecMb => chosen(choice, py).map(drop),
+impl Wanted {
+    /// The backend at work. Raises `ConfigError` if it cannot be had.
+    pub fn chosen(self, py: Python<'_>) -> PyResult<Chosen> {
+        // They keep their rights: they only compute, and when the process becomes another user, all of its threads have to.
+        let chosen = rights::without_signals(|| Ok(choose_for(self.choice, self.threads)))?;
+        chosen.map_err(|refusal| refused(self.choice, &refusal, py))
+    }
+
+    /// Raises `ConfigError` if the backend cannot be had.
+    pub fn check(self, py: Python<'_>) -> PyResult<()> {
+        match self.choice {
+            Choice::Auto | Choice::Ring => Ok(()),
+            Choice::IpsecMb => choose(self.choice)
+                .map(drop)
+                .map_err(|refusal| refused(self.choice, &refusal, py)),
+        }
+    }
+}
+
+fn refused(choice: Choice, refusal: &Refusal, py: Python<'_>) -> PyErr {
+    let problem = format!("the encryption {} cannot be used: {refusal}", choice.name());
+    errors::config(py, &problem, Some(refusal.hint()))
+}
+
+/// `threads`.
+struct Threads(usize);
+
+impl<'py> FromPyObject<'_, 'py> for Threads {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let threads = arguments::integer(&object, "threads", 1..=MOST_THREADS as u64)?;
+        Ok(Threads(threads as usize))
     }
 }
 
@@ -43,13 +73,19 @@ fn named(name: &str, py: Python<'_>) -> PyResult<Choice> {
 }
 
 /// What a `connlib.NodeConfig` wants.
-pub fn wanted(config: &Bound<'_, PyAny>) -> PyResult<Choice> {
+pub fn wanted(config: &Bound<'_, PyAny>) -> PyResult<Wanted> {
     let py = config.py();
     let value = config.getattr(intern!(py, "encryption"))?;
     let name: &str = value
         .extract()
         .map_err(|_| errors::type_error("encryption must be a str"))?;
-    named(name, py)
+    Ok(Wanted {
+        choice: named(name, py)?,
+        threads: config
+            .getattr(intern!(py, "threads"))?
+            .extract::<Threads>()?
+            .0,
+    })
 }
 
 #[pyclass(module = "connlib._native", frozen)]
@@ -60,10 +96,14 @@ pub struct Encryption {
 #[pymethods]
 impl Encryption {
     #[new]
-    #[pyo3(signature = (name="auto"))]
-    fn new(py: Python<'_>, name: &str) -> PyResult<Self> {
+    #[pyo3(signature = (name="auto", threads=Threads(1)), text_signature = "(name='auto', threads=1)")]
+    fn new(py: Python<'_>, name: &str, threads: Threads) -> PyResult<Self> {
+        let wanted = Wanted {
+            choice: named(name, py)?,
+            threads: threads.0,
+        };
         Ok(Encryption {
-            chosen: Guarded::new(chosen(named(name, py)?, py)?),
+            chosen: Guarded::new(wanted.chosen(py)?),
         })
     }
 
@@ -75,6 +115,11 @@ impl Encryption {
     #[getter]
     fn why(&self, py: Python<'_>) -> PyResult<String> {
         self.chosen.call(py, |chosen| chosen.why().to_string())
+    }
+
+    #[getter]
+    fn threads(&self, py: Python<'_>) -> PyResult<usize> {
+        self.chosen.call(py, |chosen| chosen.threads())
     }
 
     fn measure(
@@ -100,14 +145,15 @@ impl Encryption {
 fn measure(chosen: &mut Chosen, size: usize, time: Duration) -> Option<(f64, f64)> {
     let key = Arc::new(Key::new(&[7; 32]).ok()?);
     let place = HEADER + size + TAG_LEN;
-    let mut buffer = vec![0; place * MOST];
+    let most = chosen.engine.most();
+    let mut buffer = vec![0; place * most];
     let (mut sealing, mut opening) = (Vec::new(), Vec::new());
     let start = Instant::now();
     for round in 0.. {
         let mut batch = Batch::default();
-        for number in 0..MOST {
+        for number in 0..most {
             let range = number * place + HEADER..(number + 1) * place;
-            batch.push(&key, round * MOST as u64 + number as u64, range);
+            batch.push(&key, round * most as u64 + number as u64, range);
         }
         let before = Instant::now();
         chosen.engine.seal(&mut batch, &mut buffer);
@@ -115,18 +161,19 @@ fn measure(chosen: &mut Chosen, size: usize, time: Duration) -> Option<(f64, f64
         chosen.engine.open(&mut batch, &mut buffer);
         opening.push(between.elapsed());
         sealing.push(between - before);
-        if !(0..MOST).all(|number| batch.succeeded(number)) {
+        if !(0..most).all(|number| batch.succeeded(number)) {
             return None;
         }
         if start.elapsed() >= time {
             break;
         }
     }
-    Some((median(sealing), median(opening)))
+    let each = |times| median(times) / most as f64;
+    Some((each(sealing), each(opening)))
 }
 
 fn median(mut times: Vec<Duration>) -> f64 {
     times.sort_unstable();
     let middle = times.get(times.len() / 2).copied().unwrap_or_default();
-    middle.as_nanos() as f64 / MOST as f64
+    middle.as_nanos() as f64
 }

@@ -49,7 +49,7 @@ impl Node {
         let encryption = encryption::wanted(config)?;
         // A world has thousands of nodes, and no traffic to speak of.
         if !seeded {
-            node.set_encryption(encryption::chosen(encryption, py)?);
+            node.set_encryption(encryption.chosen(py)?);
         }
         Ok(Node {
             engine: Arc::new(Guarded::new(node)),
@@ -179,10 +179,15 @@ impl Node {
             places.push((peer.bytes, checked_endpoint(endpoint)?));
         }
         let wanted = encryption::wanted(config)?;
-        let current = self.engine.call(py, |node| node.encryption().choice)?;
-        let encryption = match self.seeded || wanted == current {
+        let changed: Vec<&'static str> = self.engine.call(py, |node| {
+            let current = node.encryption();
+            let choice = (wanted.choice != current.choice).then_some("encryption");
+            let threads = (wanted.threads != current.wanted_threads()).then_some("threads");
+            choice.into_iter().chain(threads).collect()
+        })?;
+        let encryption = match self.seeded || changed.is_empty() {
             true => None,
-            false => Some(encryption::chosen(wanted, py)?),
+            false => Some(wanted.chosen(py)?),
         };
         let tunnels = match tunnels {
             Some(tunnels) => tunnels.take(py)?,
@@ -211,7 +216,7 @@ impl Node {
                 })?;
                 if let Some(encryption) = encryption {
                     node.set_encryption(encryption);
-                    diff.node.push("encryption");
+                    diff.node.extend(changed);
                 }
                 Ok(diff)
             })?

@@ -28,7 +28,7 @@ impl Tunnels {
     fn new(config: &Bound<'_, PyAny>, now: Now, unix_time: UnixTime) -> PyResult<Self> {
         let py = config.py();
         let checked = without_a_trace(|| node_config(config).map(Box::new))?;
-        encryption::check(encryption::wanted(config)?, py)?;
+        encryption::wanted(config)?.check(py)?;
         let made = py.detach(|| {
             without_a_trace(|| {
                 let rng = Box::new(OsRng);

@@ -14,8 +14,8 @@ use crate::tun_io;
 use crate::udp_io::{self, FAMILIES};
 
 /// Packets or datagrams that one round moves each way: few enough that they are still in the processor's caches when they
-/// are written.
-pub const ROUND: usize = 64;
+/// are written. Several threads, which have caches of their own, get as many as they seal or open together.
+const ROUND: usize = 64;
 
 /// The device's place in the poller: after those of the sockets.
 pub const DEVICE: usize = FAMILIES.len();
@@ -117,10 +117,10 @@ pub fn turn(
     budget: usize,
     ready: &[bool; MAX_WATCHED],
 ) -> Result<Turn, CallError> {
-    let before = node.call_inside(|node| {
+    let (before, most) = node.call_inside(|node| {
         // What others than turns have put out is sent by whoever comes first.
         node.move_output(&mut watch.out);
-        node.unclaimed()
+        (node.unclaimed(), node.encryption().engine.most())
     })?;
     let mut ends = Ends {
         tun,
@@ -128,6 +128,7 @@ pub fn turn(
         node,
         out: &mut watch.out,
         now,
+        round: most.max(ROUND),
     };
     let moved = ends.move_both_ways(watch.reads_device, budget, ready)?;
     let is_blocked = tun.is_blocked()? || udp.is_full()?;
@@ -169,6 +170,8 @@ struct Ends<'a> {
     node: &'a Engine,
     out: &'a mut NodeOutput,
     now: Now,
+    /// Packets or datagrams that one round moves each way.
+    round: usize,
 }
 
 impl Ends<'_> {
@@ -214,7 +217,7 @@ impl Ends<'_> {
                 }
             }
             moved += count;
-            if count < ROUND || moved >= budget {
+            if count < self.round || moved >= budget {
                 return Ok(moved);
             }
         }
@@ -222,12 +225,17 @@ impl Ends<'_> {
 
     fn read(&mut self) -> Result<usize, CallError> {
         self.tun
-            .read(self.node, self.now, ROUND, Some(&mut *self.out))
+            .read(self.node, self.now, self.round, Some(&mut *self.out))
     }
 
     fn receive(&mut self, family: Family) -> Result<usize, CallError> {
-        self.udp
-            .receive(self.node, self.now, ROUND, family, Some(&mut *self.out))
+        self.udp.receive(
+            self.node,
+            self.now,
+            self.round,
+            family,
+            Some(&mut *self.out),
+        )
     }
 
     fn write(&mut self) -> Result<usize, CallError> {

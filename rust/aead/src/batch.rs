@@ -5,8 +5,12 @@ use std::sync::Arc;
 
 use crate::key::{Key, TAG_LEN};
 
-/// Messages of a batch at most. More of them are no faster together, and leave the caches before they are used.
+/// Messages that one thread does together. More of them are no faster, and leave the caches before they are used.
 pub const MOST: usize = 64;
+
+/// Messages that several threads do together. A thread that has slept is there late, and the more there is to do, the less
+/// that matters.
+pub const MOST_OF_A_TEAM: usize = 256;
 
 /// A message in the buffer that is given to the engine.
 #[derive(Clone, Debug)]
@@ -17,6 +21,47 @@ pub(crate) struct Message {
     /// The text and, behind it, its tag.
     pub range: Range<usize>,
     pub failed: bool,
+}
+
+impl Message {
+    /// Where it lies in a piece of the buffer that begins at `start`.
+    pub fn place(&self, start: usize) -> Option<Range<usize>> {
+        let Range {
+            start: from,
+            end: to,
+        } = self.range;
+        Some(from.checked_sub(start)?..to.checked_sub(start)?)
+    }
+}
+
+/// Messages in a row, and the piece of the buffer that they lie in.
+pub(crate) struct Part<'a> {
+    pub messages: &'a mut [Message],
+    pub bytes: &'a mut [u8],
+    /// Where in the buffer the piece begins.
+    pub start: usize,
+}
+
+impl<'a> Part<'a> {
+    /// The first `count` messages, and the others. What has not failed before lies within one of both.
+    pub fn split(self, count: usize) -> (Part<'a>, Part<'a>) {
+        let (messages, others) = self.messages.split_at_mut(count.min(self.messages.len()));
+        let last = messages.iter().rfind(|message| !message.failed);
+        let end = last.map_or(self.start, |last| last.range.end);
+        let length = end.saturating_sub(self.start).min(self.bytes.len());
+        let (bytes, behind) = self.bytes.split_at_mut(length);
+        let first = Part {
+            messages,
+            bytes,
+            start: self.start,
+        };
+        let second = Part {
+            messages: others,
+            bytes: behind,
+            start: self.start + length,
+        };
+        (first, second)
+    }
 }
 
 /// Messages that are to be sealed or opened together. Their places in the buffer rise, and do not overlap.
@@ -54,11 +99,6 @@ impl Batch {
         self.messages.is_empty()
     }
 
-    /// As many as are faster together.
-    pub fn is_full(&self) -> bool {
-        self.len() >= MOST
-    }
-
     /// The buffer was cut to so many bytes: messages that do not lie before them are gone.
     #[inline]
     pub fn truncate(&mut self, bytes: usize) {
@@ -93,16 +133,22 @@ impl Batch {
         self.messages.clear();
     }
 
-    /// The keys and the messages, of which those that lie elsewhere than they should have failed.
-    pub(crate) fn checked(&mut self, buffer: usize) -> (&[Arc<Key>], &mut [Message]) {
+    /// The keys, and the messages with the buffer. Of those, the ones that lie elsewhere than they should have failed.
+    pub(crate) fn checked<'a>(&'a mut self, buffer: &'a mut [u8]) -> (&'a [Arc<Key>], Part<'a>) {
         let mut end = 0;
         for message in &mut self.messages {
             let Range { start, end: stop } = message.range;
-            message.failed = start < end || stop > buffer || stop.saturating_sub(start) < TAG_LEN;
+            message.failed =
+                start < end || stop > buffer.len() || stop.saturating_sub(start) < TAG_LEN;
             if !message.failed {
                 end = stop;
             }
         }
-        (&self.keys, &mut self.messages)
+        let part = Part {
+            messages: &mut self.messages,
+            bytes: buffer,
+            start: 0,
+        };
+        (&self.keys, part)
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::engine::Engine;
 use crate::ipsec_mb::{IpsecMb, Refusal};
+use crate::team::{MOST_THREADS, Team};
 
 /// What somebody wants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,6 +46,8 @@ pub enum Why {
     Refused(Refusal),
     /// intel-ipsec-mb was used until it failed.
     Failed,
+    /// It is this backend because of that, and one thread alone though several were asked for.
+    Alone(Box<Why>),
 }
 
 impl fmt::Display for Why {
@@ -55,6 +58,7 @@ impl fmt::Display for Why {
             Why::NoAvx512 => f.write_str("this processor has no AVX-512"),
             Why::Refused(refusal) => refusal.fmt(f),
             Why::Failed => f.write_str("intel-ipsec-mb has failed at work"),
+            Why::Alone(why) => write!(f, "{why}; the system has no more threads for it"),
         }
     }
 }
@@ -65,6 +69,7 @@ pub struct Chosen {
     pub choice: Choice,
     pub engine: Engine,
     why: Why,
+    wanted_threads: usize,
 }
 
 impl Default for Chosen {
@@ -74,6 +79,7 @@ impl Default for Chosen {
             choice: Choice::Ring,
             engine: Engine::Ring,
             why: Why::Wanted,
+            wanted_threads: 1,
         }
     }
 }
@@ -85,10 +91,25 @@ impl Chosen {
             Why::Wanted => self.choice == Choice::IpsecMb,
             why => *why == Why::Avx512,
         };
-        match self.engine {
-            Engine::Ring if was_library => Why::Failed,
+        let why = match self.engine.name() {
+            "ring" if was_library => Why::Failed,
             _ => self.why.clone(),
+        };
+        if self.threads() < self.wanted_threads {
+            Why::Alone(Box::new(why))
+        } else {
+            why
         }
+    }
+
+    /// How many threads work.
+    pub fn threads(&self) -> usize {
+        self.engine.threads()
+    }
+
+    /// How many were asked for.
+    pub fn wanted_threads(&self) -> usize {
+        self.wanted_threads
     }
 }
 
@@ -97,28 +118,44 @@ impl Chosen {
 /// # Errors
 /// intel-ipsec-mb was asked for, and cannot be used.
 pub fn choose(choice: Choice) -> Result<Chosen, Refusal> {
-    let chosen = |engine, why| {
-        Ok(Chosen {
-            choice,
-            engine,
-            why,
-        })
+    choose_for(choice, 1)
+}
+
+/// The same for so many threads: the caller's, and others that are made here, for as long as the engine lives. Without
+/// enough of them it is the caller's alone, and says so.
+///
+/// # Errors
+/// intel-ipsec-mb was asked for, and cannot be used.
+pub fn choose_for(choice: Choice, threads: usize) -> Result<Chosen, Refusal> {
+    let wanted_threads = threads.clamp(1, MOST_THREADS);
+    let (own, why) = alone(choice)?;
+    let others = (1..wanted_threads).map(|_| alone(choice).map(|(engine, _)| engine));
+    let others = others.collect::<Result<Vec<_>, _>>()?;
+    let engine = match others.is_empty() {
+        true => own,
+        false => Team::new(own, others).map_or_else(|own| own, |team| Engine::Team(Box::new(team))),
     };
-    match choice {
-        Choice::Ring => chosen(Engine::Ring, Why::Wanted),
-        Choice::IpsecMb => {
-            let library = IpsecMb::new()?;
-            chosen(Engine::IpsecMb(Box::new(library)), Why::Wanted)
-        }
-        Choice::Auto if !has_avx512() => chosen(Engine::Ring, Why::NoAvx512),
+    Ok(Chosen {
+        choice,
+        engine,
+        why,
+        wanted_threads,
+    })
+}
+
+/// An engine for one thread.
+fn alone(choice: Choice) -> Result<(Engine, Why), Refusal> {
+    let by = |library| Engine::IpsecMb(Box::new(library));
+    Ok(match choice {
+        Choice::Ring => (Engine::Ring, Why::Wanted),
+        Choice::IpsecMb => (by(IpsecMb::new()?), Why::Wanted),
+        Choice::Auto if !has_avx512() => (Engine::Ring, Why::NoAvx512),
         Choice::Auto => match IpsecMb::new() {
-            Ok(library) if library.uses_avx512() => {
-                chosen(Engine::IpsecMb(Box::new(library)), Why::Avx512)
-            }
-            Ok(_) => chosen(Engine::Ring, Why::NoAvx512),
-            Err(refusal) => chosen(Engine::Ring, Why::Refused(refusal)),
+            Ok(library) if library.uses_avx512() => (by(library), Why::Avx512),
+            Ok(_) => (Engine::Ring, Why::NoAvx512),
+            Err(refusal) => (Engine::Ring, Why::Refused(refusal)),
         },
-    }
+    })
 }
 
 /// What the library's code for AVX-512 needs, and the system lets programs use.

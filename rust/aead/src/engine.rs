@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::batch::{Batch, Message};
+use crate::batch::{Batch, MOST, MOST_OF_A_TEAM, Part};
 use crate::ipsec_mb::IpsecMb;
 use crate::key::{Failed, Key};
+use crate::team::Team;
 
 /// A backend at work. One belongs to one owner: that of intel-ipsec-mb has memory of its own.
 #[derive(Debug)]
@@ -13,6 +14,8 @@ pub enum Engine {
     Ring,
     /// Many messages at once.
     IpsecMb(Box<IpsecMb>),
+    /// Several threads, each with one of the above.
+    Team(Box<Team>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -22,16 +25,38 @@ pub(crate) enum Direction {
 }
 
 impl Engine {
+    /// That of the backend, however many threads work with it.
     pub fn name(&self) -> &'static str {
         match self {
             Engine::Ring => "ring",
             Engine::IpsecMb(_) => "ipsec-mb",
+            Engine::Team(team) => team.name(),
+        }
+    }
+
+    /// How many threads work, the caller's included.
+    pub fn threads(&self) -> usize {
+        match self {
+            Engine::Ring | Engine::IpsecMb(_) => 1,
+            Engine::Team(team) => team.threads(),
         }
     }
 
     /// Whether messages are faster together than one by one. If not, opening them one by one saves a copy.
     pub fn gains_by_batches(&self) -> bool {
-        matches!(self, Engine::IpsecMb(_))
+        match self {
+            Engine::Ring => false,
+            Engine::IpsecMb(_) | Engine::Team(_) => true,
+        }
+    }
+
+    /// How many messages to give it at once. More of them would be no faster together.
+    #[inline]
+    pub fn most(&self) -> usize {
+        match self {
+            Engine::Ring | Engine::IpsecMb(_) => MOST,
+            Engine::Team(_) => MOST_OF_A_TEAM,
+        }
     }
 
     /// Seals each message of the batch where it stands in the buffer. One that fails is wiped: it is not sent as it was.
@@ -45,35 +70,38 @@ impl Engine {
     }
 
     fn run(&mut self, direction: Direction, batch: &mut Batch, buffer: &mut [u8]) {
-        let (keys, messages) = batch.checked(buffer.len());
-        match self {
-            Engine::Ring => one_by_one(direction, keys, messages, buffer),
-            Engine::IpsecMb(library) => {
-                if library.run(direction, keys, messages, buffer).is_err() {
-                    // It has failed at what it has to be able to do, and is not asked again.
-                    *self = Engine::Ring;
-                }
-            }
-        }
-        for message in messages.iter().filter(|message| message.failed) {
-            if let Some(bytes) = buffer.get_mut(message.range.clone()) {
+        let (keys, mut all) = batch.checked(buffer);
+        self.work(direction, keys, &mut all);
+        // Also what lies where it should not, across others: so nobody else may be at work in the buffer.
+        for message in all.messages.iter().filter(|message| message.failed) {
+            if let Some(bytes) = all.bytes.get_mut(message.range.clone()) {
                 bytes.fill(0);
             }
         }
     }
+
+    /// Seals or opens what has not failed yet, and notes what fails.
+    pub(crate) fn work(&mut self, direction: Direction, keys: &[Arc<Key>], part: &mut Part<'_>) {
+        match self {
+            Engine::Ring => one_by_one(direction, keys, part),
+            Engine::IpsecMb(library) => {
+                if library.run(direction, keys, part).is_err() {
+                    // It has failed at what it has to be able to do, and is not asked again.
+                    *self = Engine::Ring;
+                }
+            }
+            Engine::Team(team) => team.work(direction, keys, part),
+        }
+    }
 }
 
-fn one_by_one(
-    direction: Direction,
-    keys: &[Arc<Key>],
-    messages: &mut [Message],
-    buffer: &mut [u8],
-) {
-    for message in messages {
+fn one_by_one(direction: Direction, keys: &[Arc<Key>], part: &mut Part<'_>) {
+    for message in part.messages.iter_mut() {
+        let place = message.place(part.start);
         let done = keys
             .get(message.key)
             .filter(|_| !message.failed)
-            .zip(buffer.get_mut(message.range.clone()))
+            .zip(place.and_then(|place| part.bytes.get_mut(place)))
             .ok_or(Failed)
             .and_then(|(key, bytes)| match direction {
                 Direction::Seal => key.seal(message.counter, bytes),

@@ -17,7 +17,7 @@ use std::sync::{Arc, OnceLock};
 use libloading::Library;
 use subtle::ConstantTimeEq;
 
-use crate::batch::{MOST, Message};
+use crate::batch::{MOST, Part};
 use crate::engine::Direction;
 use crate::key::{Failed, KEY_LEN, Key, TAG_LEN, nonce};
 use layout::{Alloc, Burst, Free, Init, Job, Version};
@@ -219,26 +219,25 @@ impl IpsecMb {
         &mut self,
         direction: Direction,
         keys: &[Arc<Key>],
-        messages: &mut [Message],
-        buffer: &mut [u8],
+        part: &mut Part<'_>,
     ) -> Result<(), Failed> {
         let mut result = Ok(());
-        for part in messages.chunks_mut(MOST) {
-            let work = part.iter().map(|message| {
+        for messages in part.messages.chunks_mut(MOST) {
+            let work = messages.iter().map(|message| {
                 let key = keys.get(message.key).filter(|_| !message.failed)?;
                 Some(Work {
                     key: key.bytes(),
                     nonce: nonce(message.counter),
                     aad: &[],
-                    start: message.range.start,
+                    start: message.place(part.start)?.start,
                     text: message.range.len().checked_sub(TAG_LEN)?,
                 })
             });
             let mut done = [false; MOST];
             if result.is_ok() {
-                result = self.burst(direction, work, buffer, &mut done);
+                result = self.burst(direction, work, part.bytes, &mut done);
             }
-            for (message, done) in part.iter_mut().zip(done) {
+            for (message, done) in messages.iter_mut().zip(done) {
                 message.failed |= !done;
             }
         }

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::batch::Message;
+use crate::batch::Part;
 use crate::engine::Direction;
 use crate::key::{Failed, Key};
 
@@ -44,8 +44,7 @@ impl IpsecMb {
         &mut self,
         _: Direction,
         _: &[Arc<Key>],
-        _: &mut [Message],
-        _: &mut [u8],
+        _: &mut Part<'_>,
     ) -> Result<(), Failed> {
         match self.0 {}
     }

@@ -91,8 +91,8 @@ fn against_ring(library: &mut IpsecMb) -> Result<(), Failed> {
     Engine::Ring.seal(&mut batch, &mut expected);
     let mut sealed = text.clone();
     let mut run = |direction, buffer: &mut [u8], batch: &mut Batch| {
-        let (keys, messages) = batch.checked(buffer.len());
-        library.run(direction, keys, messages, buffer)
+        let (keys, mut all) = batch.checked(buffer);
+        library.run(direction, keys, &mut all)
     };
     run(Direction::Seal, &mut sealed, &mut batch)?;
     ensure(sealed == expected)?;

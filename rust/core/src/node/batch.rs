@@ -8,7 +8,7 @@
 
 use std::mem;
 
-use connlib_aead::{Batch, Chosen, MOST};
+use connlib_aead::{Batch, Chosen};
 use connlib_boringtun::noise::{self, Opened, Packet};
 
 use super::Node;
@@ -22,6 +22,8 @@ pub(super) struct Opening {
     batch: Batch,
     /// Their ciphertexts, and then what was in them.
     pub(super) bytes: Vec<u8>,
+    /// Memory for those that wait to be handled.
+    waiting: Vec<Waiting<'static>>,
     /// Even where the engine gains nothing by it: for tests.
     always: bool,
 }
@@ -40,10 +42,18 @@ impl Opening {
     }
 }
 
-/// Datagrams that wait to be handled, each with its number among those that are opened ahead.
+/// A datagram that waits to be handled.
 struct Waiting<'a> {
-    places: [Option<(Arrived<'a>, Option<usize>)>; MOST],
-    count: usize,
+    arrived: Arrived<'a>,
+    /// Its number among those that are opened ahead, if it is one of them.
+    number: Option<usize>,
+}
+
+/// The memory of datagrams that were handled, for others.
+fn emptied<'a>(mut waiting: Vec<Waiting<'_>>) -> Vec<Waiting<'a>> {
+    waiting.clear();
+    // What is collected has the size of what it is collected from, and takes its place.
+    waiting.into_iter().map_while(|_| None).collect()
 }
 
 impl Node {
@@ -90,26 +100,31 @@ impl Node {
         now: Instant,
     ) {
         self.seal_later();
-        let opens_ahead = self.works_together();
+        let datagrams = datagrams.into_iter().map(|(from, ecn, datagram)| Arrived {
+            from,
+            ecn,
+            datagram,
+        });
+        if self.works_together() {
+            self.handle_ahead(datagrams, now);
+        } else {
+            for arrived in datagrams {
+                self.handle_arrived(arrived, None, now);
+            }
+        }
+        self.output.tunnels.seal_now(&mut self.encryption.engine);
+    }
+
+    fn handle_ahead<'a>(&mut self, datagrams: impl Iterator<Item = Arrived<'a>>, now: Instant) {
+        let most = self.encryption.engine.most();
         let mut opening = mem::take(&mut self.opening);
-        let mut waiting = Waiting {
-            places: [None; MOST],
-            count: 0,
-        };
-        for (from, ecn, datagram) in datagrams {
-            let arrived = Arrived {
-                from,
-                ecn,
-                datagram,
-            };
-            match noise::Tunn::parse_incoming_packet(datagram) {
-                Ok(Packet::PacketData(packet)) if opens_ahead => {
+        let mut waiting = emptied(mem::take(&mut opening.waiting));
+        for arrived in datagrams {
+            match noise::Tunn::parse_incoming_packet(arrived.datagram) {
+                Ok(Packet::PacketData(packet)) => {
                     let number = self.open_ahead(&packet, &mut opening);
-                    if let Some(place) = waiting.places.get_mut(waiting.count) {
-                        *place = Some((arrived, number));
-                        waiting.count += 1;
-                    }
-                    if waiting.count == MOST {
+                    waiting.push(Waiting { arrived, number });
+                    if waiting.len() >= most {
                         self.handle_waiting(&mut waiting, &mut opening, now);
                     }
                 }
@@ -121,8 +136,8 @@ impl Node {
             }
         }
         self.handle_waiting(&mut waiting, &mut opening, now);
+        opening.waiting = emptied(waiting);
         self.opening = opening;
-        self.output.tunnels.seal_now(&mut self.encryption.engine);
     }
 
     /// From now on packets are laid out only. What is captured has to be sealed at once.
@@ -134,10 +149,9 @@ impl Node {
 
     #[inline]
     fn seal_much(&mut self) {
-        if self.output.tunnels.has_much_to_seal() {
-            self.output
-                .tunnels
-                .seal_laid_out(&mut self.encryption.engine);
+        let engine = &mut self.encryption.engine;
+        if self.output.tunnels.has_much_to_seal(engine) {
+            self.output.tunnels.seal_laid_out(engine);
         }
     }
 
@@ -151,21 +165,23 @@ impl Node {
         Some(opening.batch.push(key, packet.counter(), range))
     }
 
-    fn handle_waiting(&mut self, waiting: &mut Waiting<'_>, opening: &mut Opening, now: Instant) {
-        if waiting.count == 0 {
+    fn handle_waiting(
+        &mut self,
+        waiting: &mut Vec<Waiting<'_>>,
+        opening: &mut Opening,
+        now: Instant,
+    ) {
+        if waiting.is_empty() {
             return;
         }
         self.encryption
             .engine
             .open(&mut opening.batch, &mut opening.bytes);
-        for place in waiting.places.iter_mut().take(waiting.count) {
-            if let Some((arrived, number)) = place.take() {
-                let opened = number.and_then(|number| opening.opened(number));
-                self.handle_arrived(arrived, opened, now);
-                self.seal_much();
-            }
+        for Waiting { arrived, number } in waiting.drain(..) {
+            let opened = number.and_then(|number| opening.opened(number));
+            self.handle_arrived(arrived, opened, now);
+            self.seal_much();
         }
-        waiting.count = 0;
         opening.clear();
     }
 }

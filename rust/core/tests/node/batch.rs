@@ -1,14 +1,14 @@
 //! What comes of packets and datagrams in a batch is what comes of them one by one.
 //!
-//! Three hubs with the same keys and the same randomness get the same input: one by one, in batches with ring, and in batches
-//! with intel-ipsec-mb, if that is there. Everything that can be seen of them is compared after each step. The spokes talk to the
+//! Hubs with the same keys and the same randomness get the same input: one by one, in batches with ring, in batches with three
+//! threads, and in batches with intel-ipsec-mb, if that is there. Everything that can be seen of them is compared after each step. The spokes talk to the
 //! first one, whose answers are those of all.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use connlib_core::aead::{Choice, choose};
+use connlib_core::aead::{Choice, choose, choose_for};
 use connlib_core::policy::{Action, Policy, Protocol, Rule};
 use connlib_core::{
     CaptureConfig, DropReason, Instant, Limits, Node, NodeConfig, Path, PeerConfig, Role,
@@ -74,8 +74,9 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let mut hubs = vec![node(hub_config()), node(hub_config())];
+        let mut hubs = vec![node(hub_config()), node(hub_config()), node(hub_config())];
         hubs[1].always_together();
+        hubs[2].set_encryption(choose_for(Choice::Ring, 3).unwrap());
         match choose(Choice::IpsecMb) {
             Ok(library) => {
                 let mut hub = node(hub_config());

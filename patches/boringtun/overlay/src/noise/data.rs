@@ -30,10 +30,10 @@ impl Output {
         self.later.is_on = true;
     }
 
-    /// Whether so many packets are laid out that sealing more of them together would be no faster.
+    /// Whether so many packets are laid out that the engine would seal more of them no faster together.
     #[inline]
-    pub fn has_much_to_seal(&self) -> bool {
-        self.later.batch.is_full()
+    pub fn has_much_to_seal(&self, engine: &Engine) -> bool {
+        self.later.batch.len() >= engine.most()
     }
 
     /// Seal what is laid out.

@@ -9,6 +9,7 @@ use super::{Functions, IpsecMb, Refusal, layout};
 use crate::batch::{Batch, MOST};
 use crate::engine::Engine;
 use crate::key::{Key, TAG_LEN};
+use crate::team::Team;
 use fake::Fault;
 
 fn refused(functions: Functions) -> (Refusal, String) {
@@ -182,5 +183,46 @@ fn when_the_library_stops_to_work_nothing_leaves_unsealed_and_ring_goes_on() {
         let mut sealed = text;
         engine.seal(&mut batch, &mut sealed);
         assert_eq!(sealed, expected, "ring goes on");
+    }
+}
+
+#[test]
+fn a_batch_that_is_small_is_all_done_by_the_engine_of_the_callers_thread() {
+    fake::reset(Fault::None);
+    let team = Team::new(engine(), vec![Engine::Ring, Engine::Ring]).unwrap();
+    let before = fake::jobs_seen();
+    let (mut batch, mut text) = batch(100);
+    Engine::Team(Box::new(team)).seal(&mut batch, &mut text);
+    assert_eq!(fake::jobs_seen() - before, 100);
+}
+
+#[test]
+fn a_team_goes_on_with_ring_where_the_library_stops_to_work() {
+    fake::reset(Fault::None);
+    let team = Team::new(engine(), vec![engine(), engine()]).unwrap();
+    let mut team = Engine::Team(Box::new(team));
+    assert_eq!((team.name(), team.threads()), ("ipsec-mb", 3));
+    fake::set_fault(Fault::Nothing);
+    let (mut batch, text) = batch(50);
+    let mut sealed = text.clone();
+    team.seal(&mut batch, &mut sealed);
+    for number in 0..50 {
+        assert!(!batch.succeeded(number));
+        let wiped = &sealed[number * 120..number * 120 + 100 + TAG_LEN];
+        assert!(wiped.iter().all(|byte| *byte == 0));
+    }
+    assert_eq!((team.name(), team.threads()), ("ring", 3));
+    // The others' libraries know of nothing in their threads, and fail as well, once they are asked.
+    for _ in 0..50 {
+        let (mut batch, text) = self::batch(1_000);
+        let (mut expected, mut sealed) = (text.clone(), text);
+        team.seal(&mut batch, &mut sealed);
+        let succeeded: Vec<_> = (0..1_000).map(|number| batch.succeeded(number)).collect();
+        Engine::Ring.seal(&mut batch, &mut expected);
+        for (number, succeeded) in succeeded.into_iter().enumerate() {
+            let range = number * 120..number * 120 + 100 + TAG_LEN;
+            let is_wiped = || sealed[range.clone()].iter().all(|byte| *byte == 0);
+            assert!(sealed[range.clone()] == expected[range.clone()] || !succeeded && is_wiped());
+        }
     }
 }
