@@ -74,6 +74,22 @@ def test_a_count_that_makes_no_sense_is_refused() -> None:
     assert alice.apply(config(), START) == ConfigDiff()
 
 
+def capabilities(thread: Path) -> list[str]:
+    """CapInh, CapPrm, CapEff, CapBnd and CapAmb."""
+    return [line for line in (thread / "status").read_text().splitlines() if line.startswith("Cap")]
+
+
+def test_they_give_up_their_capabilities_when_they_are_told_to() -> None:
+    alice = node(3)
+    found = expect_threads(2, TEAM)
+    before = capabilities(Path("/proc/thread-self"))
+    alice.give_up_rights()
+    for thread in found:
+        assert {line.split()[1] for line in capabilities(thread)[:3]} == {"0" * 16}
+    assert capabilities(Path("/proc/thread-self")) == before
+    node().give_up_rights()  # who has none
+
+
 def test_the_laboratory_has_one_thread_whatever_is_asked_for() -> None:
     lab = LabNode(config(4), now=START, unix_time=UNIX_TIME, seed=1)
     expect_threads(0, TEAM)

@@ -417,6 +417,9 @@ class Node:
     def encryption(self) -> tuple[str, str]:
         """What seals and opens packets that come in batches, "ring" or "ipsec-mb", and why it is that."""
 
+    def give_up_rights(self) -> None:
+        """Have the threads of `NodeConfig.threads` give up all their capabilities: see `Worker.give_up`."""
+
     @property
     def unclaimed(self) -> int:
         """How many packets and datagrams were dropped before any peer was found for them."""

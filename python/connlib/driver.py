@@ -306,12 +306,13 @@ class Interface:
         return forgotten
 
     def give_up_rights(self) -> None:
-        """Have the thread that moves packets, if there is one (`InterfaceConfig.worker`), give up its capabilities.
+        """Have the threads of ours (`InterfaceConfig.worker`, `queues`, `threads`) give up their capabilities.
 
         For a program that gives up its own while the interface is up: each thread has its own. If it becomes another
         user, then after that: the C library has all threads do so, and ends the process if one may not.
         """
         self._mover.give_up_rights()
+        self._node.give_up_rights()
 
     def record(self, capacity: int) -> None:
         """Write down from now on what comes into the tunnels, until `capacity` inputs wait to be taken; 0 ends it.

@@ -20,6 +20,7 @@ use crate::node_config::{config_error, diff_to_python, node_config};
 use crate::node_output::{self, Drained};
 use crate::public_key::PublicKey;
 use crate::results;
+use crate::rights;
 use crate::timestamps;
 use crate::tunnels::Tunnels;
 
@@ -336,6 +337,14 @@ impl Node {
         self.engine.call(py, |node| {
             let encryption = node.encryption();
             (encryption.engine.name(), encryption.why().to_string())
+        })
+    }
+
+    fn give_up_rights(&self, py: Python<'_>) -> PyResult<()> {
+        self.engine.call_detached(py, |node| {
+            let threads = &node.encryption().engine;
+            // Where that is forbidden, the process cannot give them up either.
+            threads.in_other_threads(|| drop(rights::give_up()));
         })
     }
 

@@ -42,6 +42,13 @@ impl Engine {
         }
     }
 
+    /// Makes a call in each of its threads but the caller's: for what each thread has of its own.
+    pub fn in_other_threads(&self, call: impl Fn() + Sync) {
+        if let Engine::Team(team) = self {
+            team.in_the_others(call);
+        }
+    }
+
     /// Whether messages are faster together than one by one. If not, opening them one by one saves a copy.
     pub fn gains_by_batches(&self) -> bool {
         match self {

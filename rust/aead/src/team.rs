@@ -78,6 +78,13 @@ impl Team {
         self.others.len() + 1
     }
 
+    /// A call in each of its threads but the caller's. Returns when all have made it.
+    pub(crate) fn in_the_others(&self, call: impl Fn() + Sync) {
+        if let Some(pool) = &self.pool {
+            pool.broadcast(|_| call());
+        }
+    }
+
     pub(crate) fn work(&mut self, direction: Direction, keys: &[Arc<Key>], part: &mut Part<'_>) {
         let left = part.messages.iter().map(cost).sum::<usize>();
         let count = (left / LEAST).clamp(1, self.threads());
