@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import connlib.cli.bench
 from connlib import ConfigDiff, Node, NodeConfig, PeerConfig
 from connlib._native import Encryption, LabNode
 from helpers_encryption import need
@@ -212,3 +214,65 @@ def test_a_child_process_has_none_of_the_threads_cannot_use_them_and_ends_withou
         """
     )
     assert output == "done\n"
+
+
+# connlib bench
+
+
+@pytest.mark.parametrize(
+    ("processors", "teams"),
+    [(1, []), (2, [2]), (3, [2, 3]), (8, [2, 8]), (64, [2, 8])],
+    ids=lambda value: str(value),
+)
+def test_bench_measures_two_threads_and_as_many_as_there_are_processors(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, processors: int, teams: list[int]
+) -> None:
+    monkeypatch.setattr(connlib.cli.bench, "_processors", lambda: processors)
+    connlib.cli.bench.run(seconds=0.0, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["threads"]) == list(map(str, teams))
+    for times in found["threads"].values():
+        assert list(times) == list(found["nanoseconds"]["ring"])
+        assert all(set(each) == {"seal", "open"} and min(each.values()) > 0 for each in times.values())
+    connlib.cli.bench.run(seconds=0.0, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    titles = [title for count in teams for title in (f"{count} threads seal", "open", "gain")]
+    head = "".join(["bytes", *(f"{title:>15}" for title in titles)])
+    if not teams:
+        assert not any("threads" in line for line in lines)
+        return
+    rows = [line.split() for line in lines[lines.index(head) + 1 :][:4]]
+    assert [row[0] for row in rows] == ["64", "576", "1420", "8920"]
+    assert all(
+        len(row) == 1 + 3 * len(teams) and row[3][-1] == "x" and float(row[3][:-1]) > 0 for row in rows
+    )
+
+
+def test_bench_says_how_many_times_as_fast_several_threads_are() -> None:
+    def times(seal: float, opened: float) -> dict[int, connlib.cli.bench.Times]:
+        return {size: {"seal": seal, "open": opened} for size in connlib.cli.bench.SIZES}
+
+    lines = connlib.cli.bench._lines(
+        {
+            "encryption": "ring",
+            "why": "of a test",
+            "nanoseconds": {"ring": times(900, 1100)},
+            "threads": {2: times(600, 650), 4: times(200, 300)},
+            "missing": {},
+        }
+    )
+    assert lines[-1].split() == ["8920", "600", "650", "1.60x", "200", "300", "4.00x"]
+
+
+def test_bench_says_that_there_are_no_threads(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alone(name: str = "auto", threads: int = 1) -> Encryption:
+        return Encryption("ring")
+
+    monkeypatch.setattr(connlib.cli.bench, "_processors", lambda: 2)
+    monkeypatch.setattr(connlib.cli.bench, "Encryption", alone)
+    connlib.cli.bench.run(seconds=0.0, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "not measured: 2 threads: it was asked for"
+    assert not any("several" in line for line in lines)
