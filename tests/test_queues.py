@@ -22,7 +22,7 @@ from connlib._native import Worker
 from connlib.clock import BootClock
 from connlib.driver import open_interface
 from connlib.tun import open_tun
-from connlib.udp import bind_pair, bind_pairs, open_udp, sockets_of
+from connlib.udp import _SocketEnd, bind_pair, bind_pairs, open_udp, sockets_of
 from helpers_driver import in_real_time
 from helpers_netns import in_namespace, ip, run_body
 from helpers_worker import expect_threads
@@ -316,6 +316,21 @@ async def test_the_queues_of_a_device_go_with_the_interface() -> None:
         async with open_interface(config([], name="several0")):
             ip("link", "show", "several0")
     assert "several0" not in ip("link")
+
+
+@in_namespace
+@in_real_time
+async def test_the_sockets_of_all_queues_are_marked() -> None:
+    async with open_interface(config([], fwmark=7)) as interface:
+        for changes in ({}, {"fwmark": 8}, {"listen_port": 5_555}):
+            await interface.apply(replace(interface.config, **changes))  # type: ignore[arg-type]
+            udp: _SocketEnd = interface._udp  # type: ignore[assignment]
+            marks = [
+                made.getsockopt(socket.SOL_SOCKET, socket.SO_MARK)
+                for pair in udp._pairs
+                for made in pair.values()
+            ]
+            assert len(marks) >= 3 and set(marks) == {interface.config.fwmark}
 
 
 @in_namespace

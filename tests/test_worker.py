@@ -349,3 +349,30 @@ def test_no_key_of_a_session_is_left_on_the_stack_of_a_thread_that_made_it() -> 
         """
     starts = [ipv4(b"x"), ipv4(b"x", **BACK)]
     require_no_key_left(script, starts, "removed")
+
+
+def test_what_python_causes_is_not_overtaken_by_what_comes_later(machines: tuple[Machine, Machine]) -> None:
+    alice, bob = machines
+    packet = ipv4()
+    with contextlib.closing(worker(alice)):
+        with contextlib.closing(worker(bob)):
+            alice.application.send(packet)
+            assert bob.application.recv(2000) == packet
+        ends = threading.Event()
+        counters: list[int] = []
+
+        def keep_it_busy() -> None:
+            while not ends.is_set():
+                alice.application.send(packet)
+
+        sender = threading.Thread(target=keep_it_busy)
+        sender.start()
+        try:
+            while len(counters) < 5_000:
+                alice.node.handle_packets(packet, [len(packet)], CLOCK.now())
+                while readable(bob.socket, 0):
+                    counters.append(int.from_bytes(bob.socket.recv(2000)[8:16], "little"))
+        finally:
+            ends.set()
+            sender.join()
+    assert counters == sorted(counters)

@@ -78,14 +78,18 @@ impl Node {
     }
 }
 
-/// A call that puts out here what it causes, or leaves it in the node.
+/// A call that puts out here what it causes, or leaves it in the node. What others have put out meanwhile goes first: it may be
+/// of the same flows.
 pub fn putting_out<R>(
     node: &mut connlib_core::Node,
     here: Option<&mut NodeOutput>,
     call: impl FnOnce(&mut connlib_core::Node) -> R,
 ) -> R {
     match here {
-        Some(here) => node.putting_out(here, call),
+        Some(here) => {
+            node.move_output(here);
+            node.putting_out(here, call)
+        }
         None => call(node),
     }
 }
