@@ -346,14 +346,18 @@ async def test_a_device_that_is_deleted_ends_all_queues() -> None:
     expect_threads(0)
 
 
-@in_namespace
 @in_real_time
-async def test_what_the_caller_has_made_has_one_queue() -> None:
+async def test_what_the_caller_has_made_has_one_queue(caplog: pytest.LogCaptureFixture) -> None:
     device, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with device, _:
         async with open_interface(config([]), tun=device.fileno()) as interface:
             expect_threads(1)
             assert len(sockets_of(interface._udp)) == 1
+            # What has no effect can change.
+            await interface.apply(config([], queues=1))
+            await interface.apply(config([], queues=2))
+    (warning,) = caplog.messages
+    assert warning.endswith("has one queue, not 3: not all of it was made here")
 
 
 @in_namespace

@@ -555,9 +555,10 @@ class TunIo:
 
     fd: a TUN device of IFF_TUN | IFF_NO_PI (with IFF_VNET_HDR it has offloads, which are off), or a socket that keeps
     packets apart. It is duplicated and made non-blocking. Raises `OSError`; its calls, `TypeError` for a `LabNode`.
+    beside: another queue of the same device; the `state` of both is one. Raises `ClosedError`.
     """
 
-    def __new__(cls, fd: int) -> Self: ...
+    def __new__(cls, fd: int, beside: TunIo | None = None) -> Self: ...
     def read(self, node: Node, now: float, budget: int) -> int:
         """Hand about `budget` packets to the node and return how many; fewer than `budget`: no more for now. A
         superpacket counts as its packets. Errors are counted in `stats()`, not raised; see `state`."""
@@ -617,7 +618,7 @@ class Worker:
     signal. Linux only.
 
     beside: more ends, each pair of which has a thread of its own: other queues of the device, with other sockets of the
-    same port. What is said here of the thread is true of all.
+    same port. What is said here of the thread is true of all; the first keeps the time, and is the one to `wake`.
 
     unix_epoch: what the wall clock shows less the time since the machine started, in seconds, as the node knows it;
     when it is off by more than a second, the node is told.

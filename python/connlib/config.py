@@ -204,7 +204,7 @@ class InterfaceConfig:
     does. Where that cannot be (ends in memory, a clock of the caller's, other systems than Linux) it moves them."""
     queues: int = 1
     """How many queues the device has, 1 to 16, each with a thread and UDP sockets of its own on the same port. They are
-    made when the interface starts. More than one need `worker`."""
+    made when the interface starts. More than one need `worker`. A device or sockets that the caller brings have one."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.listen_port <= 65535:

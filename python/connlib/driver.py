@@ -131,10 +131,13 @@ async def open_interface(
         stack.callback(udp_end.close)
         tun_end = open_tun(tun, config.name, config.offload, queues)
         stack.callback(tun_end.close)
+        if queues < config.queues:
+            _log.warning("%s has one queue, not %d: not all of it was made here", tun_end.name, config.queues)
         alarm = alarm_for(clock)
         stack.callback(alarm.close)
         interface = Interface(config, node, tun_end, udp_end, clock, alarm, unix_time - now, surroundings)
         interface._hook = hook
+        interface._has_queues = is_ours
         stack.callback(lambda: interface._udp.close())  # not always the one that it began with
         stack.callback(interface._closed)
         stack.push_async_callback(surroundings.leave, tun_end.name)
@@ -186,6 +189,8 @@ class Interface:
         self._serving = anyio.CancelScope()
         self._resolver: Resolver
         self._hook: Hook | NoHook
+        # Whether it has as many as its configuration says.
+        self._has_queues = False
 
     def __repr__(self) -> str:
         peers = len(self._config.peers)
@@ -463,7 +468,7 @@ class Interface:
                 f"the name cannot change from {old} to {new} while the interface is up",
                 hint="stop the interface and start it again",
             )
-        if config.queues != self._config.queues:
+        if config.queues != self._config.queues and self._has_queues:
             raise ConfigError(
                 f"queues are made when the interface starts, and cannot change from {self._config.queues} to "
                 f"{config.queues}",

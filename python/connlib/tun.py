@@ -278,14 +278,13 @@ class _DeviceEnd:
         self._ios: list[TunIo] = []
         try:
             for fd in descriptors:
-                self._ios.append(TunIo(fd))
+                self._ios.append(TunIo(fd, *self._ios[:1]))
         except BaseException as error:
             self.close()
             if isinstance(error, OSError):
                 hint = "give the descriptor of an open TUN device"
                 raise DeviceError.from_os(f"cannot use the descriptor of {name}", error, hint=hint) from error
             raise
-        self._states = [io.state for io in self._ios]
         self.set_offload(offload)
 
     async def wait_readable(self) -> None:
@@ -301,16 +300,14 @@ class _DeviceEnd:
         assert not packets, "write() takes everything"
 
     def check(self) -> None:
-        states = [io.state for io in self._ios]
-        if "gone" in states:
+        # All queues know what the last packet has met, whichever had it.
+        state = self._ios[0].state
+        if state == "gone":
             raise DeviceError(
                 f"the TUN device {self.name} was deleted", hint="start the interface again to make it anew"
             )
-        # Each queue knows what its last packet met: the latest news is true.
-        news = [state for state, before in zip(states, self._states, strict=True) if state != before]
-        self._states = states
-        if news and (news[-1] == "down") != self._was_down:
-            self._was_down = not self._was_down
+        if (state == "down") != self._was_down:
+            self._was_down = state == "down"
             if self._was_down:
                 _log.warning("%s is down, packets to it are lost; ip link set %s up", self.name, self.name)
             else:

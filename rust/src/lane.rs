@@ -15,7 +15,7 @@ use crate::call_error::CallError;
 use crate::guard::Guarded;
 use crate::node::{self, Engine};
 use crate::pace::{GATHERING, MODERATION, Next, Pace, RESPITE};
-use crate::panics;
+use crate::panics::{self, Failure};
 use crate::rights;
 use crate::tun_io;
 use crate::turn::{self, Turn, Watch};
@@ -62,6 +62,18 @@ impl Shared {
         if !self.is_told.swap(true, Ordering::SeqCst) {
             self.news.set();
         }
+    }
+
+    /// One has failed: all end, because without one of them some packets would be left alone for ever.
+    fn fail(&self, error: CallError) {
+        let mut failure = self.failure.lock();
+        // Where one panics in the node, others find it broken, and may be sooner to say so.
+        if matches!(*failure, None | Some(CallError::Engine(Failure::Broken))) {
+            *failure = Some(error);
+        }
+        drop(failure);
+        self.end();
+        self.tell();
     }
 
     /// Has the first one take a turn: something was put out, or is due sooner.
@@ -121,10 +133,7 @@ impl Thread {
         let shared = self.shared.clone();
         let result = panics::catch(|| self.serve());
         if let Err(error) = result.map_err(CallError::from).and_then(|result| result) {
-            shared.failure.lock().get_or_insert(error);
-            // Without one of them, some packets would be left alone for ever.
-            shared.end();
-            shared.tell();
+            shared.fail(error);
         }
     }
 

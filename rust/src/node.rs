@@ -78,20 +78,27 @@ impl Node {
     }
 }
 
-/// A call that puts out here what it causes, or leaves it in the node. What others have put out meanwhile goes first: it may be
-/// of the same flows.
+/// What comes of somebody's calls.
+#[derive(Default)]
+pub struct Outbox {
+    pub output: NodeOutput,
+    /// Packets and datagrams that no peer was found for.
+    pub refused: u64,
+}
+
+/// A call that puts out here what it causes, or leaves it in the node.
 pub fn putting_out<R>(
     node: &mut connlib_core::Node,
-    here: Option<&mut NodeOutput>,
+    here: Option<&mut Outbox>,
     call: impl FnOnce(&mut connlib_core::Node) -> R,
 ) -> R {
-    match here {
-        Some(here) => {
-            node.move_output(here);
-            node.putting_out(here, call)
-        }
-        None => call(node),
-    }
+    let Some(here) = here else {
+        return call(node);
+    };
+    let before = node.unclaimed();
+    let result = node.putting_out(&mut here.output, call);
+    here.refused += node.unclaimed().saturating_sub(before);
+    result
 }
 
 /// Hand datagrams to a node and leave no trace of its keys on the stack.

@@ -15,7 +15,7 @@ use crate::call_error::CallError;
 use crate::descriptors::{self, Closable};
 use crate::errors::value_error;
 use crate::guard::Guarded;
-use crate::node::{self, Engine, Node, handle_packets};
+use crate::node::{self, Engine, Node, Outbox, handle_packets};
 
 #[pyclass(module = "connlib._native", frozen)]
 pub struct TunIo {
@@ -34,7 +34,7 @@ impl Io {
         node: &Engine,
         now: Now,
         budget: usize,
-        out: Option<&mut NodeOutput>,
+        out: Option<&mut Outbox>,
     ) -> Result<usize, CallError> {
         let count = self.tun.get()?.read(budget, &mut self.batch);
         if count > 0 {
@@ -99,8 +99,15 @@ fn counts(tun: &Tun) -> (TunCounts, u64) {
 #[pymethods]
 impl TunIo {
     #[new]
-    fn new(fd: i32) -> PyResult<Self> {
-        let tun = descriptors::with_borrowed(fd, Tun::new)?;
+    #[pyo3(signature = (fd, beside=None))]
+    fn new(py: Python<'_>, fd: i32, beside: Option<PyRef<'_, TunIo>>) -> PyResult<Self> {
+        let mut tun = descriptors::with_borrowed(fd, Tun::new)?;
+        if let Some(other) = beside {
+            other.io.call(py, |other| -> Result<(), CallError> {
+                tun.is_beside(other.tun.get()?);
+                Ok(())
+            })??;
+        }
         Ok(TunIo {
             io: Arc::new(Guarded::new(Io {
                 tun: Closable::new(tun, counts),

@@ -1,15 +1,16 @@
 //! A turn: both directions at once, between a TUN descriptor, UDP sockets and a node.
 
+use std::mem;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use connlib_core::{Instant, NodeOutput};
+use connlib_core::Instant;
 use connlib_net::{DeviceState, Family, Interest, MAX_WATCHED, Poller};
 
 use crate::arguments::Now;
 use crate::call_error::CallError;
-use crate::node::Engine;
+use crate::node::{Engine, Outbox};
 use crate::tun_io;
 use crate::udp_io::{self, FAMILIES};
 
@@ -27,7 +28,7 @@ pub const OTHERS: usize = DEVICE + 1;
 pub struct Watch {
     poller: Poller,
     /// What the node has put out in a turn: nobody who wants to call the node waits until the kernel has taken it.
-    out: NodeOutput,
+    out: Outbox,
     /// Whether the device is watched for packets. If not, it is held back.
     reads_device: bool,
     timestamps: u64,
@@ -58,7 +59,7 @@ impl Watch {
     pub fn new(timestamps: u64) -> Result<Self, CallError> {
         Ok(Watch {
             poller: Poller::new()?,
-            out: NodeOutput::default(),
+            out: Outbox::default(),
             reads_device: true,
             timestamps,
             was_blocked: false,
@@ -117,10 +118,10 @@ pub fn turn(
     budget: usize,
     ready: &[bool; MAX_WATCHED],
 ) -> Result<Turn, CallError> {
-    let (before, most) = node.call_inside(|node| {
+    let most = node.call_inside(|node| {
         // What others than turns have put out is sent by whoever comes first.
-        node.move_output(&mut watch.out);
-        (node.unclaimed(), node.encryption().engine.most())
+        node.move_output(&mut watch.out.output);
+        node.encryption().engine.most()
     })?;
     let mut ends = Ends {
         tun,
@@ -136,14 +137,13 @@ pub fn turn(
         watch.update(tun, udp)?;
     }
     let state = tun.state()?;
-    let (refused, deadline, is_sooner, has_news, timestamps) = node.call_inside(|node| {
+    let (deadline, is_sooner, has_news, timestamps) = node.call_inside(|node| {
         let deadline = node.next_timeout().map(|next| next.at);
         let at = deadline.map_or(u64::MAX, Instant::as_nanos);
         if watch.is_first {
             watch.known.store(at, Ordering::Relaxed);
         }
         (
-            node.unclaimed().saturating_sub(before),
             deadline,
             at < watch.known.load(Ordering::Relaxed),
             node.has_news(),
@@ -156,7 +156,7 @@ pub fn turn(
     watch.state = state;
     Ok(Turn {
         moved,
-        refused,
+        refused: mem::take(&mut watch.out.refused),
         deadline,
         is_sooner,
         is_notable,
@@ -168,7 +168,7 @@ struct Ends<'a> {
     tun: &'a mut tun_io::Io,
     udp: &'a mut udp_io::Io,
     node: &'a Engine,
-    out: &'a mut NodeOutput,
+    out: &'a mut Outbox,
     now: Now,
     /// Packets or datagrams that one round moves each way.
     round: usize,
@@ -239,14 +239,14 @@ impl Ends<'_> {
     }
 
     fn write(&mut self) -> Result<usize, CallError> {
-        let written = self.tun.write(self.out)?;
-        self.out.drain_packets(usize::MAX);
+        let written = self.tun.write(&self.out.output)?;
+        self.out.output.drain_packets(usize::MAX);
         Ok(written)
     }
 
     fn send(&mut self) -> Result<usize, CallError> {
-        let sent = self.udp.send(self.out)?;
-        self.out.drain_datagrams(usize::MAX);
+        let sent = self.udp.send(&self.out.output)?;
+        self.out.output.drain_datagrams(usize::MAX);
         let refused = self.udp.refused_sources()?;
         if !refused.is_empty() {
             self.node.call_inside(|node| {

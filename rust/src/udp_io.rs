@@ -14,7 +14,7 @@ use crate::call_error::CallError;
 use crate::descriptors::{self, Closable};
 use crate::errors::value_error;
 use crate::guard::Guarded;
-use crate::node::{self, Engine, Node, handle_datagrams};
+use crate::node::{self, Engine, Node, Outbox, handle_datagrams};
 
 #[pyclass(module = "connlib._native", frozen)]
 pub struct UdpIo {
@@ -33,7 +33,7 @@ impl Io {
         now: Now,
         budget: usize,
         family: Family,
-        mut out: Option<&mut NodeOutput>,
+        mut out: Option<&mut Outbox>,
     ) -> Result<usize, CallError> {
         let mut result = Ok(());
         let received = self

@@ -239,14 +239,15 @@ impl Node {
         self.output.clear();
     }
 
-    /// A call that puts its datagrams and packets out here, behind what is there: they are the caller's at once, in order, and
-    /// whoever else calls the node meanwhile does not wait until they are sent. Its events, and what was put out before, stay in
-    /// [`output`](Node::output).
+    /// A call that puts its datagrams and packets out here: they are the caller's at once, in order, and whoever else calls the
+    /// node meanwhile does not wait until they are sent. What others have put out goes first, as it may be of the same flows.
+    /// Events stay in [`output`](Node::output).
     pub fn putting_out<R>(
         &mut self,
         here: &mut NodeOutput,
         call: impl FnOnce(&mut Self) -> R,
     ) -> R {
+        self.move_output(here);
         mem::swap(&mut self.output, here);
         let result = call(self);
         mem::swap(&mut self.output, here);

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::offload::{FaultCounts, Offloads};
 use crate::{ErrorCounts, Packets, ReadBatch, socket};
@@ -55,10 +57,31 @@ pub struct TunCounts {
     pub errors: ErrorCounts,
 }
 
+/// That of a device, which all of its queues know: only one of them may have packets to learn by.
+#[derive(Debug, Default)]
+struct State(Arc<AtomicU8>);
+
+impl State {
+    fn get(&self) -> DeviceState {
+        match self.0.load(Ordering::Relaxed) {
+            0 => DeviceState::Up,
+            1 => DeviceState::Down,
+            _ => DeviceState::Gone,
+        }
+    }
+
+    fn set(&self, state: DeviceState) {
+        // Written only when there is news, so that it stays in the caches of all who read it.
+        if self.get() != state {
+            self.0.store(state as u8, Ordering::Relaxed);
+        }
+    }
+}
+
 /// What is known of the device, to its reader and its writer.
 #[derive(Debug)]
 struct Status {
-    state: DeviceState,
+    state: State,
     counts: TunCounts,
 }
 
@@ -67,7 +90,7 @@ impl Status {
     fn failed(&mut self, error: &io::Error, count: u64) {
         self.counts.errors.add(error, count);
         if is_gone(error) {
-            self.state = DeviceState::Gone;
+            self.state.set(DeviceState::Gone);
         }
     }
 }
@@ -104,7 +127,7 @@ impl Tun {
         Ok(Self {
             file,
             status: Status {
-                state: DeviceState::Up,
+                state: State::default(),
                 counts: TunCounts::default(),
             },
             header_length,
@@ -115,12 +138,17 @@ impl Tun {
         })
     }
 
+    /// They are queues of one device: what one learns of its state, the other knows.
+    pub fn is_beside(&mut self, other: &Tun) {
+        self.status.state = State(other.status.state.0.clone());
+    }
+
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 
     pub fn state(&self) -> DeviceState {
-        self.status.state
+        self.status.state.get()
     }
 
     pub fn counts(&self) -> &TunCounts {

@@ -5,7 +5,7 @@ use connlib_core::{Event, NodeEvent, NodeOutput};
 use crate::net::*;
 
 #[test]
-fn what_a_call_puts_out_elsewhere_is_not_mixed_with_what_others_put_out() {
+fn what_a_call_puts_out_is_its_callers_behind_what_others_put_out() {
     let mut net = Net::connected();
     let now = net.now;
     let (first, second) = (between(1, 2, b"first"), between(1, 2, b"second"));
@@ -15,21 +15,23 @@ fn what_a_call_puts_out_elsewhere_is_not_mixed_with_what_others_put_out() {
     for _ in 0..2 {
         node.putting_out(&mut here, |node| node.handle_packets([&*second], now));
     }
-    assert_eq!(node.output().datagrams.len(), 1);
-    assert_eq!(here.datagrams.len(), 2);
-    let (lengths, places) = (&here.datagrams.lengths, &here.destinations);
-    assert_eq!(*lengths, [second.len().next_multiple_of(16) + 32; 2]);
-    assert_eq!(*places, [address(2); 2]);
-    assert_eq!((here.sources.len(), here.ecn.len()), (2, 2));
-
-    // Counters rise from call to call, wherever the datagrams went.
-    node.move_output(&mut here);
     assert!(node.output().is_empty());
     assert_eq!(here.datagrams.len(), 3);
-    let counters = here.datagrams.iter().map(|one| one[8]);
-    let counters: Vec<u8> = counters.collect();
-    assert_eq!(counters[0] + 1, counters[1]);
-    assert_eq!(counters[2] + 1, counters[0]);
+    let (lengths, places) = (&here.datagrams.lengths, &here.destinations);
+    let sealed = [&first, &second, &second].map(|one| one.len().next_multiple_of(16) + 32);
+    assert_eq!(*lengths, sealed);
+    assert_eq!(*places, [address(2); 3]);
+    assert_eq!((here.sources.len(), here.ecn.len()), (3, 3));
+
+    // What is put out meanwhile comes behind.
+    node.handle_packet(&first, now);
+    assert_eq!(
+        (node.output().datagrams.len(), here.datagrams.len()),
+        (1, 3)
+    );
+    node.move_output(&mut here);
+    let counters: Vec<u8> = here.datagrams.iter().map(|one| one[8]).collect();
+    assert_eq!(counters, [0, 1, 2, 3].map(|more| counters[0] + more));
 }
 
 #[test]

@@ -20,7 +20,7 @@ pub(super) fn read_packets(
 ) {
     batch.lengths.clear();
     let mut used = 0;
-    while batch.lengths.len() < budget && status.state != DeviceState::Gone {
+    while batch.lengths.len() < budget && status.state.get() != DeviceState::Gone {
         // Grows to what one batch needs and stays there: clearing 64 KiB anew for each packet would cost more
         // than reading it.
         if batch.bytes.len() < used + MAX_PACKET {
@@ -67,7 +67,7 @@ impl Reader {
         let mut faults = 0;
         loop {
             self.cut_rest(header_length, budget, batch, status);
-            if batch.len() + faults >= budget || status.state == DeviceState::Gone {
+            if batch.len() + faults >= budget || status.state.get() == DeviceState::Gone {
                 return;
             }
             let buffer = &mut self.buffer;
@@ -124,7 +124,7 @@ fn read_once(mut read: impl FnMut() -> io::Result<usize>, status: &mut Status) -
     loop {
         match read() {
             Ok(0) => {
-                status.state = DeviceState::Gone;
+                status.state.set(DeviceState::Gone);
                 return None;
             }
             Ok(length) => return Some(length),

@@ -100,6 +100,17 @@ fn a_closed_other_end_is_a_device_that_is_gone() {
 }
 
 #[test]
+fn what_one_queue_learns_of_the_device_the_others_know() {
+    let ((mut first, _application), (mut second, other)) = (pair(), pair());
+    second.is_beside(&first);
+    drop(other);
+    write(&mut second, &[b"x"]);
+    assert_eq!(first.state(), DeviceState::Gone);
+    assert_eq!(write(&mut first, &[b"x"]), 0);
+    assert_eq!(first.counts().errors.total(), 0, "it is left alone");
+}
+
+#[test]
 fn other_errors_are_counted_by_name_and_the_packet_is_dropped() {
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
     let mut tun = Tun::new(full.as_fd()).unwrap();
@@ -174,7 +185,7 @@ mod superpackets {
             Self {
                 writer: Writer::default(),
                 status: Status {
-                    state: DeviceState::Up,
+                    state: State::default(),
                     counts: TunCounts::default(),
                 },
                 taken: Vec::new(),
@@ -321,11 +332,11 @@ mod superpackets {
         assert_eq!(fake.status.counts.errors.of(libc::EINVAL), 5);
         assert_eq!(fake.write(&stream(5, 10), libc::EIO, libc::EIO), 0);
         assert_eq!(fake.status.counts.errors.of(libc::EIO), 5);
-        assert_eq!(fake.status.state, DeviceState::Down);
+        assert_eq!(fake.status.state.get(), DeviceState::Down);
         assert_eq!(fake.write(&stream(5, 10), 0, 0), 5);
-        assert_eq!(fake.status.state, DeviceState::Up);
+        assert_eq!(fake.status.state.get(), DeviceState::Up);
         assert_eq!(fake.write(&stream(5, 10), libc::EBADFD, libc::EBADFD), 0);
-        assert_eq!(fake.status.state, DeviceState::Gone);
+        assert_eq!(fake.status.state.get(), DeviceState::Gone);
         assert_eq!(fake.write(&stream(5, 10), 0, 0), 0);
     }
 
@@ -343,7 +354,7 @@ mod superpackets {
     #[test]
     fn a_superpacket_of_which_a_part_is_taken_is_counted() {
         let mut status = Status {
-            state: DeviceState::Up,
+            state: State::default(),
             counts: TunCounts::default(),
         };
         let packets = stream(3, 100);

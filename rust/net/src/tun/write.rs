@@ -166,7 +166,7 @@ impl Out<'_, '_> {
 
     /// False: the device takes nothing for now, and the packet is still the caller's. Else it is written or dropped.
     fn write_packet(&mut self, packet: &[u8]) -> bool {
-        if self.status.state == DeviceState::Gone {
+        if self.status.state.get() == DeviceState::Gone {
             return true;
         }
         let header = [0; MAX_HEADER];
@@ -188,7 +188,7 @@ impl Out<'_, '_> {
 
     /// False: the device does not like superpackets of this kind, and its packets went one by one.
     fn offer_superpacket(&mut self, superpacket: &Superpacket<'_>) -> bool {
-        if self.status.state == DeviceState::Gone {
+        if self.status.state.get() == DeviceState::Gone {
             return true;
         }
         if !self.backlog.is_empty() {
@@ -264,7 +264,7 @@ impl Out<'_, '_> {
 
     fn written(&mut self, packets: u64, length: usize, taken: usize) {
         let counts = &mut self.status.counts;
-        self.status.state = DeviceState::Up;
+        self.status.state.set(DeviceState::Up);
         counts.packets_written += packets;
         let taken = taken.saturating_sub(self.header_length);
         counts.bytes_written += taken as u64;
@@ -274,7 +274,7 @@ impl Out<'_, '_> {
     fn failed(&mut self, error: &io::Error, packets: u64) {
         self.status.failed(error, packets);
         if error.raw_os_error() == Some(libc::EIO) {
-            self.status.state = DeviceState::Down;
+            self.status.state.set(DeviceState::Down);
         }
     }
 }
