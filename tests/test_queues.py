@@ -9,16 +9,18 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any, ClassVar
+from unittest import mock
 
 import anyio
 import pytest
 import trio
 
 from connlib import ClosedError, DeviceError, InterfaceConfig, Node, NodeConfig, PeerConfig, PrivateKey
-from connlib._native import Worker
+from connlib._native import TunIo, Worker
 from connlib.clock import BootClock
 from connlib.driver import open_interface
 from connlib.tun import open_tun
@@ -358,6 +360,33 @@ async def test_what_the_caller_has_made_has_one_queue(caplog: pytest.LogCaptureF
             await interface.apply(config([], queues=2))
     (warning,) = caplog.messages
     assert warning.endswith("has one queue, not 3: not all of it was made here")
+
+
+@in_namespace
+def test_offloads_are_switched_for_all_queues() -> None:
+    class Watched:
+        """Each queue merges what it writes by what it knows itself."""
+
+        made: ClassVar[list[Watched]] = []
+
+        def __init__(self, *arguments: Any) -> None:
+            self.io = TunIo(*arguments)
+            self.on: list[str] = []
+            self.made.append(self)
+
+        def set_offloads(self, names: Sequence[str]) -> list[str]:
+            self.on = self.io.set_offloads(names)
+            return self.on
+
+        def close(self) -> None:
+            self.io.close()
+
+    with mock.patch("connlib.tun.TunIo", Watched):
+        end = open_tun(None, None, queues=3)
+        assert [bool(queue.on) for queue in Watched.made] == [True] * 3
+        end.set_offload(("coalesce_tcp",))
+        assert [queue.on for queue in Watched.made] == [["coalesce_tcp"]] * 3
+        end.close()
 
 
 @in_namespace
