@@ -71,6 +71,15 @@ async def test_an_interface_says_what_it_is() -> None:
 
 
 @in_virtual_time
+async def test_the_counters_of_the_ends_are_those_of_all_counters() -> None:
+    async with open_pair() as pair:
+        await pair.exchange()
+        counters, stats = pair.client.end_counters(), pair.client.stats()
+        assert counters == (stats.tun, stats.udp) and counters.udp["sent"] > 0
+    assert pair.client.end_counters() == (pair.client.stats().tun, pair.client.stats().udp)
+
+
+@in_virtual_time
 async def test_many_packets_arrive_in_order() -> None:
     packets = [packet(CLIENT, GATEWAY, number.to_bytes(4, "big") * 300) for number in range(5 * BUDGET)]
     async with open_pair() as pair, trio.open_nursery() as nursery:

@@ -12,14 +12,23 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
-from typing import Any, ClassVar
+from typing import ClassVar
 from unittest import mock
 
 import anyio
 import pytest
 import trio
 
-from connlib import ClosedError, DeviceError, InterfaceConfig, Node, NodeConfig, PeerConfig, PrivateKey
+from connlib import (
+    ClosedError,
+    ConfigError,
+    DeviceError,
+    InterfaceConfig,
+    Node,
+    NodeConfig,
+    PeerConfig,
+    PrivateKey,
+)
 from connlib._native import TunIo, Worker
 from connlib.clock import BootClock
 from connlib.driver import open_interface
@@ -305,6 +314,10 @@ async def test_many_clients_have_their_answers_through_a_device_with_three_queue
         await interface.apply(replace(interface.config, listen_port=port + 1 if port < 65_000 else port - 1))
         assert interface.listen_port != port and len(sockets_of(interface._udp)) == 3
         expect_threads(3)
+        with pytest.raises(
+            ConfigError, match="made when the interface starts, and cannot change from 3 to 2"
+        ):
+            await interface.apply(replace(interface.config, queues=2))
         # What is the device's is known to all queues.
         await interface.apply(replace(interface.config, offload=False))
         assert interface.is_open
@@ -355,9 +368,6 @@ async def test_what_the_caller_has_made_has_one_queue(caplog: pytest.LogCaptureF
         async with open_interface(config([]), tun=device.fileno()) as interface:
             expect_threads(1)
             assert len(sockets_of(interface._udp)) == 1
-            # What has no effect can change.
-            await interface.apply(config([], queues=1))
-            await interface.apply(config([], queues=2))
     (warning,) = caplog.messages
     assert warning.endswith("has one queue, not 3: not all of it was made here")
 
@@ -369,8 +379,8 @@ def test_offloads_are_switched_for_all_queues() -> None:
 
         made: ClassVar[list[Watched]] = []
 
-        def __init__(self, *arguments: Any) -> None:
-            self.io = TunIo(*arguments)
+        def __init__(self, fd: int, beside: Watched | None = None) -> None:
+            self.io: TunIo = TunIo(fd, None if beside is None else beside.io)
             self.on: list[str] = []
             self.made.append(self)
 

@@ -78,7 +78,7 @@ if TYPE_CHECKING:
     from connlib.capture import Capture, capture_interface
     from connlib.config import InterfaceConfig
     from connlib.control import ControlClient, ControlError, ControlServer, serve_control
-    from connlib.driver import Interface, InterfaceStats, open_interface
+    from connlib.driver import EndCounters, Interface, InterfaceStats, open_interface
     from connlib.gateway import Gateway, GatewayInterface, GatewayPeer
     from connlib.gatewayfile import load_gateway, parse_gateway
     from connlib.metrics import MetricsServer, serve_metrics
@@ -107,6 +107,7 @@ __all__ = [
     "Direction",
     "DropReason",
     "Dropped",
+    "EndCounters",
     "EndReason",
     "EngineError",
     "Event",
@@ -278,6 +279,7 @@ _HOMES = {
         "serve_control",
     ),
     "driver": (
+        "EndCounters",
         "Interface",
         "InterfaceStats",
         "open_interface",

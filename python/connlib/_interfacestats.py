@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ._types import NodeStats
 
@@ -28,6 +29,13 @@ class InterfaceStats(NodeStats):
     hook: Mapping[str, int] = field(default_factory=dict)
     """How often the hook (`decide`) was `asked` and how often it `failed`, raising or returning no bool, how many
     answers came too `late`, and how many questions were `skipped`, for too many calls. Empty without one."""
+
+
+class EndCounters(NamedTuple):
+    """`InterfaceStats.tun` and `InterfaceStats.udp` alone."""
+
+    tun: Mapping[str, int]
+    udp: Mapping[str, int]
 
 
 def is_errno(counter: str) -> bool:

@@ -27,7 +27,7 @@ from ._errors import ClosedError, ConfigError, DeviceError
 from ._explain import Explanation, explain
 from ._flows import FlowRecord
 from ._groups import WithoutGroup
-from ._interfacestats import InterfaceStats
+from ._interfacestats import EndCounters, InterfaceStats
 from ._mover import Ends, Mover, mover_for, queues_for
 from ._native import Node, PublicKey, Tunnels
 from ._nodeconfig import config_errors, make_ahead, node_config, with_what_the_node_does_not_see
@@ -55,6 +55,7 @@ from .udp import Sockets, UdpEnd, open_udp
 __all__ = [
     "BootClock",
     "Clock",
+    "EndCounters",
     "EventStream",
     "Interface",
     "InterfaceStats",
@@ -137,7 +138,6 @@ async def open_interface(
         stack.callback(alarm.close)
         interface = Interface(config, node, tun_end, udp_end, clock, alarm, unix_time - now, surroundings)
         interface._hook = hook
-        interface._has_queues = is_ours
         stack.callback(lambda: interface._udp.close())  # not always the one that it began with
         stack.callback(interface._closed)
         stack.push_async_callback(surroundings.leave, tun_end.name)
@@ -189,8 +189,6 @@ class Interface:
         self._serving = anyio.CancelScope()
         self._resolver: Resolver
         self._hook: Hook | NoHook
-        # Whether it has as many as its configuration says.
-        self._has_queues = False
 
     def __repr__(self) -> str:
         peers = len(self._config.peers)
@@ -252,6 +250,12 @@ class Interface:
             now=now,
             hook=dict(self._hook.counts),
         )
+
+    def end_counters(self) -> EndCounters:
+        """Those of `stats` that are of the device and the sockets: what they cost does not grow with the peers."""
+        if not self._open:
+            return EndCounters(self._last_stats.tun, self._last_stats.udp)
+        return EndCounters(self._tun.stats(), self._udp.stats())
 
     def explain(self, peer: PublicKey) -> Explanation:
         """Why a peer is up or down, and what happens next and when. Raises `KeyError` for an unknown peer."""
@@ -468,7 +472,7 @@ class Interface:
                 f"the name cannot change from {old} to {new} while the interface is up",
                 hint="stop the interface and start it again",
             )
-        if config.queues != self._config.queues and self._has_queues:
+        if config.queues != self._config.queues:
             raise ConfigError(
                 f"queues are made when the interface starts, and cannot change from {self._config.queues} to "
                 f"{config.queues}",

@@ -20,7 +20,7 @@ import trio
 from connlib._configfile import display_path
 from connlib._describe import describe_event
 from connlib._errors import ConfigError, ConnlibError, DeviceError
-from connlib._interfacestats import InterfaceStats, is_errno
+from connlib._interfacestats import EndCounters, InterfaceStats, is_errno
 from connlib._native import PublicKey
 from connlib._text import counted, counts, host_and_port
 from connlib._types import DropReason, PeerEvent, PeerStats
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("connlib.up")
 
 LOOK_AFTER = 2.0
-"""Seconds between two looks at the errors of the network; more where the interface has so many peers that it takes."""
+"""Seconds between two looks at the errors of the network."""
 
 
 def run(
@@ -353,16 +353,18 @@ async def _watch_network(interface: Interface) -> None:
     """Warn of every kind of error once; how often they occurred, the closing line says."""
     known: set[str] = set()
     while True:
-        start = trio.current_time()
-        new = {name: count for name, count in network_errors(interface.stats()).items() if name not in known}
+        new = {
+            name: count
+            for name, count in network_errors(interface.end_counters()).items()
+            if name not in known
+        }
         known.update(new)
         if new:
             log.warning("%s: network errors: %s (each kind is reported once)", interface.name, counts(new))
-        # A hundredth of the time at most.
-        await trio.sleep(max(LOOK_AFTER, 100 * (trio.current_time() - start)))
+        await trio.sleep(LOOK_AFTER)
 
 
-def network_errors(stats: InterfaceStats) -> dict[str, int]:
+def network_errors(stats: InterfaceStats | EndCounters) -> dict[str, int]:
     """How often what went wrong at the ends of the interface; what did not occur is missing."""
     return {
         f"{end} {name.replace('_', ' ')}": count
