@@ -10,8 +10,7 @@ T = "at least 90 % of the tunnel's packets arrive, memory grows by less than 1 M
 _ROUNDS = (
     "While most of what comes is refused, it is left for two milliseconds and taken together. The kernel takes some "
     "1.4 us to hand over a datagram here, the engine 0.1 us to refuse garbage, 0.5 us where a MAC1 is checked and some "
-    "2 us for a cookie reply, whose sending is another 2 us; a wake of the event loop some 100 us, for its code is not "
-    "in the caches any more by then."
+    "2 us for a cookie reply, whose sending is another 2 us."
 )
 
 FAULTS = (
