@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from connlib import ConfigError
+from connlib._native import Encryption
 from datapath import profiles, traffic
 from datapath.ends import CONNLIB, Bench, Tunnel, Without, tunnel
 from datapath.series import Found, Goal, Measured, Series, compared, in_turns
@@ -198,10 +200,21 @@ WITHOUT = (
 )
 
 
+def _libraries() -> tuple[Without, ...]:
+    """A row for the backend that there is beside the one that is chosen by itself, if there is one."""
+    try:
+        library, chosen = Encryption("ipsec-mb"), Encryption()
+    except ConfigError:
+        return ()
+    if library.name == chosen.name:
+        return (Without("ring in place of ipsec-mb", settings=("encryption = ring",)),)
+    return (Without("ipsec-mb in place of ring", settings=("encryption = ipsec-mb",)),)
+
+
 def parts(bench: Bench) -> Found:
     series: list[Series] = []
     # The last three are of every kind.
-    without_what = WITHOUT[-3:] if bench.quick else WITHOUT
+    without_what = WITHOUT[-3:] if bench.quick else (*_libraries(), *WITHOUT)
     with ExitStack() as stack:
         ends = {each: stack.enter_context(tunnel(bench, each, each)) for each in (EVERYTHING, *without_what)}
         for streams in (1,) if bench.quick else (1, 4):
