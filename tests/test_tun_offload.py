@@ -163,6 +163,7 @@ def test_bulk_arrives_where_one_end_seals_and_opens_with_ipsec_mb() -> None:
     bulk(True, "ipsec-mb")
 
 
+@pytest.mark.offloads
 @in_namespace
 def test_offloads_are_switched_by_name_while_a_connection_goes_on() -> None:
     async def main() -> None:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -142,8 +142,9 @@ def _among(
         for number, caller in enumerate(callers):
             caller.setblocking(False)
             said = slow[number % len(slow)]
-            # It takes all of that, or what there is room for.
-            caller.send(said) if said else None
+            # It takes all of that, or what there is room for; where this took long, the first were sent away meanwhile.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                caller.send(said) if said else None
         asking = other.submit(lambda: [_took(call, *quick) for _ in range(1 + requests)])
         while not asking.done():
             crowd.stream(0.1, STREAM)
