@@ -160,9 +160,7 @@ def bind_pairs(port: int, count: int) -> list[dict[int, socket.socket]]:
             pairs.append({})
             for family, first in pairs[0].items():
                 first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                made = pairs[-1][family] = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-                if family == socket.AF_INET6:
-                    made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                made = pairs[-1][family] = _unbound(family)
                 made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 made.bind(first.getsockname()[:2])
     except BaseException as error:
@@ -179,9 +177,7 @@ def _bind_pair(port: int, sockets: dict[int, socket.socket]) -> dict[int, socket
     absent: OSError | None = None
     for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
         try:
-            made = sockets[family] = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-            if family == socket.AF_INET6:
-                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            made = sockets[family] = _unbound(family)
             made.bind((address, port))
         except OSError as error:
             if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
@@ -197,6 +193,13 @@ def _bind_pair(port: int, sockets: dict[int, socket.socket]) -> dict[int, socket
     if absent is not None and not sockets:
         raise absent
     return sockets
+
+
+def _unbound(family: int) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    if family == socket.AF_INET6:
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return made
 
 
 def _bind_error(port: int, error: OSError) -> DeviceError:
