@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -23,3 +27,16 @@ def expect_threads(count: int, name: str = "connlib") -> list[Path]:
     while len(found := threads(name)) != count:
         assert time.monotonic() < end, found
     return found
+
+
+def output_of(script: str, seconds: float = 120) -> str:
+    """What a Python program prints that ends well, with the tests' own modules."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

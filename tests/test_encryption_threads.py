@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import subprocess
 import sys
-import textwrap
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
@@ -18,7 +15,7 @@ import connlib.cli.bench
 from connlib import ConfigDiff, Node, NodeConfig, PeerConfig
 from connlib._native import Encryption, LabNode
 from helpers_encryption import need
-from helpers_worker import expect_threads
+from helpers_worker import expect_threads, output_of
 from test_native_io import Machine
 from test_worker import CLOCK, worker
 from two_tunnels import ALICE, BOB, START, UNIX_TIME, ipv4
@@ -137,21 +134,9 @@ def test_the_thread_that_moves_packets_shares_them_with_others() -> None:
             assert [bob.application.recv(10_000) for _ in packets] == packets
 
 
-def run(script: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_without_threads_one_does_all_and_says_so() -> None:
     """Where the system has no memory for another thread's stack."""
-    output = run(
+    output = output_of(
         """
         import resource
         from test_encryption_threads import *
@@ -182,8 +167,9 @@ def test_without_threads_one_does_all_and_says_so() -> None:
 
 def test_a_child_process_has_none_of_the_threads_cannot_use_them_and_ends_without_them() -> None:
     """Also if it begins while they are about to sleep, and hold locks: nothing in the child waits for these."""
-    output = run(
+    output = output_of(
         """
+        import os
         from connlib import ForkedError
         from test_encryption_threads import *
 

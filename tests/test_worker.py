@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
-import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +18,7 @@ from connlib import ClosedError, Node, NodeConfig, PeerConfig
 from connlib._native import LabNode, Worker
 from connlib.clock import BootClock
 from helpers_memory import require_no_key_left
-from helpers_worker import expect_threads, threads
+from helpers_worker import expect_threads, output_of, threads
 from test_native_io import Machine
 from two_tunnels import ALICE, BOB, START, UNIX_TIME, ipv4
 
@@ -305,15 +302,7 @@ def test_a_child_process_cannot_use_it_and_ends_without_it() -> None:
         assert bob.application.recv(2000) == ipv4(b"still")
         print("moves")
         """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["refused"] * 4 + ["moves"]
+    assert output_of(script, 60).split() == ["refused"] * 4 + ["moves"]
 
 
 def test_no_key_of_a_session_is_left_on_the_stack_of_a_thread_that_made_it() -> None:
